@@ -1,0 +1,37 @@
+"""The protocol of a segment compiler, and the two there are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from recreplay.capture.compilers.eager import EagerCompiler
+from recreplay.capture.compilers.inductor import InductorCompiler
+from recreplay.capture.segments import SegmentCode
+from recreplay.runtime.errors import CaptureError
+from recreplay.runtime.manifest import Package
+
+
+class SegmentCompiler(Protocol):
+    name: str
+
+    def compile(
+        self,
+        codes: Mapping[str, SegmentCode],
+        folder: Path,
+        device: str,
+        progress: Callable[[str], None],
+    ) -> dict[str, Package]:
+        """Write a package for each named code below `folder`; paths in the result are relative to it."""
+
+
+COMPILERS = ("eager", "inductor")
+
+
+def get_compiler(name: str, threads: int) -> SegmentCompiler:
+    if name == "eager":
+        return EagerCompiler()
+    if name == "inductor":
+        return InductorCompiler(threads)
+    raise CaptureError(f"unknown compiler {name!r}; expected one of {', '.join(COMPILERS)}")

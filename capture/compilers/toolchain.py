@@ -1,0 +1,30 @@
+"""What AOTInductor needs on this machine, and whether it is there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+
+def cxx_compiler() -> str | None:
+    """Path of the C++ compiler that AOTInductor would use."""
+    return shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
+
+
+def inductor_problem(device: str) -> str | None:
+    """Why segments cannot be compiled here, or None. `device` is `cpu` or `cuda`."""
+    if cxx_compiler() is None:
+        return "no C++ compiler was found (g++ on the PATH, or CXX)"
+    if device.startswith("cuda"):
+        return _cuda_problem()
+    return None
+
+
+def _cuda_problem() -> str | None:
+    """torch's wheels carry the CUDA libraries but not all headers that generated code includes."""
+    roots = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    for root in filter(None, roots):
+        if (Path(root) / "include" / "cuda.h").is_file():
+            return None
+    return "no CUDA headers were found (cuda.h below CUDA_HOME/include)"

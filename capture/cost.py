@@ -1,0 +1,50 @@
+"""How many bytes an operator moves and how many operations it does: estimates from its shapes."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from recreplay.capture.dag import Cost
+
+aten = torch.ops.aten
+
+def operator_cost(node: fx.Node) -> Cost:
+    """Bytes read and written, and multiply-adds counted as two operations.
+
+    A lookup reads the rows it gathers, not its table.
+    """
+    out = _tensors(node.meta["val"])
+    written = sum(_nbytes(t) for t in out)
+    inputs = [n.meta["val"] for n in node.all_input_nodes if isinstance(n.meta["val"], torch.Tensor)]
+    if node.target in (aten.embedding.default, aten.embedding_bag.padding_idx):
+        table, ids = inputs[0], inputs[1]
+        gathered = prod(ids.shape) * table.shape[1]
+        return Cost(
+            gathered * table.element_size() + _nbytes(ids) + _nbytes(out[0]), gathered
+        )
+    read = sum(_nbytes(t) for t in inputs)
+    return Cost(read + written, _flops(node, inputs, out))
+
+
+def _flops(node: fx.Node, inputs: list[torch.Tensor], out: list[torch.Tensor]) -> int:
+    elements = sum(prod(t.shape) for t in out)
+    if node.target is aten.linear.default:
+        return 2 * elements * int(inputs[0].shape[-1])
+    if node.target in (aten.mm.default, aten.bmm.default, aten.matmul.default):
+        return 2 * elements * int(inputs[0].shape[-1])
+    if node.target in (aten.addmm.default, aten.baddbmm.default):
+        return 2 * elements * int(inputs[1].shape[-1])
+    return max(elements, *(prod(t.shape) for t in inputs)) if inputs else elements
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    return [t for t in pytree.tree_leaves(value) if isinstance(t, torch.Tensor)]
+
+
+def _nbytes(tensor: torch.Tensor) -> int:
+    return prod(tensor.shape) * tensor.element_size()

@@ -1,0 +1,82 @@
+"""Where every tensor of a bucket lies: packed inputs, buffers between segments, packed outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from recreplay.capture.segments import BoundSegment
+from recreplay.capture.specialise import Program
+from recreplay.runtime.manifest import Bucket, Segment
+from recreplay.runtime.plan import Plan
+from recreplay.runtime.spec import InputSpec, OutputSpec, Slot, align
+
+
+def lay_out(
+    program: Program,
+    plan: Plan,
+    segments: Sequence[BoundSegment],
+    keys: Sequence[str],
+    inputs: Sequence[InputSpec],
+    outputs: Sequence[OutputSpec],
+) -> Bucket:
+    """The manifest's bucket: `keys[i]` names the package of `segments[i]`."""
+    input_slots, staged_slots = _inputs(program, inputs)
+    sizes: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for segment in segments:
+        for name, kind in zip(segment.outputs, segment.code.outputs, strict=True):
+            if name.startswith("buffer:"):
+                sizes[name.removeprefix("buffer:")] = (kind.dtype, kind.shape)
+    return Bucket(
+        size=program.bucket,
+        plan=plan,
+        segments=tuple(
+            Segment(s.name, key, s.inputs, s.outputs, s.operators)
+            for s, key in zip(segments, keys, strict=True)
+        ),
+        inputs=input_slots,
+        staged=staged_slots,
+        buffers=_packed([(name, dtype, shape) for name, (dtype, shape) in sizes.items()]),
+        outputs=_packed([(o.name, o.dtype, (program.bucket, *o.row)) for o in outputs]),
+    )
+
+
+def _inputs(
+    program: Program, inputs: Sequence[InputSpec]
+) -> tuple[tuple[Slot, ...], tuple[Slot, ...]]:
+    """Groups that are staged together side by side, each other input on a boundary of its own."""
+    specs = {spec.name: spec for spec in inputs}
+    slots: dict[str, Slot] = {}
+    staged = []
+    end = 0
+    for group, names in program.staged.items():
+        end = start = align(end)
+        for name in names:
+            spec = specs[name]
+            slots[name] = Slot(name, spec.dtype, (program.bucket, *spec.row), end)
+            end += slots[name].nbytes
+        first = slots[names[0]]
+        items = (end - start) // (first.nbytes // _items(first))
+        staged.append(Slot(group, first.dtype, (items,), start))
+    for spec in inputs:
+        if spec.name not in slots:
+            end = align(end)
+            slots[spec.name] = Slot(spec.name, spec.dtype, (program.bucket, *spec.row), end)
+            end += slots[spec.name].nbytes
+    return tuple(slots[spec.name] for spec in inputs), tuple(staged)
+
+
+def _items(slot: Slot) -> int:
+    count = 1
+    for d in slot.shape:
+        count *= d
+    return count
+
+
+def _packed(items: Sequence[tuple[str, str, tuple[int, ...]]]) -> tuple[Slot, ...]:
+    slots = []
+    end = 0
+    for name, dtype, shape in items:
+        slot = Slot(name, dtype, shape, align(end))
+        end = slot.offset + slot.nbytes
+        slots.append(slot)
+    return tuple(slots)

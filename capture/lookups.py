@@ -1,0 +1,208 @@
+"""Find the table lookups of a program, and the inputs, columns and bounds behind their ids."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import fx
+
+from recreplay.capture.specialise import Program
+from recreplay.runtime.spec import IdBound
+
+aten = torch.ops.aten
+Pooling = Literal["none", "sum", "mean"]
+
+# Operators that pass ids on unchanged: each id of the output is an id of the input.
+_MOVES = {
+    aten.view.default,
+    aten.reshape.default,
+    aten._unsafe_view.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.squeeze.default,
+    aten.unsqueeze.default,
+    aten.flatten.using_ints,
+    aten._to_copy.default,
+    aten.to.dtype,
+    aten.clone.default,
+    aten.contiguous.default,
+    aten.expand.default,
+    aten.permute.default,
+    aten.transpose.int,
+    aten.t.default,
+    aten.round.default,
+}
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """One table read. `ids` holds one id per looked-up row, in order; `length` ids make one output row."""
+
+    node: fx.Node  # the operator that reads the table
+    output: fx.Node  # the pooled or gathered rows
+    weight: str
+    dim: int
+    rows: int
+    ids: fx.Node
+    pooling: Pooling
+    length: int
+    stackable: bool
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The input that ids come from unchanged; `column` if they are one column of it."""
+
+    input: str
+    column: int | None
+
+
+def find_lookups(program: Program) -> list[Lookup]:
+    """All reads of a weight by ids, in program order."""
+    found = []
+    for node in program.graph.nodes:
+        if node.target is aten.embedding.default:
+            found.append(_embedding(node))
+        elif node.target is aten.embedding_bag.padding_idx:
+            found.append(_embedding_bag(program, node))
+    return [lookup for lookup in found if lookup is not None]
+
+
+def _weight_name(node: fx.Node) -> str | None:
+    target = str(node.target)
+    return target.removeprefix("weight:") if target.startswith("weight:") else None
+
+
+def _embedding(node: fx.Node) -> Lookup | None:
+    table, ids = node.args[0], node.args[1]
+    assert isinstance(table, fx.Node)
+    assert isinstance(ids, fx.Node)
+    weight = _weight_name(table)
+    if weight is None:
+        return None
+    rows, dim = table.meta["val"].shape
+    # The padding index of `embedding` acts on gradients only.
+    pooled = _pooled_by(node)
+    if pooled is not None:
+        output, pooling = pooled
+        length = int(ids.meta["val"].shape[1])
+        return Lookup(node, output, weight, dim, rows, ids, pooling, length, True)
+    return Lookup(node, node, weight, dim, rows, ids, "none", 1, True)
+
+
+def _pooled_by(node: fx.Node) -> tuple[fx.Node, Pooling] | None:
+    """The sum or mean over the bag dimension, where it is the only reader of `embedding`."""
+    if len(node.users) != 1 or node.meta["val"].ndim != 3:
+        return None
+    user = next(iter(node.users))
+    if user.target not in (aten.sum.dim_IntList, aten.mean.dim):
+        return None
+    dims = user.args[1]
+    keepdim = len(user.args) > 2 and bool(user.args[2])
+    if dims not in ([1], [-2]) or keepdim or user.kwargs:
+        return None
+    return user, "sum" if user.target is aten.sum.dim_IntList else "mean"
+
+
+def _embedding_bag(program: Program, node: fx.Node) -> Lookup | None:
+    arguments = dict(zip(_BAG_ARGUMENTS, node.args, strict=False)) | dict(node.kwargs)
+    table, ids, offsets = (arguments[k] for k in ("weight", "indices", "offsets"))
+    assert isinstance(table, fx.Node)
+    assert isinstance(ids, fx.Node)
+    assert isinstance(offsets, fx.Node)
+    weight = _weight_name(table)
+    if weight is None:
+        return None
+    rows, dim = table.meta["val"].shape
+    readers = [u for u in node.users if u.target is operator.getitem and u.args[1] == 0]
+    count, bags = int(ids.meta["val"].shape[0]), int(offsets.meta["val"].shape[0])
+    regular = False
+    constant = str(offsets.target).removeprefix("const:")
+    if constant in program.constants and bags and count % bags == 0:
+        step = count // bags
+        regular = bool(torch.equal(program.constants[constant], torch.arange(0, count, step)))
+    mode = arguments.get("mode", 0)
+    plain = (
+        regular
+        and mode in (0, 1)
+        and arguments.get("per_sample_weights") is None
+        and not arguments.get("include_last_offset", False)
+        and arguments.get("padding_idx") in (None, -1)
+        and len(readers) == len(node.users) == 1
+    )
+    output = readers[0] if readers else node
+    pooling: Pooling = "mean" if mode == 1 else "sum"
+    length = count // bags if bags else 0
+    return Lookup(node, output, weight, dim, rows, ids, pooling, length, plain)
+
+
+_BAG_ARGUMENTS = (
+    "weight",
+    "indices",
+    "offsets",
+    "scale_grad_by_freq",
+    "mode",
+    "sparse",
+    "per_sample_weights",
+    "include_last_offset",
+    "padding_idx",
+)
+
+
+def origin(ids: fx.Node) -> Origin | None:
+    """Walk back from ids to the input they are, or None where arithmetic made them."""
+    column: int | None = None
+    node = ids
+    while node.op == "call_function":
+        before = node.args[0]
+        if not isinstance(before, fx.Node):
+            return None
+        if node.target is aten.select.int:
+            dim, index = node.args[1], node.args[2]
+            if not _is_column_of_input(before, dim) or column is not None:
+                return None
+            column = int(index) % int(before.meta["val"].shape[1])  # type: ignore[arg-type]
+        elif node.target is aten.slice.Tensor:
+            dim, start, end = (*node.args[1:4], *(0, 0, None)[len(node.args) - 1 :])[:3]
+            shape = before.meta["val"].shape
+            width = int(node.meta["val"].shape[int(dim)])  # type: ignore[arg-type]
+            if width == shape[int(dim)]:  # type: ignore[arg-type]
+                pass  # the whole of it
+            elif _is_column_of_input(before, dim) and width == 1 and column is None:
+                column = int(start or 0) % int(shape[1])  # type: ignore[arg-type]
+            else:
+                return None
+            del end
+        elif node.target not in _MOVES:
+            return None
+        node = before
+    target = str(node.target)
+    return Origin(target.removeprefix("input:"), column) if target.startswith("input:") else None
+
+
+def _is_column_of_input(node: fx.Node, dim: object) -> bool:
+    while node.target is aten._to_copy.default:
+        node = node.args[0]  # type: ignore[assignment]
+    return (
+        str(node.target).startswith("input:")
+        and node.meta["val"].ndim == 2
+        and dim in (1, -1)
+    )
+
+
+def id_bounds(program: Program) -> tuple[list[IdBound], list[str]]:
+    """What each request's ids are checked against, and the tables whose ids no input holds as they are."""
+    bounds: dict[tuple[str, int | None], IdBound] = {}
+    unchecked = []
+    for lookup in find_lookups(program):
+        at = origin(lookup.ids)
+        if at is None:
+            unchecked.append(lookup.weight)
+            continue
+        key = (at.input, at.column)
+        if key not in bounds or lookup.rows < bounds[key].rows:
+            bounds[key] = IdBound(at.input, at.column, lookup.rows, lookup.weight)
+    return list(bounds.values()), unchecked

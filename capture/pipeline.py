@@ -1,0 +1,258 @@
+"""`capture`: from a model to an artifact, one step after the other."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import fx
+from torch.export import ExportedProgram
+
+from recreplay.capture.assign import assign
+from recreplay.capture.compilers import get_compiler
+from recreplay.capture.compilers.toolchain import inductor_problem
+from recreplay.capture.features import to_dag
+from recreplay.capture.ingest import Example, Ingested, ingest
+from recreplay.capture.layout import lay_out
+from recreplay.capture.lookups import id_bounds
+from recreplay.capture.rewrites.stack_lookups import TableStack, plan_stacks, stack_lookups
+from recreplay.capture.segments import BoundSegment, SegmentCode, cut
+from recreplay.capture.specialise import Program, specialise
+from recreplay.capture.verify import verify
+from recreplay.capture.writer import artifact_folder, save_tensors, seal
+from recreplay.runtime.artifact import CONSTANTS, SELFTEST, WEIGHTS, Artifact
+from recreplay.runtime.devices import open_device
+from recreplay.runtime.engine import make_lane
+from recreplay.runtime.errors import CaptureError
+from recreplay.runtime.manifest import Manifest, TableView
+from recreplay.runtime.plan import Plan, check_plan
+
+REWRITES = ("stack_lookups",)
+DEFAULT_BUCKETS = (1, 8, 64, 256)
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """One bucket after assignment and cutting."""
+
+    program: Program
+    plan: Plan
+    segments: list[BoundSegment]
+
+
+def capture(
+    model: torch.nn.Module | ExportedProgram,
+    example_inputs: Example | None = None,
+    *,
+    out: str | Path,
+    buckets: Sequence[int] = DEFAULT_BUCKETS,
+    device: str = "cpu",
+    strategy: str | None = None,
+    streams: int = 8,
+    compiler: str | None = None,
+    rewrites: Sequence[str] = REWRITES,
+    threads: int = 1,
+    rtol: float = 1e-4,
+    atol: float = 1e-5,
+    overwrite: bool = False,
+    progress: Progress = lambda message: None,
+) -> Manifest:
+    """Capture `model` into the artifact directory `out`, proved against the eager model.
+
+    Parameters
+    ----------
+    model: a module in eval mode, or an `ExportedProgram` with a dynamic batch.
+    example_inputs: named tensors `[B, ...]` with B >= 2, or a tuple in the order of `forward`; by
+        default what the model's own `example_inputs(batch)` returns.
+    buckets: batch sizes to capture. A request runs in the smallest that holds it.
+    device: `"cpu"` or `"cuda"`: where the artifact will be replayed.
+    strategy: `"single"`, `"feature"`, `"matching"` or `"greedy"`; by default `single` on the CPU, whose
+        graphs run serially, and `matching` on CUDA.
+    streams: the most streams that a plan may use.
+    compiler: `"inductor"` or `"eager"`; by default inductor where this machine can compile, else eager
+        with a notice.
+    rewrites: which rewrites to apply.
+    threads: CPU threads that compiled segments use inside of one request.
+    rtol, atol: how far a replay may be from eager.
+
+    Raises `CaptureError` (what cannot be captured and why), `ParityError` (nothing is written then).
+    """
+    begun = time.perf_counter()
+    sizes = _check_arguments(buckets, rewrites, strategy, streams)
+    backend = open_device(device)  # refuses a device that is not here before any work is done
+    environment = backend.fingerprint()
+    backend.close()
+    strategy = strategy or ("single" if device == "cpu" else "matching")
+    compiler, notices = _choose_compiler(compiler, device)
+    for notice in notices:
+        progress(notice)
+    with artifact_folder(Path(out), overwrite) as folder:
+        progress("exporting")
+        ingested = ingest(model, _example(model, example_inputs))
+        planned, stacks, bounds, unchecked = _plan(
+            ingested, sizes, rewrites, strategy, streams, progress
+        )
+        codes: dict[str, SegmentCode] = {}
+        keys = [[_register(codes, s.code) for s in p.segments] for p in planned]
+        packages = get_compiler(compiler, threads).compile(codes, folder, device, progress)
+        constants = {k: v for p in planned for k, v in p.program.constants.items()}
+        save_tensors(folder / CONSTANTS, constants)
+        progress("writing weights")
+        tables = _write_weights(folder, ingested, planned, stacks)
+        manifest = Manifest(
+            model=ingested.name,
+            device=device,
+            strategy=strategy,
+            streams=streams,
+            compiler=compiler,
+            rewrites=tuple(rewrites),
+            environment=environment,
+            inputs=ingested.inputs,
+            outputs=ingested.outputs,
+            bounds=tuple(bounds),
+            unchecked=tuple(unchecked),
+            tables=tables,
+            packages=packages,
+            buckets=tuple(
+                lay_out(p.program, p.plan, p.segments, k, ingested.inputs, ingested.outputs)
+                for p, k in zip(planned, keys, strict=True)
+            ),
+            parity=(),
+            notices=tuple(notices),
+            capture_seconds=0.0,
+        )
+        progress("recording and verifying")
+        lane, resources = make_lane(Artifact(folder, manifest), device, "error")
+        try:
+            parity, stored = verify(ingested, lane, sizes, bounds, rtol, atol)
+        finally:
+            lane.close()
+            for resource in resources:
+                resource.close()
+        save_tensors(folder / SELFTEST, stored)
+        gc.collect()
+        return seal(folder, _finished(manifest, parity, time.perf_counter() - begun))
+
+
+def _finished(manifest: Manifest, parity: Sequence[object], seconds: float) -> Manifest:
+    from dataclasses import replace
+
+    return replace(manifest, parity=tuple(parity), capture_seconds=round(seconds, 2))  # type: ignore[arg-type]
+
+
+def _check_arguments(
+    buckets: Sequence[int], rewrites: Sequence[str], strategy: str | None, streams: int
+) -> list[int]:
+    sizes = sorted(set(buckets))
+    if not sizes or any(isinstance(b, bool) or not isinstance(b, int) or b < 1 for b in sizes):
+        raise CaptureError(f"buckets are batch sizes of 1 or more; got {list(buckets)}")
+    if len(sizes) != len(buckets):
+        raise CaptureError(f"buckets has repeats: {list(buckets)}")
+    for name in rewrites:
+        if name not in REWRITES:
+            raise CaptureError(f"unknown rewrite {name!r}; expected some of {', '.join(REWRITES)}")
+    if strategy is not None and strategy not in ("single", "feature", "matching", "greedy"):
+        raise CaptureError(
+            f"unknown strategy {strategy!r}; expected single, feature, matching or greedy"
+        )
+    if streams < 1:
+        raise CaptureError(f"streams must be 1 or more; got {streams}")
+    return sizes
+
+
+def _choose_compiler(compiler: str | None, device: str) -> tuple[str, list[str]]:
+    if compiler is not None:
+        return compiler, []
+    problem = inductor_problem(device)
+    if problem is None:
+        return "inductor", []
+    return "eager", [
+        f"NOTICE: {problem}; segments are captured with the eager compiler, which is slower"
+    ]
+
+
+def _example(
+    model: torch.nn.Module | ExportedProgram, example_inputs: Example | None
+) -> Example | None:
+    own = getattr(model, "example_inputs", None)
+    if example_inputs is None and callable(own):
+        made = own(4)
+        if isinstance(made, (dict, tuple, list)):
+            return made
+        raise CaptureError(
+            f"{type(model).__name__}.example_inputs(4) returned {type(made).__name__}; expected a "
+            "dict of tensors"
+        )
+    return example_inputs
+
+
+def _plan(
+    model: Ingested,
+    sizes: Sequence[int],
+    rewrites: Sequence[str],
+    strategy: str,
+    streams: int,
+    progress: Progress,
+) -> tuple[list[_Planned], list[TableStack], list[object], list[str]]:
+    planned: list[_Planned] = []
+    stacks: list[TableStack] = []
+    for size in sizes:
+        program = specialise(model, size)
+        if size == sizes[0]:
+            bounds, unchecked = id_bounds(program)
+            stacks = plan_stacks(program) if "stack_lookups" in rewrites else []
+        stack_lookups(program, stacks)
+        dag, nodes = to_dag(program)
+        operators = assign(dag, strategy, streams)
+        check_plan(operators)
+        plan, segments = cut(program, operators, nodes, dag.branches)
+        check_plan(plan)
+        planned.append(_Planned(program, plan, segments))
+        progress(
+            f"bucket {size}: {len(nodes)} operators, {len(segments)} segments, {plan.streams} streams"
+        )
+    return planned, stacks, list(bounds), unchecked
+
+
+def _register(codes: dict[str, SegmentCode], code: SegmentCode) -> str:
+    key = code.key()
+    codes.setdefault(key, code)
+    return key
+
+
+def _write_weights(
+    folder: Path, model: Ingested, planned: Sequence[_Planned], stacks: Sequence[TableStack]
+) -> dict[str, TableView]:
+    """Store each weight once: stacked tables inside of their stack, the others as they are."""
+    state = {**model.exported.state_dict, **model.exported.constants}
+    tables = {}
+    stored: dict[str, torch.Tensor] = {}
+    stacked = {stack.name for stack in stacks}
+    read = {name.removeprefix("weight:") for p in planned for name in _weights(p.program.graph)}
+    for stack in stacks:
+        if stack.name not in read:
+            continue
+        first = state[stack.tables[0]]
+        storage = torch.zeros((stack.rows, stack.dim), dtype=first.dtype)
+        for table, start in zip(stack.tables, stack.starts, strict=True):
+            rows = state[table].shape[0]
+            storage[start : start + rows].copy_(state[table].detach())
+            tables[table] = TableView(stack.name, start, rows)
+        stored[stack.name] = storage
+    for name in sorted(read - stacked - set(tables)):
+        stored[name] = state[name]
+    save_tensors(folder / WEIGHTS, stored)
+    return tables
+
+
+def _weights(graph: fx.Graph) -> list[str]:
+    return [
+        str(n.target)
+        for n in graph.find_nodes(op="placeholder")
+        if str(n.target).startswith("weight:")
+    ]

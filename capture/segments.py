@@ -1,0 +1,212 @@
+"""Cut a planned program into segments: what one stream does between two waits, for one branch.
+
+A segment is one call of one compiled package. With one stream the whole program is one segment. Since a
+segment begins at every operator that waits, and ends where the branch changes, launching segments in the
+order of their first operators keeps every order that the plan has.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from recreplay.capture.specialise import Program
+from recreplay.capture.views import base, is_view
+from recreplay.runtime.aten import Operator, encode, target_name
+from recreplay.runtime.plan import Plan, plan_from
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class TensorType:
+    """Dtype and shape of a contiguous tensor that a segment reads or writes."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class SegmentCode:
+    """What a segment computes, without saying on what: the unit that is compiled.
+
+    Values are `i0…` (inputs) and `o0…` (operators). `tables` are the positions of inputs that are read
+    as tables only, whose number of rows does not matter to the code. Equal code is compiled once.
+    """
+
+    inputs: tuple[TensorType, ...]
+    tables: tuple[int, ...]
+    operators: tuple[Operator, ...]
+    results: tuple[str, ...]
+    outputs: tuple[TensorType, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "inputs": [[t.dtype, list(t.shape)] for t in self.inputs],
+            "tables": list(self.tables),
+            "operators": [op.to_json() for op in self.operators],
+            "results": list(self.results),
+            "outputs": [[t.dtype, list(t.shape)] for t in self.outputs],
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> SegmentCode:
+        return cls(
+            tuple(TensorType(d, tuple(s)) for d, s in data["inputs"]),
+            tuple(data["tables"]),
+            tuple(Operator.from_json(op) for op in data["operators"]),
+            tuple(data["results"]),
+            tuple(TensorType(d, tuple(s)) for d, s in data["outputs"]),
+        )
+
+    def key(self) -> str:
+        """Name of the code, blind to the number of rows of its tables."""
+        data = self.to_json()
+        for position in self.tables:
+            data["inputs"][position][1][0] = "rows"
+        return hashlib.sha256(json.dumps(data).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class BoundSegment:
+    """Segment code and the tensors of the program that it runs on."""
+
+    name: str
+    code: SegmentCode
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    operators: tuple[str, ...]
+
+
+def cut(
+    program: Program, plan: Plan, nodes: list[fx.Node], branches: tuple[str | None, ...]
+) -> tuple[Plan, list[BoundSegment]]:
+    """The plan of segments, and the segments in its order.
+
+    `nodes[i]` and `branches[i]` belong to the operator named by `plan.steps` of the same name.
+    """
+    by_name = {node.name: (node, branch) for node, branch in zip(nodes, branches, strict=True)}
+    groups: list[tuple[int, str | None, list[fx.Node]]] = []
+    open_group: dict[int, int] = {}
+    one_stream = plan.streams == 1
+    for step in plan.steps:
+        node, branch = by_name[step.name]
+        at = open_group.get(step.stream)
+        if at is None or (not one_stream and (step.waits or groups[at][1] != branch)):
+            open_group[step.stream] = len(groups)
+            groups.append((step.stream, branch, [node]))
+        else:
+            groups[at][2].append(node)
+    place = {node: i for i, (_, _, members) in enumerate(groups) for node in members}
+    crossing = _crossing(program, place)
+    segments = []
+    edges = set()
+    for i, (_, branch, members) in enumerate(groups):
+        segment, reads = _lower(program, f"{i}:{branch or 'trunk'}", members, crossing)
+        segments.append(segment)
+        edges |= {(place[r], i) for r in reads if r in place and place[r] != i}
+    streams = [stream for stream, _, _ in groups]
+    names = [segment.name for segment in segments]
+    return plan_from(plan.strategy, names, streams, sorted(edges)), segments
+
+
+def _crossing(program: Program, place: dict[fx.Node, int]) -> dict[fx.Node, list[str]]:
+    """Values that leave the segment they are made in, and the names they leave under."""
+    names: dict[fx.Node, list[str]] = {}
+    for output, node in program.outputs.items():
+        names.setdefault(node, []).append(f"output:{output}")
+    for node in program.graph.nodes:
+        if node.op != "call_function" or is_view(node):
+            continue
+        for read in node.all_input_nodes:
+            made = _materialised(read)
+            if made in names or base(made) not in place:
+                continue
+            if place[base(made)] != place[node]:
+                names[made] = [f"buffer:{made.name}"]
+    return names
+
+
+def _materialised(node: fx.Node) -> fx.Node:
+    """What is stored when `node` crosses: the tensor under its views, one element if it is a tuple."""
+    while node.op == "call_function" and is_view(node):
+        above = node.all_input_nodes[0]
+        if not isinstance(above.meta["val"], torch.Tensor):
+            return node
+        node = above
+    return node
+
+
+def _lower(
+    program: Program, name: str, members: list[fx.Node], crossing: dict[fx.Node, list[str]]
+) -> tuple[BoundSegment, set[fx.Node]]:
+    mine = set(members)
+    inputs: dict[fx.Node, str] = {}
+    local: dict[fx.Node, str] = {}
+    operators: list[Operator] = []
+    tables_only: dict[fx.Node, bool] = {}
+
+    def value(node: fx.Node) -> str:
+        if node in local:
+            return local[node]
+        if node in inputs:
+            return inputs[node]
+        if node.op == "placeholder" or (
+            base(node) not in mine and _materialised(node) is node
+        ):
+            inputs[node] = f"i{len(inputs)}"
+            return inputs[node]
+        return emit(node)
+
+    def emit(node: fx.Node) -> str:
+        for position, read in enumerate(node.all_input_nodes):
+            value(read)
+            if read.op == "placeholder":
+                is_table = (
+                    position == 0
+                    and str(read.target).startswith("weight:")
+                    and node.target in (aten.embedding.default, aten.embedding_bag.padding_idx)
+                )
+                tables_only[read] = tables_only.get(read, True) and is_table
+        own = f"o{len(operators)}"
+
+        def name_of(arg: Any) -> str | None:
+            return value(arg) if isinstance(arg, fx.Node) else None
+
+        args = tuple(encode(a, name_of) for a in node.args)
+        kwargs = {k: encode(v, name_of) for k, v in node.kwargs.items()}
+        local[node] = own
+        operators.append(Operator(own, target_name(node.target), args, kwargs))
+        return own
+
+    for member in members:
+        emit(member)
+    results, outputs, types = [], [], []
+    for node, names in crossing.items():
+        if base(node) in mine:
+            for out in names:
+                results.append(value(node))
+                outputs.append(out)
+                types.append(_type(node))
+    code = SegmentCode(
+        tuple(_type(n) for n in inputs),
+        tuple(i for i, n in enumerate(inputs) if tables_only.get(n, False)),
+        tuple(operators),
+        tuple(results),
+        tuple(types),
+    )
+    sources = tuple(
+        str(n.target) if n.op == "placeholder" else crossing[n][0] for n in inputs
+    )
+    segment = BoundSegment(name, code, sources, tuple(outputs), tuple(m.name for m in members))
+    return segment, {base(n) for n in inputs}
+
+
+def _type(node: fx.Node) -> TensorType:
+    fake = node.meta["val"]
+    return TensorType(str(fake.dtype).removeprefix("torch."), tuple(int(d) for d in fake.shape))

@@ -1,0 +1,39 @@
+"""Which operators are views: they move no bytes, so they are recomputed wherever they are read.
+
+A plan therefore speaks of the operators that launch work. A view belongs to whoever reads it, and what
+crosses from one stream or segment to another is always the contiguous result of a real operator.
+"""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+from torch import fx
+
+aten = torch.ops.aten
+_MAY_COPY = {aten.to, aten.contiguous}
+
+
+def is_view(node: fx.Node) -> bool:
+    """True for an alias of another tensor, or one element of a tuple."""
+    if node.target is operator.getitem:
+        return True
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    if node.target.overloadpacket in _MAY_COPY:
+        return False
+    returns = node.target._schema.returns
+    return len(returns) > 0 and returns[0].alias_info is not None
+
+
+def base(node: fx.Node) -> fx.Node:
+    """The placeholder or launching operator that a chain of views looks at."""
+    while node.op == "call_function" and is_view(node):
+        node = node.all_input_nodes[0]
+    return node
+
+
+def launches(graph: fx.Graph) -> list[fx.Node]:
+    """The operators that launch work, in program order."""
+    return [n for n in graph.nodes if n.op == "call_function" and not is_view(n)]

@@ -1,0 +1,7 @@
+"""The light half: load an artifact and replay it. Imports torch only when an artifact is loaded."""
+
+from recreplay.runtime import errors
+from recreplay.runtime.engine import Runtime
+from recreplay.runtime.errors import InputError, RecReplayError
+
+__all__ = ["InputError", "RecReplayError", "Runtime", "errors"]

@@ -1,0 +1,103 @@
+"""An artifact on disk: a directory that is read only after every byte of it has been checked.
+
+`manifest.json` lists the sha256 of every other file, and `manifest.sha256` holds its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from recreplay.runtime.errors import (
+    ArtifactCorruptError,
+    ArtifactNotFoundError,
+    ArtifactVersionError,
+    EnvironmentMismatchError,
+)
+from recreplay.runtime.manifest import FORMAT, VERSION, Manifest
+
+MANIFEST = "manifest.json"
+SEAL = "manifest.sha256"
+WEIGHTS = "weights.safetensors"
+CONSTANTS = "constants.safetensors"
+SELFTEST = "selftest.safetensors"
+_AGAIN = "capture the model again"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    path: Path
+    manifest: Manifest
+
+
+def file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def open_artifact(path: str | Path) -> Artifact:
+    """Read and check an artifact; nothing of it is executed."""
+    root = Path(path)
+    manifest = root / MANIFEST
+    if not manifest.is_file():
+        what = "is not a directory" if not root.is_dir() else f"has no {MANIFEST}"
+        raise ArtifactNotFoundError(
+            f"no artifact at {root}: it {what}; `recreplay capture ... --out {root}` makes one"
+        )
+    seal = root / SEAL
+    if not seal.is_file():
+        raise ArtifactCorruptError(f"{root} has no {SEAL}: the artifact is torn; {_AGAIN}")
+    raw = manifest.read_bytes()
+    if hashlib.sha256(raw).hexdigest() != seal.read_bytes().decode("ascii", "replace"):
+        raise ArtifactCorruptError(
+            f"{manifest} does not match {SEAL}: one of them was edited or is torn; {_AGAIN}"
+        )
+    parsed = _parse(root, raw)
+    for name, expected in parsed.files.items():
+        file = root / name
+        if not file.resolve().is_relative_to(root.resolve()):
+            raise ArtifactCorruptError(f"{root} lists a file outside itself: {name!r}")
+        if not file.is_file():
+            raise ArtifactCorruptError(f"{file} is missing; {_AGAIN}")
+        found = file_digest(file)
+        if found != expected:
+            raise ArtifactCorruptError(
+                f"{file} has sha256 {found[:16]}…, the manifest says {expected[:16]}…: it was edited "
+                f"or is torn; {_AGAIN}"
+            )
+    return Artifact(root, parsed)
+
+
+def _parse(root: Path, raw: bytes) -> Manifest:
+    try:
+        data = json.loads(raw)
+    except ValueError as error:
+        raise ArtifactCorruptError(f"{root / MANIFEST} is not JSON: {error}; {_AGAIN}") from error
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise ArtifactCorruptError(f"{root / MANIFEST} is not a manifest of RecReplay")
+    if data.get("version") != VERSION:
+        raise ArtifactVersionError(
+            f"{root} has format version {data.get('version')}; this RecReplay reads version "
+            f"{VERSION}; {_AGAIN}, or install the RecReplay that made it"
+        )
+    try:
+        return Manifest.from_json(data)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactCorruptError(f"{root / MANIFEST} is incomplete: {error!r}; {_AGAIN}") from error
+
+
+def check_environment(artifact: Artifact, found: Mapping[str, str]) -> None:
+    """Refuse an artifact that was captured for something else than `found`."""
+    expected = artifact.manifest.environment
+    wrong = [k for k in expected if expected[k] != found.get(k)]
+    if wrong:
+        differences = "; ".join(
+            f"{k}: expected {expected[k]}, found {found.get(k, 'nothing')}" for k in wrong
+        )
+        raise EnvironmentMismatchError(
+            f"{artifact.path} was captured for another environment ({differences}); {_AGAIN} here, "
+            "or load it where it was made for"
+        )

@@ -1,0 +1,69 @@
+"""What capture and replay need of a device: streams, events, capture, replay, staging memory.
+
+The same code drives both devices (`recreplay.runtime.record`); the CPU's events and streams are nothing at
+all, and CUDA's are CUDA's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+Launch = Callable[[], object]
+
+
+class Staging(Protocol):
+    """A packed byte buffer that requests fill on the host and graphs read on the device, or back."""
+
+    host: np.ndarray[Any, Any]  # uint8[nbytes]
+    device: torch.Tensor  # uint8[nbytes]
+
+    def upload(self) -> None:
+        """Queue host -> device on the current stream, inside the graph."""
+
+    def download(self) -> None:
+        """Queue device -> host on the current stream, inside the graph."""
+
+
+class Recording(Protocol):
+    """One capture under way. Streams are numbers; 0 is the main one, where capture begins and ends."""
+
+    def on(self, stream: int) -> AbstractContextManager[object]:
+        """Make a stream current: what is launched inside goes there."""
+
+    def launch(self, call: Launch) -> None:
+        """Run a call on the current stream."""
+
+    def record_event(self, stream: int) -> object:
+        """Mark the present end of a stream."""
+
+    def wait_event(self, stream: int, event: object) -> None:
+        """Make everything that comes on `stream` wait for the event."""
+
+
+class Graph(Protocol):
+    """A recorded bucket."""
+
+    def replay(self) -> None:
+        """Run it once, and return when its outputs are on the host."""
+
+    def close(self) -> None: ...
+
+
+class Device(Protocol):
+    type: str
+    torch_device: torch.device
+
+    def fingerprint(self) -> dict[str, str]:
+        """What compiled code depends on, by name: compared at load with what capture saw."""
+
+    def staging(self, nbytes: int) -> Staging: ...
+
+    def record(self, streams: int, issue: Callable[[Recording], None]) -> Graph:
+        """Warm up, then capture what `issue` queues on `streams` streams."""
+
+    def close(self) -> None: ...

@@ -1,0 +1,85 @@
+"""The CPU: a graph is the list of calls in issue order, run one after the other on static buffers."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+
+from recreplay.runtime.devices.base import Launch, Recording
+
+
+class CpuStaging:
+    """Host and device are one memory."""
+
+    def __init__(self, nbytes: int) -> None:
+        self.device = torch.zeros(max(nbytes, 1), dtype=torch.uint8)
+        self.host: np.ndarray[Any, Any] = self.device.numpy()
+
+    def upload(self) -> None:
+        pass
+
+    def download(self) -> None:
+        pass
+
+
+class CpuRecording:
+    """Collects the calls; events and streams need nothing, since the list is in issue order."""
+
+    def __init__(self) -> None:
+        self.calls: list[Launch] = []
+
+    def on(self, stream: int) -> AbstractContextManager[object]:
+        return nullcontext()
+
+    def launch(self, call: Launch) -> None:
+        self.calls.append(call)
+
+    def record_event(self, stream: int) -> object:
+        return None
+
+    def wait_event(self, stream: int, event: object) -> None:
+        pass
+
+
+class CpuGraph:
+    def __init__(self, calls: list[Launch]) -> None:
+        self._calls = tuple(calls)
+
+    def replay(self) -> None:
+        with torch.inference_mode():
+            for call in self._calls:
+                call()
+
+    def close(self) -> None:
+        self._calls = ()
+
+
+class CpuDevice:
+    type = "cpu"
+    torch_device = torch.device("cpu")
+
+    def fingerprint(self) -> dict[str, str]:
+        return {
+            "torch": torch.__version__.partition("+")[0],
+            "device": "cpu",
+            "machine": platform.machine(),
+            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        }
+
+    def staging(self, nbytes: int) -> CpuStaging:
+        return CpuStaging(nbytes)
+
+    def record(self, streams: int, issue: Callable[[Recording], None]) -> CpuGraph:
+        recording = CpuRecording()
+        issue(recording)
+        graph = CpuGraph(recording.calls)
+        graph.replay()  # first calls bind symbols and touch pages; no request should pay for that
+        return graph
+
+    def close(self) -> None:
+        pass

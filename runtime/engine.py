@@ -1,0 +1,212 @@
+"""The runtime that services embed: load an artifact, then answer requests of any size."""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from recreplay.runtime.artifact import CONSTANTS, SELFTEST, WEIGHTS, Artifact, open_artifact
+from recreplay.runtime.artifact import check_environment as _check_environment
+from recreplay.runtime.errors import (
+    EnvironmentMismatchError,
+    InputError,
+    ParityError,
+    RecReplayError,
+    RuntimeClosedError,
+)
+from recreplay.runtime.fill import CHECKS, Check
+from recreplay.runtime.manifest import Manifest
+from recreplay.runtime.metrics import Metrics
+from recreplay.runtime.request import RequestChecker
+from recreplay.runtime.spec import DTYPES
+
+if TYPE_CHECKING:
+    from recreplay.runtime.lane import Lane
+
+Array = np.ndarray[Any, Any]
+
+
+class Runtime:
+    """A loaded artifact, ready to replay. Make one with `Runtime.load`; thread-safe.
+
+    Requests of several threads take turns on one lane.
+    """
+
+    def __init__(self, artifact: Artifact, lane: Lane, close: Sequence[Any]) -> None:
+        self.manifest: Manifest = artifact.manifest
+        self.path = artifact.path
+        self._lane = lane
+        self._close = list(close)
+        self._lock = threading.Lock()
+        self._metrics = Metrics()
+        self._checker = RequestChecker(self.manifest.inputs)
+        self._sizes = [b.size for b in self.manifest.buckets]
+        self._outputs = [(o.name, o.row, DTYPES[o.dtype]) for o in self.manifest.outputs]
+        self._worker: ThreadPoolExecutor | None = None
+        self._closed = False
+
+    @classmethod
+    def load(
+        cls, path: str | Path, *, device: str | None = None, check: Check = "error"
+    ) -> Runtime:
+        """Check the artifact, record its graphs (nothing is compiled), and prove it on stored requests.
+
+        `device`: where to run; the artifact's own if not given. `check`: what happens to ids outside
+        their table: `"error"` refuses the request, `"clamp"` takes the nearest row and counts it,
+        `"off"` trusts the caller (on a GPU a bad id then ends the process's CUDA context).
+        """
+        if check not in CHECKS:
+            raise RecReplayError(f"unknown check {check!r}; expected one of {', '.join(CHECKS)}")
+        artifact = open_artifact(path)
+        manifest = artifact.manifest
+        wanted = device or manifest.device
+        if wanted.partition(":")[0] != manifest.device:
+            raise EnvironmentMismatchError(
+                f"{artifact.path} was captured for {manifest.device!r} and cannot run on {wanted!r}; "
+                f"capture it again with device={wanted.partition(':')[0]!r}"
+            )
+        runtime = cls(artifact, *make_lane(artifact, wanted, check))
+        try:
+            runtime._self_test()
+        except BaseException:
+            runtime.close()
+            raise
+        return runtime
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
+        """Scores of one request.
+
+        `inputs`: an array `[n, ...]` for each input, n >= 1, as numpy or torch arrays or anything with
+        `__array__` or DLPack. Runs in the smallest bucket that holds n rows, split if none does.
+        Returns new arrays `[n, ...]` by output name. Raises a subclass of `InputError` that says what
+        is wrong with the request; the runtime goes on.
+        """
+        try:
+            arrays, n = self._checker.check(inputs)
+        except InputError:
+            with self._lock:
+                self._metrics.failed += 1
+            raise
+        results = [np.empty((n, *row), dtype) for _, row, dtype in self._outputs]
+        largest = self._sizes[-1]
+        with self._lock:
+            if self._closed:
+                raise RuntimeClosedError("this Runtime was closed; load the artifact again")
+            try:
+                if n <= largest:
+                    self._replay(arrays, n, results)
+                else:
+                    self._metrics.split_requests += 1
+                    for start in range(0, n, largest):
+                        part = slice(start, min(n, start + largest))
+                        self._replay(
+                            [a[part] for a in arrays],
+                            part.stop - start,
+                            [r[part] for r in results],
+                        )
+            except BaseException:
+                self._metrics.failed += 1
+                raise
+            self._metrics.requests += 1
+        return {name: r for (name, _, _), r in zip(self._outputs, results, strict=True)}
+
+    def submit(self, inputs: Mapping[str, Any]) -> Future[dict[str, Array]]:
+        """`run` on the runtime's own thread; the inputs must not change until the future is done."""
+        with self._lock:
+            if self._closed:
+                raise RuntimeClosedError("this Runtime was closed; load the artifact again")
+            if self._worker is None:
+                self._worker = ThreadPoolExecutor(1, thread_name_prefix="recreplay")
+            return self._worker.submit(self.run, inputs)
+
+    def stats(self) -> dict[str, Any]:
+        """Counters since load: requests, rows, failures, splits, padding, clamped ids, replays."""
+        with self._lock:
+            return self._metrics.snapshot()
+
+    def close(self) -> None:
+        """Answer what was submitted, then free everything. Closing twice is fine."""
+        with self._lock:
+            worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.shutdown(wait=True)
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._lane.close()
+            for resource in self._close:
+                resource.close()
+
+    def __enter__(self) -> Runtime:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _replay(self, arrays: Sequence[Array], n: int, into: Sequence[Array]) -> None:
+        size = self._sizes[bisect_left(self._sizes, n)]
+        clamped = self._lane.run(size, arrays, n, into)
+        self._metrics.count(size, n, clamped)
+
+    def _self_test(self) -> None:
+        """Replay the stored requests and compare with what the eager model answered at capture."""
+        from safetensors.numpy import load_file
+
+        stored = load_file(self.path / SELFTEST)
+        tolerance = {p.bucket: (p.rtol, p.atol) for p in self.manifest.parity}
+        for size in self._sizes:
+            rtol, atol = tolerance[size]
+            inputs = {s.name: stored[f"{size}/in/{s.name}"] for s in self.manifest.inputs}
+            for name, got in self.run(inputs).items():
+                expected = stored[f"{size}/out/{name}"]
+                if not np.allclose(got, expected, rtol=rtol, atol=atol, equal_nan=True):
+                    worst = float(np.max(np.abs(got.astype(np.float64) - expected)))
+                    raise ParityError(
+                        f"{self.path}: self-test of bucket {size} failed: output {name!r} differs by "
+                        f"{worst:.3g} from the stored answer (rtol {rtol}, atol {atol}); this machine "
+                        "does not compute what the model was captured with, so capture it again here"
+                    )
+        self._metrics = Metrics()
+
+
+def make_lane(artifact: Artifact, wanted: str, check: Check) -> tuple[Lane, list[Any]]:
+    """Load everything an artifact needs on its device; returns the lane and what to close after it."""
+    from recreplay.runtime.devices import open_device
+    from recreplay.runtime.lane import Lane
+    from recreplay.runtime.segments import load_package
+    from recreplay.runtime.weights import load_tensors, with_views
+
+    manifest, root = artifact.manifest, artifact.path
+    device = open_device(wanted)
+    _check_environment(artifact, device.fingerprint())
+    target = device.torch_device
+    weights = with_views(load_tensors(root / WEIGHTS, target), manifest.tables)
+    constants = load_tensors(root / CONSTANTS, target)
+    tensors = {
+        **{f"weight:{k}": v for k, v in weights.items()},
+        **{f"const:{k}": v for k, v in constants.items()},
+    }
+    packages = {}
+    try:
+        for key, package in manifest.packages.items():
+            packages[key] = load_package(package.compiler, root / package.path, target)
+        lane = Lane(manifest, device, packages, tensors, check)
+    except BaseException:
+        for loaded in packages.values():
+            loaded.close()
+        device.close()
+        raise
+    return lane, [*packages.values(), device]

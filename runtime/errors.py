@@ -1,0 +1,79 @@
+"""Every error RecReplay raises on purpose: one base, one class per kind of mistake.
+
+Messages follow one form: what happened, where (input, row, operator, file), what was expected and
+what was got, and what to do about it.
+"""
+
+from __future__ import annotations
+
+
+class RecReplayError(Exception):
+    """Base of every error raised by RecReplay."""
+
+
+class InputError(RecReplayError, ValueError):
+    """A request that the captured model cannot answer. The runtime goes on serving."""
+
+
+class InputNameError(InputError):
+    """An input is missing, or one was given that the model does not have."""
+
+
+class InputTypeError(InputError):
+    """An input is not a numeric array."""
+
+
+class InputDtypeError(InputError):
+    """An input has a dtype that cannot be widened to the captured one without loss."""
+
+
+class InputShapeError(InputError):
+    """An input has the wrong rank, width or number of rows."""
+
+
+class EmptyBatchError(InputError):
+    """A request of zero rows."""
+
+
+class IdRangeError(InputError):
+    """An id is negative or not below the number of rows of the table it looks up."""
+
+
+class CaptureError(RecReplayError):
+    """The model, or an argument of `capture`, cannot be captured."""
+
+
+class UnsupportedModelError(CaptureError):
+    """The model has an operator or a shape that no static graph can hold."""
+
+
+class CompilerError(CaptureError):
+    """A segment compiler is not usable on this machine, or failed on a segment."""
+
+
+class ParityError(RecReplayError):
+    """A replay does not equal the eager model within tolerance."""
+
+
+class ArtifactError(RecReplayError):
+    """An artifact cannot be used. Subclasses say why."""
+
+
+class ArtifactNotFoundError(ArtifactError):
+    """The path holds no artifact."""
+
+
+class ArtifactCorruptError(ArtifactError):
+    """A file of the artifact is missing, torn or edited."""
+
+
+class ArtifactVersionError(ArtifactError):
+    """The artifact's format is not one that this version reads."""
+
+
+class EnvironmentMismatchError(ArtifactError):
+    """The artifact was captured for another machine, device or torch."""
+
+
+class RuntimeClosedError(RecReplayError):
+    """The runtime was closed."""

@@ -1,0 +1,139 @@
+"""The manifest: everything an artifact says about itself, as frozen data that is also its JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from recreplay.runtime.plan import Plan
+from recreplay.runtime.spec import IdBound, InputSpec, OutputSpec, Slot
+
+FORMAT = "recreplay"
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One call: a package over named tensors.
+
+    `inputs` are read and `outputs` are written. Names say where the bytes are: `input:x`, `staged:g`,
+    `weight:w`, `const:k`, `buffer:v` or `output:o`.
+    """
+
+    name: str
+    package: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    operators: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """A captured batch size: its plan (one step per segment), its segments and its memory layout."""
+
+    size: int
+    plan: Plan
+    segments: tuple[Segment, ...]
+    inputs: tuple[Slot, ...]
+    staged: tuple[Slot, ...]
+    buffers: tuple[Slot, ...]
+    outputs: tuple[Slot, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """A compiled segment: `compiler` is `eager` (one JSON file) or `inductor` (a folder)."""
+
+    compiler: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class TableView:
+    """A weight that is rows `[start, start + rows)` of the stored tensor `storage`."""
+
+    storage: str
+    start: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """Replay against the eager model: the largest errors seen over `requests` requests."""
+
+    bucket: int
+    requests: int
+    max_abs: float
+    max_rel: float
+    rtol: float
+    atol: float
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    model: str
+    device: str
+    strategy: str
+    streams: int
+    compiler: str
+    rewrites: tuple[str, ...]
+    environment: dict[str, str]
+    inputs: tuple[InputSpec, ...]
+    outputs: tuple[OutputSpec, ...]
+    bounds: tuple[IdBound, ...]
+    unchecked: tuple[str, ...]  # tables whose ids are computed, so that no request check covers them
+    tables: dict[str, TableView]
+    packages: dict[str, Package]
+    buckets: tuple[Bucket, ...]  # ascending
+    parity: tuple[Parity, ...]
+    notices: tuple[str, ...]  # what was done otherwise than asked, in words
+    capture_seconds: float
+    files: dict[str, str] = field(default_factory=dict)  # path -> sha256
+
+    def to_json(self) -> dict[str, Any]:
+        data = asdict(self)
+        for bucket, plain in zip(self.buckets, data["buckets"], strict=True):
+            plain["plan"] = bucket.plan.to_json()
+        return {"format": FORMAT, "version": VERSION, **data}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Manifest:
+        """Inverse of `to_json`; raises KeyError, TypeError or ValueError on anything else."""
+        return cls(
+            model=data["model"],
+            device=data["device"],
+            strategy=data["strategy"],
+            streams=data["streams"],
+            compiler=data["compiler"],
+            rewrites=tuple(data["rewrites"]),
+            environment=dict(data["environment"]),
+            inputs=tuple(InputSpec(**_shaped(i, "row")) for i in data["inputs"]),
+            outputs=tuple(OutputSpec(**_shaped(o, "row")) for o in data["outputs"]),
+            bounds=tuple(IdBound(**b) for b in data["bounds"]),
+            unchecked=tuple(data["unchecked"]),
+            tables={k: TableView(**v) for k, v in data["tables"].items()},
+            packages={k: Package(**v) for k, v in data["packages"].items()},
+            buckets=tuple(_bucket(b) for b in data["buckets"]),
+            parity=tuple(Parity(**p) for p in data["parity"]),
+            notices=tuple(data["notices"]),
+            capture_seconds=data["capture_seconds"],
+            files=dict(data["files"]),
+        )
+
+
+def _bucket(data: dict[str, Any]) -> Bucket:
+    slots = {
+        k: tuple(Slot(**_shaped(s, "shape")) for s in data[k])
+        for k in ("inputs", "staged", "buffers", "outputs")
+    }
+    segments = tuple(
+        Segment(
+            s["name"], s["package"], tuple(s["inputs"]), tuple(s["outputs"]), tuple(s["operators"])
+        )
+        for s in data["segments"]
+    )
+    return Bucket(data["size"], Plan.from_json(data["plan"]), segments, **slots)
+
+
+def _shaped(data: dict[str, Any], key: str) -> dict[str, Any]:
+    return {**data, key: tuple(data[key])}

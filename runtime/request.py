@@ -1,0 +1,135 @@
+"""Check a request against the captured inputs: names, types, dtypes, shapes. One exact error each.
+
+The common case, a dict of numpy arrays of the right dtypes, is checked without a function call per input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from operator import itemgetter
+from typing import Any
+
+import numpy as np
+
+from recreplay.runtime.errors import (
+    EmptyBatchError,
+    InputDtypeError,
+    InputNameError,
+    InputShapeError,
+    InputTypeError,
+)
+from recreplay.runtime.spec import DTYPES, InputSpec
+
+Array = np.ndarray[Any, Any]
+
+
+class RequestChecker:
+    """Turns a request into arrays in the order of the specs, and its number of rows."""
+
+    def __init__(self, specs: Sequence[InputSpec]) -> None:
+        self._specs = tuple(specs)
+        self._names = [s.name for s in specs]
+        self._dtypes = [DTYPES[s.dtype] for s in specs]
+        getter = itemgetter(*self._names)
+        self._get = getter if len(specs) > 1 else lambda request: (getter(request),)
+        self._shapes: dict[int, list[tuple[int, ...]]] = {}
+
+    def check(self, request: Mapping[str, Any]) -> tuple[list[Array], int]:
+        try:
+            values = self._get(request)
+        except (KeyError, TypeError):
+            raise self._name_error(request) from None
+        if len(request) != len(self._names):
+            raise self._name_error(request)
+        arrays = [v if type(v) is np.ndarray else None for v in values]
+        for i, (array, dtype) in enumerate(zip(arrays, self._dtypes, strict=True)):
+            # The identity of dtypes is the fast test; equal ones may be different objects.
+            if array is None or (array.dtype is not dtype and array.dtype != dtype):
+                arrays[i] = _to_array(values[i], self._specs[i])
+        first = arrays[0]
+        assert first is not None
+        n = first.shape[0] if first.ndim else 0
+        shapes = self._shapes.get(n)
+        if shapes is None:
+            shapes = [(n, *s.row) for s in self._specs]
+            if len(self._shapes) < 4096:
+                self._shapes[n] = shapes
+        for i, shape in enumerate(shapes):
+            if arrays[i].shape != shape:  # type: ignore[union-attr]
+                raise self._shape_error(arrays, i)  # type: ignore[arg-type]
+        if n == 0:
+            raise EmptyBatchError("the request has no rows; expected 1 or more")
+        return arrays, n  # type: ignore[return-value]
+
+    def _name_error(self, request: Any) -> Exception:
+        if not isinstance(request, Mapping):
+            return InputTypeError(
+                f"a request is a dict of arrays by input name; got {type(request).__name__}"
+            )
+        missing = [n for n in self._names if n not in request]
+        extra = [str(n) for n in request if n not in self._names]
+        parts = []
+        if missing:
+            parts.append(f"missing {', '.join(missing)}")
+        if extra:
+            parts.append(f"unknown {', '.join(extra)}")
+        return InputNameError(
+            f"inputs do not match the model: {'; '.join(parts)}; expected {', '.join(self._names)}"
+        )
+
+    def _shape_error(self, arrays: Sequence[Array], at: int) -> Exception:
+        spec, array = self._specs[at], arrays[at]
+        if array.ndim != len(spec.row) + 1 or array.shape[1:] != spec.row:
+            return InputShapeError(
+                f"input {spec.name!r} has shape {array.shape}; expected {spec.describe()}"
+            )
+        return InputShapeError(
+            f"input {spec.name!r} has {array.shape[0]} rows, but input {self._specs[0].name!r} has "
+            f"{arrays[0].shape[0]}; all inputs of a request need the same number of rows"
+        )
+
+
+def _to_array(value: Any, spec: InputSpec) -> Array:
+    """Anything array-like as an array that copies into the captured dtype without loss."""
+    free_dtype = not hasattr(value, "dtype")  # Python numbers have no dtype to insist on
+    array = _as_numpy(value, spec)
+    if array.dtype.kind not in "biuf":
+        raise InputTypeError(
+            f"input {spec.name!r} is {_kind(value, array)}; expected an array {spec.describe()}"
+        )
+    wanted = DTYPES[spec.dtype]
+    if array.dtype == wanted or _widens(array.dtype, wanted):
+        return array
+    if free_dtype and np.can_cast(array.dtype, wanted, "same_kind"):
+        return array.astype(wanted)
+    raise InputDtypeError(
+        f"input {spec.name!r} has dtype {array.dtype}; expected {spec.dtype}, or one that widens to it "
+        f"without loss; convert it with .astype({spec.dtype!r})"
+    )
+
+
+def _as_numpy(value: Any, spec: InputSpec) -> Array:
+    if isinstance(value, np.ndarray):
+        return value
+    try:
+        if type(value).__module__.partition(".")[0] == "torch":
+            return np.asarray(value.detach().cpu().numpy())
+        if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
+            return np.from_dlpack(value)
+        return np.asarray(value)
+    except (TypeError, ValueError, RuntimeError, BufferError) as error:
+        raise InputTypeError(
+            f"input {spec.name!r} is a {type(value).__name__} that is no array ({error}); expected "
+            f"an array {spec.describe()}"
+        ) from error
+
+
+def _widens(got: np.dtype[Any], wanted: np.dtype[Any]) -> bool:
+    same_family = got.kind == wanted.kind or (got.kind == "u" and wanted.kind == "i")
+    return same_family and np.can_cast(got, wanted, "safe")
+
+
+def _kind(value: Any, array: Array) -> str:
+    if isinstance(value, np.ndarray):
+        return f"an array of dtype {array.dtype}"
+    return f"a {type(value).__name__} of dtype {array.dtype}"

@@ -1,0 +1,114 @@
+"""Compiled segments as the runtime calls them: bound once to tensors, then called with nothing.
+
+Two kinds of package, one small protocol: `load(path)` gives a factory, `factory.bind(inputs, outputs)`
+gives a function that reads the one and writes the other.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from recreplay.runtime.aten import Operator, bind
+from recreplay.runtime.errors import ArtifactCorruptError
+
+Launch = Callable[[], object]
+
+
+class LoadedPackage(Protocol):
+    def bind(self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> Launch:
+        """A call that computes `outputs` from `inputs`, in place, on the current stream."""
+
+    def close(self) -> None:
+        """Release what loading took. Bound calls must not be used any more."""
+
+
+class EagerPackage:
+    """A list of ATen operators, called one by one."""
+
+    def __init__(self, path: Path, device: torch.device) -> None:
+        data = json.loads(path.read_text())
+        try:
+            self._operators = [Operator.from_json(op) for op in data["operators"]]
+            self._count = len(data["inputs"])
+            self._results = [str(r) for r in data["results"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtifactCorruptError(f"{path} is not a stored segment: {error!r}") from error
+        self._device = device
+
+    def bind(self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> Launch:
+        values = {f"i{i}": t for i, t in enumerate(inputs)}
+        run = bind(self._operators, values, self._results, self._device)
+        pairs = list(outputs)
+
+        def launch() -> None:
+            for out, result in zip(pairs, run(), strict=True):
+                out.copy_(result)
+
+        return launch
+
+    def close(self) -> None:
+        pass
+
+
+class InductorPackage:
+    """An AOTInductor package. It checks neither shapes nor dtypes: the runtime did.
+
+    The package's own runner is single-threaded: the other one takes locks and records events, which a
+    stream capture forbids. One package is bound by one lane at a time.
+    """
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        index = (device.index or 0) if device.type == "cuda" else -1
+        self._scratch: Path | None = None
+        source = folder
+        if _loads_folders():
+            path = str(source)
+        else:
+            self._scratch = Path(tempfile.mkdtemp(prefix="recreplay-"))
+            path = str(_zip(source, self._scratch / "model.pt2"))
+        # Positional arguments: package, model, single-threaded runner, runners, device index.
+        self._loader = torch._C._aoti.AOTIModelPackageLoader(path, "model", True, 1, index)
+
+    def bind(self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> Launch:
+        run: Callable[[list[torch.Tensor]], Any] = self._loader.run
+        tensors = [*inputs, *outputs]
+
+        def launch() -> None:
+            run(tensors)
+
+        return launch
+
+    def close(self) -> None:
+        del self._loader  # unloads the library, and removes the folder that it was unpacked into
+        if self._scratch is not None:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+
+
+def _loads_folders() -> bool:
+    """torch 2.13 loads an unpacked package in place; before, a zip is unpacked to a temporary folder."""
+    major, minor = (int(part) for part in torch.__version__.split(".")[:2])
+    return (major, minor) >= (2, 13)
+
+
+def _zip(folder: Path, target: Path) -> Path:
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
+        for file in sorted(folder.rglob("*")):
+            if file.is_file():
+                archive.write(file, Path("model") / file.relative_to(folder))
+    return target
+
+
+def load_package(compiler: str, path: Path, device: torch.device) -> LoadedPackage:
+    if compiler == "eager":
+        return EagerPackage(path, device)
+    if compiler == "inductor":
+        return InductorPackage(path, device)
+    raise ArtifactCorruptError(f"{path} was made by the unknown segment compiler {compiler!r}")
