@@ -12,7 +12,7 @@ from recreplay.capture.sampling import sample_request
 from recreplay.runtime.errors import ParityError
 from recreplay.runtime.lane import Lane
 from recreplay.runtime.manifest import Parity
-from recreplay.runtime.spec import DTYPES, IdBound
+from recreplay.runtime.spec import IdBound
 
 
 def verify(
@@ -35,11 +35,11 @@ def verify(
         for seed, rows in enumerate(counts):
             request = sample_request(model.inputs, bounds, model.example, rows, seed=1000 * size + seed)
             expected = model.eager({k: v.to(device) for k, v in request.items()})
-            arrays = [request[s.name].numpy() for s in model.inputs]
-            results = [np.empty((rows, *o.row), DTYPES[o.dtype]) for o in model.outputs]
             _poison(lane)
-            lane.run(size, arrays, rows, results)
-            for spec, got in zip(model.outputs, results, strict=True):
+            prepared = lane.prepare_in(size, rows)
+            prepared.fill([request[name].numpy() for name in lane.order])
+            prepared.replay()
+            for spec, got in zip(model.outputs, prepared.outputs, strict=True):
                 want = expected[spec.name].detach().cpu().numpy()
                 gap = np.abs(got.astype(np.float64) - want)
                 if not np.allclose(got, want, rtol=rtol, atol=atol, equal_nan=True):

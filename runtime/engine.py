@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -21,11 +20,10 @@ from recreplay.runtime.errors import (
     RecReplayError,
     RuntimeClosedError,
 )
-from recreplay.runtime.fill import CHECKS, Check
+from recreplay.runtime.fill import CHECKS, Check, blocks
 from recreplay.runtime.manifest import Manifest
 from recreplay.runtime.metrics import Metrics
 from recreplay.runtime.request import RequestChecker
-from recreplay.runtime.spec import DTYPES
 
 if TYPE_CHECKING:
     from recreplay.runtime.lane import Lane
@@ -46,9 +44,14 @@ class Runtime:
         self._close = list(close)
         self._lock = threading.Lock()
         self._metrics = Metrics()
-        self._checker = RequestChecker(self.manifest.inputs)
-        self._sizes = [b.size for b in self.manifest.buckets]
-        self._outputs = [(o.name, o.row, DTYPES[o.dtype]) for o in self.manifest.outputs]
+        specs = {spec.name: spec for spec in self.manifest.inputs}
+        order = blocks(self.manifest.buckets[0])  # the same for every bucket
+        self._checker = RequestChecker(
+            [specs[slot.name] for block in order for slot in block],
+            [len(block) > 1 for block in order for _ in block],
+        )
+        self._largest = self.manifest.buckets[-1].size
+        self._outputs = [o.name for o in self.manifest.outputs]
         self._worker: ThreadPoolExecutor | None = None
         self._closed = False
 
@@ -90,32 +93,18 @@ class Runtime:
         """
         try:
             arrays, n = self._checker.check(inputs)
-        except InputError:
             with self._lock:
-                self._metrics.failed += 1
-            raise
-        results = [np.empty((n, *row), dtype) for _, row, dtype in self._outputs]
-        largest = self._sizes[-1]
-        with self._lock:
-            if self._closed:
-                raise RuntimeClosedError("this Runtime was closed; load the artifact again")
-            try:
-                if n <= largest:
-                    self._replay(arrays, n, results)
+                if self._closed:
+                    raise RuntimeClosedError("this Runtime was closed; load the artifact again")
+                if n <= self._largest:
+                    results = self._replay(arrays, n)
                 else:
-                    self._metrics.split_requests += 1
-                    for start in range(0, n, largest):
-                        part = slice(start, min(n, start + largest))
-                        self._replay(
-                            [a[part] for a in arrays],
-                            part.stop - start,
-                            [r[part] for r in results],
-                        )
-            except BaseException:
-                self._metrics.failed += 1
-                raise
-            self._metrics.requests += 1
-        return {name: r for (name, _, _), r in zip(self._outputs, results, strict=True)}
+                    results = self._split(arrays, n)
+                self._metrics.requests += 1
+        except BaseException:
+            self._metrics.failed += 1
+            raise
+        return dict(zip(self._outputs, results, strict=True))
 
     def submit(self, inputs: Mapping[str, Any]) -> Future[dict[str, Array]]:
         """`run` on the runtime's own thread; the inputs must not change until the future is done."""
@@ -156,10 +145,27 @@ class Runtime:
     ) -> None:
         self.close()
 
-    def _replay(self, arrays: Sequence[Array], n: int, into: Sequence[Array]) -> None:
-        size = self._sizes[bisect_left(self._sizes, n)]
-        clamped = self._lane.run(size, arrays, n, into)
-        self._metrics.count(size, n, clamped)
+    def _replay(self, arrays: Sequence[Array], n: int) -> list[Array]:
+        prepared = self._lane.prepare(n)
+        try:
+            clamped = prepared.fill(arrays)
+        except (TypeError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            clamped = prepared.fill(self._checker.convert(arrays)[0])
+        prepared.replay()
+        self._metrics.count(prepared.bucket, n, clamped)
+        return [view.copy() for view in prepared.outputs]
+
+    def _split(self, arrays: Sequence[Array], n: int) -> list[Array]:
+        """A request above the largest bucket, in parts of that bucket."""
+        step = self._largest
+        parts = [
+            self._replay([a[start : start + step] for a in arrays], min(step, n - start))
+            for start in range(0, n, step)
+        ]
+        self._metrics.split_requests += 1
+        return [np.concatenate(pieces) for pieces in zip(*parts, strict=True)]
 
     def _self_test(self) -> None:
         """Replay the stored requests and compare with what the eager model answered at capture."""
@@ -167,8 +173,7 @@ class Runtime:
 
         stored = load_file(self.path / SELFTEST)
         tolerance = {p.bucket: (p.rtol, p.atol) for p in self.manifest.parity}
-        for size in self._sizes:
-            rtol, atol = tolerance[size]
+        for size, (rtol, atol) in tolerance.items():
             inputs = {s.name: stored[f"{size}/in/{s.name}"] for s in self.manifest.inputs}
             for name, got in self.run(inputs).items():
                 expected = stored[f"{size}/out/{name}"]

@@ -1,13 +1,14 @@
 """Copy a request into a bucket's staging memory: pad, check ids. The host's share of a replay.
 
-Ids that were staged side by side are padded and checked as one block `[F, B, L]`, so that the cost is per
-group and not per feature.
+Inputs that were staged side by side are one block `[F, B, ...]`: copied by one call, padded by one, checked
+by one reduction, so that the cost is per block and not per feature.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +20,22 @@ from recreplay.runtime.spec import DTYPES, IdBound, Slot
 Array = np.ndarray[Any, Any]
 Check = Literal["error", "clamp", "off"]
 CHECKS: tuple[Check, ...] = ("error", "clamp", "off")
+
+
+def blocks(bucket: Bucket) -> list[list[Slot]]:
+    """The inputs of a bucket in the order of filling: staged neighbours of one shape together."""
+    ordered = sorted(bucket.inputs, key=lambda slot: slot.offset)
+    group_of = {
+        slot.name: group.name
+        for group in bucket.staged
+        for slot in ordered
+        if group.offset <= slot.offset < group.offset + group.nbytes
+    }
+
+    def key(slot: Slot) -> tuple[object, ...]:
+        return (group_of.get(slot.name, f"input:{slot.name}"), slot.shape)
+
+    return [list(slots) for _, slots in groupby(ordered, key)]
 
 
 @dataclass(frozen=True)
@@ -36,7 +53,7 @@ class _Block:
 
 
 @dataclass(frozen=True)
-class _Check:
+class _IdCheck:
     """Ids `[F, ids]`, or rows whose `columns` are ids, and the limit of each feature or column."""
 
     ids: Array
@@ -52,75 +69,114 @@ class _Check:
         return bool(((ids >= 0) & (ids < self.limits)).all())  # false for NaN as well
 
 
-@dataclass(frozen=True)
-class _Ready:
-    """The views of one number of rows n: where inputs go, what is padded, what is checked."""
+@dataclass(frozen=True, slots=True)
+class _Joint:
+    """Copy the inputs `[start, stop)` of a request into one block by one call.
 
-    real: list[Array]
-    padding: list[tuple[Array, Array]]
-    checks: list[_Check]
+    `out` is the block itself where the request fills its bucket, else a scratch array of exactly the
+    request's rows, which is then copied to `target`.
+    """
+
+    start: int
+    stop: int
+    out: Array
+    source: Array
+    target: Array | None
+
+
+class Fill:
+    """Copies requests of one number of rows into staging; made once per number, by `Filler.prepare`."""
+
+    __slots__ = ("_checks", "_filler", "_joint", "_n", "_padding", "_single")
+
+    def __init__(self, filler: Filler, n: int) -> None:
+        self._filler = filler
+        self._n = n
+        self._joint: list[_Joint] = []
+        self._single: list[tuple[int, Array]] = []
+        self._padding: list[tuple[Array, Array]] = []
+        self._checks: list[_IdCheck] = []
+        position = 0
+        for block in filler.blocks:
+            self._add(block, position)
+            position += len(block.names)
+
+    def __call__(self, values: Sequence[Array]) -> int:
+        """Copy, pad, check; returns how many ids were clamped.
+
+        Raises TypeError or ValueError if a value of a block has not exactly the block's dtype and shape.
+        """
+        for at, view in self._single:
+            view[...] = values[at]
+        for joint in self._joint:
+            np.concatenate(values[joint.start : joint.stop], out=joint.out, casting="no")
+            if joint.target is not None:
+                joint.target[...] = joint.source
+        for padding, first in self._padding:
+            padding[...] = first
+        for check in self._checks:
+            # One reduction where all is well; which id is wrong is worked out only when one is.
+            if not check.holds():
+                return self._filler.bad_ids(self._n)
+        return 0
+
+    def _add(self, block: _Block, position: int) -> None:
+        n, view = self._n, block.view
+        features, size, *row = view.shape
+        if features == 1:
+            self._single.append((position, view[0, :n]))
+        elif n == size:
+            out = view.reshape(features * n, *row)
+            self._joint.append(_Joint(position, position + features, out, out, None))
+        else:
+            out = np.empty((features * n, *row), view.dtype)
+            source = out.reshape(features, n, *row)
+            self._joint.append(_Joint(position, position + features, out, source, view[:, :n]))
+        if n < size:
+            self._padding.append((view[:, n:], view[:, :1]))
+        if block.limits is None or not self._filler.checks:
+            return
+        if block.columns:
+            rows = view[0, :n].reshape(n, -1)
+            self._checks.append(_IdCheck(rows, block.limits, list(block.columns)))
+        else:
+            ids = view.reshape(features, -1)
+            ids = ids[:, : n * (ids.shape[1] // size)].view(block.limits.dtype)
+            self._checks.append(_IdCheck(ids, block.limits, None))
 
 
 class Filler:
     """Fills the staging memory of one bucket of one lane."""
 
     def __init__(
-        self,
-        bucket: Bucket,
-        order: Sequence[str],
-        bounds: Sequence[IdBound],
-        memory: Array,
-        check: Check,
+        self, bucket: Bucket, bounds: Sequence[IdBound], memory: Array, check: Check
     ) -> None:
-        slots = {s.name: s for s in bucket.inputs}
+        integers = {s.name for s in bucket.inputs if DTYPES[s.dtype].kind in "iu"}
+        whole = {b.input: b for b in bounds if b.column is None and b.input in integers}
+        parts: dict[str, list[IdBound]] = {}
+        for b in bounds:
+            if b.input not in whole:
+                parts.setdefault(b.input, []).append(b)
+        self.blocks = [_block(slots, whole, parts, memory) for slots in blocks(bucket)]
+        self.checks = check != "off"
         self._size = bucket.size
-        self._views = [slots[name].view(memory) for name in order]
-        self._blocks = _blocks(bucket, bounds, memory)
         self._bounds = bounds
         self._check = check
-        self._ready: dict[int, _Ready] = {}
 
-    def fill(self, arrays: Sequence[Array], n: int) -> int:
-        """Copy `n` rows of each array; returns how many ids were clamped."""
-        ready = self._ready.get(n)
-        if ready is None:
-            ready = self._ready[n] = self._make_ready(n)
-        for view, array in zip(ready.real, arrays, strict=True):
-            view[...] = array
-        for padding, first in ready.padding:
-            padding[...] = first
-        if self._check == "off":
-            return 0
-        for check in ready.checks:
-            # One reduction where all is well; which id is wrong is worked out only when one is.
-            if not check.holds():
-                if self._check == "error":
-                    raise self._range_error(n)
-                return self._clamp(n)
-        return 0
+    def prepare(self, n: int) -> Fill:
+        """The copy, padding and check of requests of `n` rows."""
+        return Fill(self, n)
 
-    def _make_ready(self, n: int) -> _Ready:
-        padding = []
-        if n < self._size:
-            padding = [(b.view[:, n:], b.view[:, :1]) for b in self._blocks]
-        checks = []
-        for block in self._blocks:
-            if block.limits is None:
-                continue
-            if block.columns:
-                rows = block.view[0, :n].reshape(n, -1)
-                checks.append(_Check(rows, block.limits, list(block.columns)))
-                continue
-            features = len(block.names)
-            ids = block.view.reshape(features, -1)
-            ids = ids[:, : n * (ids.shape[1] // self._size)]
-            checks.append(_Check(ids.view(block.limits.dtype), block.limits, None))
-        return _Ready([v[:n] for v in self._views], padding, checks)
+    def bad_ids(self, n: int) -> int:
+        """Raise, or clamp and count, as the runtime was told to."""
+        if self._check == "error":
+            raise self._range_error(n)
+        return self._clamp(n)
 
     def _offences(self, n: int) -> list[tuple[IdBound, Array, Array]]:
         """Bound, ids and where they break it, for each bound that is broken."""
         found = []
-        views = {name: b.view[i] for b in self._blocks for i, name in enumerate(b.names)}
+        views = {name: b.view[i] for b in self.blocks for i, name in enumerate(b.names)}
         for bound in self._bounds:
             ids = views[bound.input][:n]
             if bound.column is not None:
@@ -146,65 +202,29 @@ class Filler:
         clamped = 0
         for bound, ids, bad in self._offences(n):
             clamped += int(bad.sum())
-            np.nan_to_num(ids, copy=False)
+            if ids.dtype.kind == "f":
+                np.nan_to_num(ids, copy=False)
             np.clip(ids, 0, bound.rows - 1, out=ids)
         if n < self._size:
-            for block in self._blocks:
+            for block in self.blocks:
                 block.view[:, n:] = block.view[:, :1]
         return clamped
 
 
-def _blocks(bucket: Bucket, bounds: Sequence[IdBound], memory: Array) -> list[_Block]:
-    """Group inputs of one shape and dtype that are adjacent in memory and checked alike."""
-    integers = {s.name for s in bucket.inputs if DTYPES[s.dtype].kind in "iu"}
-    whole = {b.input: b for b in bounds if b.column is None and b.input in integers}
-    by_column: dict[str, list[IdBound]] = {}
-    for b in bounds:
-        if b.input not in whole:
-            by_column.setdefault(b.input, []).append(b)
-    blocks = []
-    run: list[Slot] = []
-
-    def close() -> None:
-        if run:
-            blocks.append(_block(run, whole, by_column, memory))
-            run.clear()
-
-    for slot in sorted(bucket.inputs, key=lambda s: s.offset):
-        if run:
-            last = run[-1]
-            joins = (
-                last.offset + last.nbytes == slot.offset
-                and (last.dtype, last.shape) == (slot.dtype, slot.shape)
-                and (last.name in whole) == (slot.name in whole)
-                and slot.name not in by_column
-                and last.name not in by_column
-            )
-            if not joins:
-                close()
-        run.append(slot)
-    close()
-    return blocks
-
-
 def _block(
-    run: list[Slot],
-    whole: dict[str, IdBound],
-    by_column: dict[str, list[IdBound]],
-    memory: Array,
+    run: list[Slot], whole: dict[str, IdBound], parts: dict[str, list[IdBound]], memory: Array
 ) -> _Block:
     first = run[0]
     view = Slot("", first.dtype, (len(run), *first.shape), first.offset).view(memory)
     names = tuple(s.name for s in run)
-    if first.name in whole:
+    if all(name in whole for name in names):
         unsigned = np.dtype(f"uint{8 * DTYPES[first.dtype].itemsize}")
-        limits = np.array([whole[n].rows for n in names], dtype=unsigned)
-        return _Block(names, view, limits, ())
-    if first.name in by_column:
+        return _Block(names, view, np.array([whole[n].rows for n in names], dtype=unsigned), ())
+    if first.name in parts:
         width = first.nbytes // (first.shape[0] * DTYPES[first.dtype].itemsize)
         found = [
             (column, b.rows)
-            for b in by_column[first.name]
+            for b in parts[first.name]
             for column in (range(width) if b.column is None else [b.column])
         ]
         return _Block(names, view, np.array([r for _, r in found]), tuple(c for c, _ in found))

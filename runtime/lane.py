@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 
 from recreplay.runtime.devices.base import Device, Graph, Launch, Staging
-from recreplay.runtime.fill import Check, Filler
+from recreplay.runtime.fill import Check, Fill, Filler, blocks
 from recreplay.runtime.manifest import Bucket, Manifest
 from recreplay.runtime.plan import check_plan
 from recreplay.runtime.record import issue
@@ -21,11 +22,24 @@ from recreplay.runtime.spec import Slot, total_bytes
 Array = np.ndarray[Any, Any]
 
 
+_PREPARED = 1024  # numbers of rows whose views are kept
+
+
 @dataclass(frozen=True)
 class _Captured:
     filler: Filler
     graph: Graph
     outputs: list[Array]  # host views, full bucket
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """All that a request of one number of rows needs, looked up once."""
+
+    bucket: int
+    fill: Fill
+    replay: Launch
+    outputs: list[Array]  # host views of the rows asked for; the next replay overwrites them
 
 
 class Lane:
@@ -48,25 +62,34 @@ class Lane:
         arena = max(total_bytes(b.buffers) for b in manifest.buckets)
         self._arena = torch.zeros(arena, dtype=torch.uint8, device=device.torch_device)
         self.nbytes = self._in.device.numel() + self._out.device.numel() + arena
-        order = [spec.name for spec in manifest.inputs]
         self._captured: dict[int, _Captured] = {}
         for bucket in sorted(manifest.buckets, key=lambda b: b.size, reverse=True):
             launches = self._bind(bucket, packages, tensors)
             check_plan(bucket.plan)
             queue = partial(issue, bucket.plan, launches, self._in, self._out)
             graph = device.record(bucket.plan.streams, queue)
-            filler = Filler(bucket, order, manifest.bounds, self._in.host, check)
+            filler = Filler(bucket, manifest.bounds, self._in.host, check)
             outputs = [slot.view(self._out.host) for slot in bucket.outputs]
             self._captured[bucket.size] = _Captured(filler, graph, outputs)
+        self._sizes = sorted(self._captured)
+        self.order = [s.name for block in blocks(manifest.buckets[0]) for s in block]
+        self._prepared: dict[int, Prepared] = {}
 
-    def run(self, size: int, arrays: Sequence[Array], n: int, into: Sequence[Array]) -> int:
-        """Fill bucket `size` with `n` rows, replay, copy the outputs; returns ids clamped."""
+    def prepare(self, n: int) -> Prepared:
+        """The smallest bucket that holds `n` rows, and its views of so many."""
+        found = self._prepared.get(n)
+        if found is None:
+            if len(self._prepared) >= _PREPARED:
+                self._prepared.clear()
+            size = self._sizes[bisect_left(self._sizes, n)]
+            found = self._prepared[n] = self.prepare_in(size, n)
+        return found
+
+    def prepare_in(self, size: int, n: int) -> Prepared:
+        """Bucket `size`, whether or not a smaller one would do."""
         captured = self._captured[size]
-        clamped = captured.filler.fill(arrays, n)
-        captured.graph.replay()
-        for target, output in zip(into, captured.outputs, strict=True):
-            target[...] = output[:n]
-        return clamped
+        outputs = [output[:n] for output in captured.outputs]
+        return Prepared(size, captured.filler.prepare(n), captured.graph.replay, outputs)
 
     def replay(self, size: int) -> None:
         """Replay a bucket on whatever its buffers hold: the segments' own time, for measuring."""
@@ -80,6 +103,7 @@ class Lane:
         for captured in self._captured.values():
             captured.graph.close()
         self._captured.clear()
+        self._prepared.clear()
 
     def _bind(
         self,

@@ -24,42 +24,61 @@ Array = np.ndarray[Any, Any]
 
 
 class RequestChecker:
-    """Turns a request into arrays in the order of the specs, and its number of rows."""
+    """Turns a request into arrays in the order of filling, and its number of rows.
 
-    def __init__(self, specs: Sequence[InputSpec]) -> None:
+    `joint[i]` says that input i is copied together with its neighbours, by a call that refuses any other
+    dtype or shape itself; only the number of rows is checked here for those.
+    """
+
+    def __init__(self, specs: Sequence[InputSpec], joint: Sequence[bool]) -> None:
         self._specs = tuple(specs)
         self._names = [s.name for s in specs]
-        self._dtypes = [DTYPES[s.dtype] for s in specs]
         getter = itemgetter(*self._names)
         self._get = getter if len(specs) > 1 else lambda request: (getter(request),)
-        self._shapes: dict[int, list[tuple[int, ...]]] = {}
+        self._alone = [
+            (at, DTYPES[s.dtype], s.row)
+            for at, (s, together) in enumerate(zip(specs, joint, strict=True))
+            if not together
+        ]
 
-    def check(self, request: Mapping[str, Any]) -> tuple[list[Array], int]:
+    def check(self, request: Mapping[str, Any]) -> tuple[Sequence[Any], int]:
         try:
             values = self._get(request)
         except (KeyError, TypeError):
             raise self._name_error(request) from None
         if len(request) != len(self._names):
             raise self._name_error(request)
-        arrays = [v if type(v) is np.ndarray else None for v in values]
-        for i, (array, dtype) in enumerate(zip(arrays, self._dtypes, strict=True)):
-            # The identity of dtypes is the fast test; equal ones may be different objects.
-            if array is None or (array.dtype is not dtype and array.dtype != dtype):
-                arrays[i] = _to_array(values[i], self._specs[i])
-        first = arrays[0]
-        assert first is not None
-        n = first.shape[0] if first.ndim else 0
-        shapes = self._shapes.get(n)
-        if shapes is None:
-            shapes = [(n, *s.row) for s in self._specs]
-            if len(self._shapes) < 4096:
-                self._shapes[n] = shapes
-        for i, shape in enumerate(shapes):
-            if arrays[i].shape != shape:  # type: ignore[union-attr]
-                raise self._shape_error(arrays, i)  # type: ignore[arg-type]
+        try:
+            n = len(values[0])
+            if n and [len(v) for v in values] == [n] * len(values):
+                for at, dtype, row in self._alone:
+                    value = values[at]
+                    if value.dtype != dtype or value.shape[1:] != row:
+                        break
+                else:
+                    return values, n
+        except (AttributeError, TypeError):
+            pass  # not all are arrays of the captured dtypes
+        return self.convert(values)
+
+    def convert(self, values: Sequence[Any]) -> tuple[list[Array], int]:
+        """Anything array-like as arrays of exactly the captured dtypes, or the error that says why not."""
+        arrays = [_to_array(v, spec) for v, spec in zip(values, self._specs, strict=True)]
+        for array, spec in zip(arrays, self._specs, strict=True):
+            if array.ndim != len(spec.row) + 1 or array.shape[1:] != spec.row:
+                raise InputShapeError(
+                    f"input {spec.name!r} has shape {array.shape}; expected {spec.describe()}"
+                )
+        n = len(arrays[0])
+        for array, spec in zip(arrays, self._specs, strict=True):
+            if len(array) != n:
+                raise InputShapeError(
+                    f"input {spec.name!r} has {len(array)} rows, but input {self._specs[0].name!r} "
+                    f"has {n}; all inputs of a request need the same number of rows"
+                )
         if n == 0:
             raise EmptyBatchError("the request has no rows; expected 1 or more")
-        return arrays, n  # type: ignore[return-value]
+        return arrays, n
 
     def _name_error(self, request: Any) -> Exception:
         if not isinstance(request, Mapping):
@@ -77,17 +96,6 @@ class RequestChecker:
             f"inputs do not match the model: {'; '.join(parts)}; expected {', '.join(self._names)}"
         )
 
-    def _shape_error(self, arrays: Sequence[Array], at: int) -> Exception:
-        spec, array = self._specs[at], arrays[at]
-        if array.ndim != len(spec.row) + 1 or array.shape[1:] != spec.row:
-            return InputShapeError(
-                f"input {spec.name!r} has shape {array.shape}; expected {spec.describe()}"
-            )
-        return InputShapeError(
-            f"input {spec.name!r} has {array.shape[0]} rows, but input {self._specs[0].name!r} has "
-            f"{arrays[0].shape[0]}; all inputs of a request need the same number of rows"
-        )
-
 
 def _to_array(value: Any, spec: InputSpec) -> Array:
     """Anything array-like as an array that copies into the captured dtype without loss."""
@@ -98,10 +106,9 @@ def _to_array(value: Any, spec: InputSpec) -> Array:
             f"input {spec.name!r} is {_kind(value, array)}; expected an array {spec.describe()}"
         )
     wanted = DTYPES[spec.dtype]
-    if array.dtype == wanted or _widens(array.dtype, wanted):
-        return array
-    if free_dtype and np.can_cast(array.dtype, wanted, "same_kind"):
-        return array.astype(wanted)
+    same_kind = free_dtype and np.can_cast(array.dtype, wanted, "same_kind")
+    if array.dtype == wanted or _widens(array.dtype, wanted) or same_kind:
+        return array.astype(wanted, copy=False)
     raise InputDtypeError(
         f"input {spec.name!r} has dtype {array.dtype}; expected {spec.dtype}, or one that widens to it "
         f"without loss; convert it with .astype({spec.dtype!r})"

@@ -49,8 +49,9 @@ class EagerPackage:
         pairs = list(outputs)
 
         def launch() -> None:
-            for out, result in zip(pairs, run(), strict=True):
-                out.copy_(result)
+            with torch.inference_mode():
+                for out, result in zip(pairs, run(), strict=True):
+                    out.copy_(result)
 
         return launch
 

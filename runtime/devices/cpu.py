@@ -51,9 +51,8 @@ class CpuGraph:
         self._calls = tuple(calls)
 
     def replay(self) -> None:
-        with torch.inference_mode():
-            for call in self._calls:
-                call()
+        for call in self._calls:
+            call()
 
     def close(self) -> None:
         self._calls = ()
