@@ -13,6 +13,7 @@ from recreplay.capture.dag import Cost
 
 aten = torch.ops.aten
 
+
 def operator_cost(node: fx.Node) -> Cost:
     """Bytes read and written, and multiply-adds counted as two operations.
 
@@ -20,13 +21,13 @@ def operator_cost(node: fx.Node) -> Cost:
     """
     out = _tensors(node.meta["val"])
     written = sum(_nbytes(t) for t in out)
-    inputs = [n.meta["val"] for n in node.all_input_nodes if isinstance(n.meta["val"], torch.Tensor)]
+    inputs = [
+        n.meta["val"] for n in node.all_input_nodes if isinstance(n.meta["val"], torch.Tensor)
+    ]
     if node.target in (aten.embedding.default, aten.embedding_bag.padding_idx):
         table, ids = inputs[0], inputs[1]
         gathered = prod(ids.shape) * table.shape[1]
-        return Cost(
-            gathered * table.element_size() + _nbytes(ids) + _nbytes(out[0]), gathered
-        )
+        return Cost(gathered * table.element_size() + _nbytes(ids) + _nbytes(out[0]), gathered)
     read = sum(_nbytes(t) for t in inputs)
     return Cost(read + written, _flops(node, inputs, out))
 

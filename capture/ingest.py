@@ -103,11 +103,15 @@ def name_outputs(result: Any) -> dict[str, torch.Tensor]:
 def _from_exported(exported: ExportedProgram, example_inputs: Example | None) -> Ingested:
     args_spec, kwargs_spec = exported.call_spec.in_spec.children()
     positional = [
-        n for n, kind in _placeholders(exported) if kind == torch.export.graph_signature.InputKind.USER_INPUT
+        n
+        for n, kind in _placeholders(exported)
+        if kind == torch.export.graph_signature.InputKind.USER_INPUT
     ][: args_spec.num_leaves]
     names = [
         *positional,
-        *_named_leaves(pytree.tree_unflatten([torch.empty(0)] * kwargs_spec.num_leaves, kwargs_spec)),
+        *_named_leaves(
+            pytree.tree_unflatten([torch.empty(0)] * kwargs_spec.num_leaves, kwargs_spec)
+        ),
     ]
     if example_inputs is None:
         if exported.example_inputs is None:
@@ -147,7 +151,9 @@ def _finish(
     eager: Callable[[Mapping[str, torch.Tensor]], dict[str, torch.Tensor]],
 ) -> Ingested:
     _refuse_unbacked(exported)
-    mutated = exported.graph_signature.buffers_to_mutate or exported.graph_signature.user_inputs_to_mutate
+    mutated = (
+        exported.graph_signature.buffers_to_mutate or exported.graph_signature.user_inputs_to_mutate
+    )
     if mutated:
         raise UnsupportedModelError(
             f"the model writes to {', '.join(mutated.values())} during forward; a replay must "
@@ -194,7 +200,9 @@ def _finish(
                 "one row per row of the inputs"
             )
         outputs.append(
-            OutputSpec(output_name, _dtype(tensor, f"output {output_name!r}"), tuple(tensor.shape[1:]))
+            OutputSpec(
+                output_name, _dtype(tensor, f"output {output_name!r}"), tuple(tensor.shape[1:])
+            )
         )
     return Ingested(name, exported, tuple(inputs), tuple(outputs), example, eager)
 
@@ -235,9 +243,7 @@ def _arguments(model: torch.nn.Module, example: Example) -> dict[str, Any]:
         if parts:
             indexed = all(k.isdecimal() for k in parts)
             values = {k: rest.pop(full) for k, full in parts.items()}
-            arguments[p.name] = (
-                [values[k] for k in sorted(values, key=int)] if indexed else values
-            )
+            arguments[p.name] = [values[k] for k in sorted(values, key=int)] if indexed else values
         elif p.default is p.empty:
             raise CaptureError(
                 f"no example input for parameter {p.name!r} of {type(model).__name__}.forward; "
@@ -288,9 +294,7 @@ class _LastCall(TorchFunctionMode):
         super().__init__()
         self.operator = ""
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", str(func))
         if name not in ("__get__", "__set__", "_set_grad_enabled", "size", "dim"):
             self.operator = name

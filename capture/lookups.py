@@ -186,11 +186,7 @@ def origin(ids: fx.Node) -> Origin | None:
 def _is_column_of_input(node: fx.Node, dim: object) -> bool:
     while node.target is aten._to_copy.default:
         node = node.args[0]  # type: ignore[assignment]
-    return (
-        str(node.target).startswith("input:")
-        and node.meta["val"].ndim == 2
-        and dim in (1, -1)
-    )
+    return str(node.target).startswith("input:") and node.meta["val"].ndim == 2 and dim in (1, -1)
 
 
 def id_bounds(program: Program) -> tuple[list[IdBound], list[str]]:

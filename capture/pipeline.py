@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from recreplay.capture.features import to_dag
 from recreplay.capture.ingest import Example, Ingested, ingest
 from recreplay.capture.layout import lay_out
 from recreplay.capture.lookups import id_bounds
+from recreplay.capture.rewrites.inline_linears import inline_linears
 from recreplay.capture.rewrites.stack_lookups import TableStack, plan_stacks, stack_lookups
 from recreplay.capture.segments import BoundSegment, SegmentCode, cut
 from recreplay.capture.specialise import Program, specialise
@@ -30,8 +31,9 @@ from recreplay.runtime.engine import make_lane
 from recreplay.runtime.errors import CaptureError
 from recreplay.runtime.manifest import Manifest, TableView
 from recreplay.runtime.plan import Plan, check_plan
+from recreplay.runtime.spec import IdBound
 
-REWRITES = ("stack_lookups",)
+REWRITES = ("stack_lookups", "inline_linears")
 DEFAULT_BUCKETS = (1, 8, 64, 256)
 Progress = Callable[[str], None]
 
@@ -95,7 +97,7 @@ def capture(
         progress("exporting")
         ingested = ingest(model, _example(model, example_inputs))
         planned, stacks, bounds, unchecked = _plan(
-            ingested, sizes, rewrites, strategy, streams, progress
+            ingested, sizes, rewrites, strategy, streams, compiler, progress
         )
         codes: dict[str, SegmentCode] = {}
         keys = [[_register(codes, s.code) for s in p.segments] for p in planned]
@@ -136,13 +138,8 @@ def capture(
                 resource.close()
         save_tensors(folder / SELFTEST, stored)
         gc.collect()
-        return seal(folder, _finished(manifest, parity, time.perf_counter() - begun))
-
-
-def _finished(manifest: Manifest, parity: Sequence[object], seconds: float) -> Manifest:
-    from dataclasses import replace
-
-    return replace(manifest, parity=tuple(parity), capture_seconds=round(seconds, 2))  # type: ignore[arg-type]
+        seconds = round(time.perf_counter() - begun, 2)
+        return seal(folder, replace(manifest, parity=tuple(parity), capture_seconds=seconds))
 
 
 def _check_arguments(
@@ -197,16 +194,23 @@ def _plan(
     rewrites: Sequence[str],
     strategy: str,
     streams: int,
+    compiler: str,
     progress: Progress,
-) -> tuple[list[_Planned], list[TableStack], list[object], list[str]]:
+) -> tuple[list[_Planned], list[TableStack], list[IdBound], list[str]]:
     planned: list[_Planned] = []
     stacks: list[TableStack] = []
+    # A fused loop needs a compiler that fuses; operator by operator, it is only more operators.
+    inline = "inline_linears" in rewrites and compiler == "inductor"
+    bounds: list[IdBound] = []
+    unchecked: list[str] = []
     for size in sizes:
         program = specialise(model, size)
         if size == sizes[0]:
             bounds, unchecked = id_bounds(program)
             stacks = plan_stacks(program) if "stack_lookups" in rewrites else []
         stack_lookups(program, stacks)
+        if inline:
+            inline_linears(program)
         dag, nodes = to_dag(program)
         operators = assign(dag, strategy, streams)
         check_plan(operators)
@@ -216,7 +220,7 @@ def _plan(
         progress(
             f"bucket {size}: {len(nodes)} operators, {len(segments)} segments, {plan.streams} streams"
         )
-    return planned, stacks, list(bounds), unchecked
+    return planned, stacks, bounds, unchecked
 
 
 def _register(codes: dict[str, SegmentCode], code: SegmentCode) -> str:

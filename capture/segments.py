@@ -156,9 +156,7 @@ def _lower(
             return local[node]
         if node in inputs:
             return inputs[node]
-        if node.op == "placeholder" or (
-            base(node) not in mine and _materialised(node) is node
-        ):
+        if node.op == "placeholder" or (base(node) not in mine and _materialised(node) is node):
             inputs[node] = f"i{len(inputs)}"
             return inputs[node]
         return emit(node)
@@ -200,9 +198,7 @@ def _lower(
         tuple(results),
         tuple(types),
     )
-    sources = tuple(
-        str(n.target) if n.op == "placeholder" else crossing[n][0] for n in inputs
-    )
+    sources = tuple(str(n.target) if n.op == "placeholder" else crossing[n][0] for n in inputs)
     segment = BoundSegment(name, code, sources, tuple(outputs), tuple(m.name for m in members))
     return segment, {base(n) for n in inputs}
 

@@ -33,7 +33,9 @@ def verify(
         worst_abs = worst_rel = 0.0
         counts = sorted({1, size // 2 + 1, size - 1, size} & set(range(1, size + 1)))
         for seed, rows in enumerate(counts):
-            request = sample_request(model.inputs, bounds, model.example, rows, seed=1000 * size + seed)
+            request = sample_request(
+                model.inputs, bounds, model.example, rows, seed=1000 * size + seed
+            )
             expected = model.eager({k: v.to(device) for k, v in request.items()})
             _poison(lane)
             prepared = lane.prepare_in(size, rows)

@@ -27,7 +27,9 @@ def artifact_folder(out: Path, overwrite: bool) -> Iterator[Path]:
     """
     out = out.absolute()
     if out.exists() and not overwrite:
-        raise CaptureError(f"{out} exists already; choose another place, or overwrite it (--overwrite)")
+        raise CaptureError(
+            f"{out} exists already; choose another place, or overwrite it (--overwrite)"
+        )
     if out.exists() and not (out / MANIFEST).is_file():
         raise CaptureError(f"{out} exists and is not an artifact, so it is not overwritten")
     out.parent.mkdir(parents=True, exist_ok=True)

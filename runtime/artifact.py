@@ -86,7 +86,9 @@ def _parse(root: Path, raw: bytes) -> Manifest:
     try:
         return Manifest.from_json(data)
     except (KeyError, TypeError, ValueError) as error:
-        raise ArtifactCorruptError(f"{root / MANIFEST} is incomplete: {error!r}; {_AGAIN}") from error
+        raise ArtifactCorruptError(
+            f"{root / MANIFEST} is incomplete: {error!r}; {_AGAIN}"
+        ) from error
 
 
 def check_environment(artifact: Artifact, found: Mapping[str, str]) -> None:

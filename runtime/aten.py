@@ -132,7 +132,9 @@ def bind(
     index = {name: i for i, name in enumerate(values)}
     for op in operators:
         index[op.name] = len(index)
-    last_use = {index[name]: at for at, op in enumerate(operators) for name in [op.name, *op.uses()]}
+    last_use = {
+        index[name]: at for at, op in enumerate(operators) for name in [op.name, *op.uses()]
+    }
     kept = {index[name] for name in [*values, *outputs]}
 
     def slot(arg: Any) -> Any:

@@ -81,7 +81,9 @@ class Manifest:
     inputs: tuple[InputSpec, ...]
     outputs: tuple[OutputSpec, ...]
     bounds: tuple[IdBound, ...]
-    unchecked: tuple[str, ...]  # tables whose ids are computed, so that no request check covers them
+    unchecked: tuple[
+        str, ...
+    ]  # tables whose ids are computed, so that no request check covers them
     tables: dict[str, TableView]
     packages: dict[str, Package]
     buckets: tuple[Bucket, ...]  # ascending

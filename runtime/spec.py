@@ -12,7 +12,17 @@ import numpy as np
 # numpy has no bfloat16; an input or output of that dtype is refused at capture.
 DTYPES: dict[str, np.dtype[Any]] = {
     name: np.dtype(name)
-    for name in ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64")
+    for name in (
+        "bool",
+        "uint8",
+        "int8",
+        "int16",
+        "int32",
+        "int64",
+        "float16",
+        "float32",
+        "float64",
+    )
 }
 ALIGNMENT = 256  # bytes; what CUDA allocations give, and more than any vector load needs
 

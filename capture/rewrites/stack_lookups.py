@@ -71,7 +71,7 @@ def stack_lookups(program: Program, stacks: list[TableStack]) -> None:
             if len(part) > 1:
                 group = f"{name}_{pooling}_{len(program.staged)}"
                 _rewrite_group(program, group, by_name[name], part)
-    program.sort()
+                program.sort()
     program.prune()
 
 
@@ -88,9 +88,7 @@ def _ready_together(program: Program, members: list[Lookup]) -> list[list[Lookup
     return list(parts.values())
 
 
-def _rewrite_group(
-    program: Program, group: str, stack: TableStack, members: list[Lookup]
-) -> None:
+def _rewrite_group(program: Program, group: str, stack: TableStack, members: list[Lookup]) -> None:
     taken = {name for names in program.staged.values() for name in names}
     staged = [m for m in members if _whole_input(m, members) not in (None, *taken)]
     rest = [m for m in members if m not in staged]
@@ -115,9 +113,7 @@ def _rewrite_group(
     first_rows = torch.tensor([start[m.weight] for m in ordered])
     if len(set(counts)) == 1:
         square = program.call(aten.view.default, ids, [len(ordered), counts[0]])
-        raised = program.call(
-            aten.add.Tensor, square, program.constant(first_rows[:, None])
-        )
+        raised = program.call(aten.add.Tensor, square, program.constant(first_rows[:, None]))
         ids = program.call(aten.view.default, raised, [-1])
     else:
         repeated = first_rows.repeat_interleave(torch.tensor(counts))
