@@ -1,8 +1,9 @@
 """Which feature each operator belongs to: the branches of a program, and the trunk.
 
-An operator that depends on exactly one feature belongs to that feature's branch. Columns of one input
-matrix that is read by columns only are features of their own, named `input[:, c]`. Operators that
-depend on no input at all (a transposed weight, say) join the branch of their readers, if there is one.
+An operator that depends on exactly one feature belongs to that feature's branch. Columns of one
+input matrix that is read by columns only are features of their own, named `input[:, c]`. Operators
+that depend on no input at all (a transposed weight, say) join the branch of their readers, if
+there is one.
 """
 
 from __future__ import annotations
@@ -80,7 +81,8 @@ def _cuts_columns(node: fx.Node) -> bool:
 
 
 def to_dag(program: Program) -> tuple[Dag, list[fx.Node]]:
-    """The launching operators of a program as plain data for stream assignment, and the node of each."""
+    """The launching operators of a program as plain data for stream assignment, and the node of
+    each."""
     nodes = launches(program.graph)
     index = {node: i for i, node in enumerate(nodes)}
     feature = branches(program)

@@ -1,4 +1,5 @@
-"""From a model to one ATen program with a dynamic batch and named inputs, or a refusal that helps."""
+"""From a model to one ATen program with a dynamic batch and named inputs, or a refusal that
+helps."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ import torch
 from torch.export import Dim, ExportedProgram
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
+from torch.utils._sympy.numbers import int_oo
 
 from recreplay.runtime.errors import CaptureError, UnsupportedModelError
 from recreplay.runtime.spec import DTYPES, InputSpec, OutputSpec
@@ -59,6 +61,8 @@ def ingest(model: torch.nn.Module | ExportedProgram, example_inputs: Example | N
     arguments = _arguments(model, example_inputs)
     example = _named_leaves(arguments)
     batch = _check_example(example)
+    # torch.export takes one tensor given twice for one input.
+    arguments = pytree.tree_map(torch.clone, arguments)
     dynamic = Dim("batch", min=1)
     shapes = pytree.tree_map(lambda t: {0: dynamic}, arguments)
     with warnings.catch_warnings(), _LastCall() as last:
@@ -96,7 +100,8 @@ def name_outputs(result: Any) -> dict[str, torch.Tensor]:
     if isinstance(result, (tuple, list)):
         return {f"output_{i}": v for i, v in enumerate(result)}
     raise UnsupportedModelError(
-        f"the model returns {type(result).__name__}; expected a tensor, a tuple or a dict of tensors"
+        f"the model returns {type(result).__name__}; expected a tensor, a tuple or a dict of "
+        "tensors"
     )
 
 
@@ -124,7 +129,7 @@ def _from_exported(exported: ExportedProgram, example_inputs: Example | None) ->
         given = (
             dict(example_inputs)
             if isinstance(example_inputs, Mapping)
-            else dict(zip(names, pytree.tree_leaves(list(example_inputs)), strict=True))
+            else dict(zip(names, _positional(names, example_inputs), strict=True))
         )
         if set(given) != set(names):
             raise CaptureError(
@@ -143,6 +148,16 @@ def _from_exported(exported: ExportedProgram, example_inputs: Example | None) ->
     return _finish("program", exported.run_decompositions({}), names, example, eager)
 
 
+def _positional(names: Sequence[str], example: Sequence[Any]) -> list[Any]:
+    leaves = pytree.tree_leaves(list(example))
+    if len(leaves) != len(names):
+        raise CaptureError(
+            f"{len(leaves)} example inputs; the exported program takes {len(names)}: "
+            f"{', '.join(names)}"
+        )
+    return leaves
+
+
 def _finish(
     name: str,
     exported: ExportedProgram,
@@ -150,7 +165,7 @@ def _finish(
     example: dict[str, torch.Tensor],
     eager: Callable[[Mapping[str, torch.Tensor]], dict[str, torch.Tensor]],
 ) -> Ingested:
-    _refuse_unbacked(exported)
+    _refuse_operators(exported)
     mutated = (
         exported.graph_signature.buffers_to_mutate or exported.graph_signature.user_inputs_to_mutate
     )
@@ -159,8 +174,8 @@ def _finish(
             f"the model writes to {', '.join(mutated.values())} during forward; a replay must "
             "be a function of its inputs, so keep such state outside the model"
         )
-    inputs = []
-    symbols = set()
+    inputs: list[InputSpec] = []
+    symbols: set[str] = set()
     user = [
         node
         for node, (_, kind) in zip(exported.graph.nodes, _placeholders(exported), strict=False)
@@ -180,14 +195,16 @@ def _finish(
             )
         if any(not isinstance(d, int) for d in row):
             raise UnsupportedModelError(
-                f"input {input_name!r} has shape {tuple(value.shape)}; only dimension 0, the batch, "
-                "may vary"
+                f"input {input_name!r} has shape {tuple(value.shape)}; only dimension 0, the "
+                "batch, may vary"
             )
+        _check_range(exported, head)
         symbols.add(str(head))
         inputs.append(InputSpec(input_name, _dtype(value, f"input {input_name!r}"), tuple(row)))
     if len(symbols) > 1:
         raise UnsupportedModelError(
-            f"inputs have different batch symbols ({', '.join(sorted(symbols))}); all must share one"
+            f"inputs have different batch symbols ({', '.join(sorted(symbols))}); all must share "
+            "one"
         )
     produced = eager(example)
     outputs = []
@@ -207,11 +224,22 @@ def _finish(
     return Ingested(name, exported, tuple(inputs), tuple(outputs), example, eager)
 
 
+def _check_range(exported: ExportedProgram, batch: torch.SymInt) -> None:
+    allowed = exported.range_constraints.get(batch.node.expr)
+    # A lower end of 2 is what Dim.DYNAMIC gives: it stands for 1 as well.
+    if allowed is not None and (allowed.lower > 2 or allowed.upper != int_oo):
+        raise UnsupportedModelError(
+            f"the exported program is for batches of {allowed.lower} to {allowed.upper}; export it "
+            "with torch.export.Dim('batch', min=1) and no largest size"
+        )
+
+
 def _dtype(tensor: torch.Tensor, what: str) -> str:
     name = str(tensor.dtype).removeprefix("torch.")
     if name not in DTYPES:
         raise UnsupportedModelError(
-            f"{what} has dtype {name}; requests are numpy arrays, so it must be one of {', '.join(DTYPES)}"
+            f"{what} has dtype {name}; requests are numpy arrays, so it must be one of "
+            f"{', '.join(DTYPES)}"
         )
     return name
 
@@ -230,7 +258,14 @@ def _arguments(model: torch.nn.Module, example: Example) -> dict[str, Any]:
     if not isinstance(example, Mapping):
         if len(example) > len(parameters):
             raise CaptureError(
-                f"{len(example)} example inputs for forward({', '.join(p.name for p in parameters)})"
+                f"{len(example)} example inputs for "
+                f"forward({', '.join(p.name for p in parameters)})"
+            )
+        absent = [p.name for p in parameters[len(example) :] if p.default is p.empty]
+        if absent:
+            raise CaptureError(
+                f"no example input for parameter {absent[0]!r} of {type(model).__name__}.forward; "
+                f"given: the first {len(example)}"
             )
         return {p.name: value for p, value in zip(parameters, example, strict=False)}
     arguments: dict[str, Any] = {}
@@ -239,7 +274,7 @@ def _arguments(model: torch.nn.Module, example: Example) -> dict[str, Any]:
         if p.name in rest:
             arguments[p.name] = rest.pop(p.name)
             continue
-        parts = {k.removeprefix(f"{p.name}_"): k for k in rest if k.startswith(f"{p.name}_")}
+        parts = {k.removeprefix(f"{p.name}_"): k for k in rest if _owner(k, parameters) == p.name}
         if parts:
             indexed = all(k.isdecimal() for k in parts)
             values = {k: rest.pop(full) for k, full in parts.items()}
@@ -255,6 +290,12 @@ def _arguments(model: torch.nn.Module, example: Example) -> dict[str, Any]:
             f"({', '.join(p.name for p in parameters)})"
         )
     return arguments
+
+
+def _owner(name: str, parameters: Sequence[inspect.Parameter]) -> str | None:
+    """The parameter that an example input belongs to: the longest whose name it begins with."""
+    fits = (p.name for p in parameters if name == p.name or name.startswith(f"{p.name}_"))
+    return max(fits, key=len, default=None)
 
 
 def _named_leaves(arguments: Mapping[str, Any]) -> dict[str, torch.Tensor]:
@@ -276,7 +317,8 @@ def _check_example(example: Mapping[str, Any]) -> int:
     batches = {name: t.shape[0] for name, t in example.items()}
     if len(set(batches.values())) != 1:
         raise CaptureError(
-            f"example inputs have different batch sizes: {batches}; all need the same number of rows"
+            f"example inputs have different batch sizes: {batches}; all need the same number of "
+            "rows"
         )
     batch = int(next(iter(batches.values())))
     if batch < 2:
@@ -306,13 +348,14 @@ def _refusal(error: Exception, last: _LastCall, batch: int) -> UnsupportedModelE
     where = _user_frame(error)
     if "data-dependent" in text.lower() or "unbacked" in text.lower():
         return UnsupportedModelError(
-            f"the model branches or sizes a tensor on data (last operator: {last.operator!r}{where}); a "
+            f"the model branches or sizes a tensor on data (last operator: "
+            f"{last.operator!r}{where}); a "
             "captured graph has fixed shapes, so compute with masks or a fixed capacity instead"
         )
     if "batch" in text and ("constraint" in text.lower() or "specialized" in text.lower()):
         return UnsupportedModelError(
-            f"the model fixes its batch at the example's {batch}{where}; take sizes from the input's "
-            f"shape instead. torch.export says: {_first_line(text)}"
+            f"the model fixes its batch at the example's {batch}{where}; take sizes from the "
+            f"input's shape instead. torch.export says: {_first_line(text)}"
         )
     return UnsupportedModelError(
         f"torch.export cannot trace the model (last operator: {last.operator!r}{where}): "
@@ -337,22 +380,32 @@ def _user_frame(error: BaseException) -> str:
     return found
 
 
-def _refuse_unbacked(exported: ExportedProgram) -> None:
-    """Refuse operators whose output sizes depend on data: they export, but cannot be captured."""
+def _refuse_operators(exported: ExportedProgram) -> None:
+    """Refuse operators that export but cannot be captured: sizes from data, chance, foreign code."""
     for node in exported.graph.nodes:
+        if isinstance(node.target, torch._ops.HigherOrderOperator):
+            raise UnsupportedModelError(
+                f"operator {node.target} runs one of several programs{_stack_line(node)}; a captured "
+                "graph always runs the same one, so compute both and select with torch.where"
+            )
+        if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace != "aten":
+            raise UnsupportedModelError(
+                f"operator {node.target} is not one of torch's own{_stack_line(node)}; an artifact "
+                "runs without your code, so write it with torch operators"
+            )
         if node.meta.get("unbacked_bindings"):
             raise UnsupportedModelError(
                 f"operator {node.target} has an output whose size or value depends on the data"
-                f"{_stack_line(node)}; a captured graph has fixed shapes, so compute with masks or a "
-                "fixed capacity instead"
+                f"{_stack_line(node)}; a captured graph has fixed shapes, so compute with masks "
+                "or a fixed capacity instead"
             )
         if isinstance(node.target, torch._ops.OpOverload) and (
             torch.Tag.nondeterministic_seeded in node.target.tags
-            and not node.target.name().startswith(("aten::dropout", "aten::rrelu"))
+            and str(node.target) not in ("aten.dropout.default", "aten.rrelu.default")
         ):
             raise UnsupportedModelError(
-                f"operator {node.target} draws random numbers{_stack_line(node)}; a replay must be a "
-                "function of its inputs"
+                f"operator {node.target} draws random numbers{_stack_line(node)}; a replay must "
+                "be a function of its inputs"
             )
 
 
@@ -360,7 +413,7 @@ def _stack_line(node: torch.fx.Node) -> str:
     """` at file:line: source` of the user's line that made this node."""
     lines = [line.strip() for line in (node.stack_trace or "").splitlines() if line.strip()]
     for at in range(len(lines) - 1, -1, -1):
-        if lines[at].startswith("File "):
+        if lines[at].startswith("File ") and not lines[at].startswith('File "<'):
             file, _, rest = lines[at].removeprefix('File "').partition('", line ')
             number = rest.partition(",")[0]
             source = lines[at + 1] if at + 1 < len(lines) else ""

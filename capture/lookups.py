@@ -33,13 +33,13 @@ _MOVES = {
     aten.permute.default,
     aten.transpose.int,
     aten.t.default,
-    aten.round.default,
 }
 
 
 @dataclass(frozen=True)
 class Lookup:
-    """One table read. `ids` holds one id per looked-up row, in order; `length` ids make one output row."""
+    """One table read. `ids` holds one id per looked-up row, in order; `length` ids make one output
+    row."""
 
     node: fx.Node  # the operator that reads the table
     output: fx.Node  # the pooled or gathered rows
@@ -190,7 +190,8 @@ def _is_column_of_input(node: fx.Node, dim: object) -> bool:
 
 
 def id_bounds(program: Program) -> tuple[list[IdBound], list[str]]:
-    """What each request's ids are checked against, and the tables whose ids no input holds as they are."""
+    """What each request's ids are checked against, and the tables whose ids no input holds as they
+    are."""
     bounds: dict[tuple[str, int | None], IdBound] = {}
     unchecked = []
     for lookup in find_lookups(program):

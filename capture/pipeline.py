@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import fx
 from torch.export import ExportedProgram
 
-from recreplay.capture.assign import assign
+from recreplay.capture.assign import STRATEGIES, Strategy, assign
 from recreplay.capture.compilers import get_compiler
 from recreplay.capture.compilers.toolchain import inductor_problem
 from recreplay.capture.features import to_dag
@@ -21,7 +22,8 @@ from recreplay.capture.layout import lay_out
 from recreplay.capture.lookups import id_bounds
 from recreplay.capture.rewrites.inline_linears import inline_linears
 from recreplay.capture.rewrites.stack_lookups import TableStack, plan_stacks, stack_lookups
-from recreplay.capture.segments import BoundSegment, SegmentCode, cut
+from recreplay.capture.segments import BoundSegment, cut
+from recreplay.capture.sharing import share
 from recreplay.capture.specialise import Program, specialise
 from recreplay.capture.verify import verify
 from recreplay.capture.writer import artifact_folder, save_tensors, seal
@@ -66,29 +68,25 @@ def capture(
 ) -> Manifest:
     """Capture `model` into the artifact directory `out`, proved against the eager model.
 
-    Parameters
-    ----------
-    model: a module in eval mode, or an `ExportedProgram` with a dynamic batch.
-    example_inputs: named tensors `[B, ...]` with B >= 2, or a tuple in the order of `forward`; by
-        default what the model's own `example_inputs(batch)` returns.
-    buckets: batch sizes to capture. A request runs in the smallest that holds it.
-    device: `"cpu"` or `"cuda"`: where the artifact will be replayed.
-    strategy: `"single"`, `"feature"`, `"matching"` or `"greedy"`; by default `single` on the CPU, whose
-        graphs run serially, and `matching` on CUDA.
-    streams: the most streams that a plan may use.
-    compiler: `"inductor"` or `"eager"`; by default inductor where this machine can compile, else eager
-        with a notice.
-    rewrites: which rewrites to apply.
-    threads: CPU threads that compiled segments use inside of one request.
-    rtol, atol: how far a replay may be from eager.
+    Parameters ---------- model: a module in eval mode, or an `ExportedProgram` with a dynamic
+    batch. example_inputs: named tensors `[B, ...]` with B >= 2, or a tuple in the order of
+    `forward`; by default what the model's own `example_inputs(batch)` returns. buckets: batch
+    sizes to capture. A request runs in the smallest that holds it. device: `"cpu"` or `"cuda"`:
+    where the artifact will be replayed. strategy: `"single"`, `"feature"`, `"matching"` or
+    `"greedy"`; by default `single` on the CPU, whose graphs run serially, and `matching` on CUDA.
+    streams: the most streams that a plan may use. compiler: `"inductor"` or `"eager"`; by default
+    inductor where this machine can compile, else eager with a notice. rewrites: which rewrites to
+    apply. threads: CPU threads that compiled segments use inside of one request. rtol, atol: how
+    far a replay may be from eager.
 
-    Raises `CaptureError` (what cannot be captured and why), `ParityError` (nothing is written then).
+    Raises `CaptureError` (what cannot be captured and why), `ParityError` (nothing is written
+    then).
     """
     begun = time.perf_counter()
     sizes = _check_arguments(buckets, rewrites, strategy, streams)
-    backend = open_device(device)  # refuses a device that is not here before any work is done
-    environment = backend.fingerprint()
-    backend.close()
+    target = open_device(device)  # refuses a device that is not here before any work is done
+    environment = target.fingerprint()
+    target.close()
     strategy = strategy or ("single" if device == "cpu" else "matching")
     compiler, notices = _choose_compiler(compiler, device)
     for notice in notices:
@@ -99,9 +97,10 @@ def capture(
         planned, stacks, bounds, unchecked = _plan(
             ingested, sizes, rewrites, strategy, streams, compiler, progress
         )
-        codes: dict[str, SegmentCode] = {}
-        keys = [[_register(codes, s.code) for s in p.segments] for p in planned]
-        packages = get_compiler(compiler, threads).compile(codes, folder, device, progress)
+        backend = get_compiler(compiler, threads)
+        segments = {p.program.bucket: p.segments for p in planned}
+        codes, keys = share(segments, backend.dynamic_batch)
+        packages = backend.compile(codes, folder, device, progress)
         constants = {k: v for p in planned for k, v in p.program.constants.items()}
         save_tensors(folder / CONSTANTS, constants)
         progress("writing weights")
@@ -121,8 +120,15 @@ def capture(
             tables=tables,
             packages=packages,
             buckets=tuple(
-                lay_out(p.program, p.plan, p.segments, k, ingested.inputs, ingested.outputs)
-                for p, k in zip(planned, keys, strict=True)
+                lay_out(
+                    p.program,
+                    p.plan,
+                    p.segments,
+                    keys[p.program.bucket],
+                    ingested.inputs,
+                    ingested.outputs,
+                )
+                for p in planned
             ),
             parity=(),
             notices=tuple(notices),
@@ -153,7 +159,7 @@ def _check_arguments(
     for name in rewrites:
         if name not in REWRITES:
             raise CaptureError(f"unknown rewrite {name!r}; expected some of {', '.join(REWRITES)}")
-    if strategy is not None and strategy not in ("single", "feature", "matching", "greedy"):
+    if strategy is not None and strategy not in STRATEGIES:
         raise CaptureError(
             f"unknown strategy {strategy!r}; expected single, feature, matching or greedy"
         )
@@ -199,7 +205,8 @@ def _plan(
 ) -> tuple[list[_Planned], list[TableStack], list[IdBound], list[str]]:
     planned: list[_Planned] = []
     stacks: list[TableStack] = []
-    # A fused loop needs a compiler that fuses; operator by operator, it is only more operators.
+    # A fused loop needs a compiler that fuses; operator by operator, it is only more operators. And
+    # it pays in the smallest bucket only, which has packages of its own: the others share theirs.
     inline = "inline_linears" in rewrites and compiler == "inductor"
     bounds: list[IdBound] = []
     unchecked: list[str] = []
@@ -209,24 +216,19 @@ def _plan(
             bounds, unchecked = id_bounds(program)
             stacks = plan_stacks(program) if "stack_lookups" in rewrites else []
         stack_lookups(program, stacks)
-        if inline:
+        if inline and size == sizes[0]:
             inline_linears(program)
         dag, nodes = to_dag(program)
-        operators = assign(dag, strategy, streams)
+        operators = assign(dag, cast(Strategy, strategy), streams)
         check_plan(operators)
         plan, segments = cut(program, operators, nodes, dag.branches)
         check_plan(plan)
         planned.append(_Planned(program, plan, segments))
         progress(
-            f"bucket {size}: {len(nodes)} operators, {len(segments)} segments, {plan.streams} streams"
+            f"bucket {size}: {len(nodes)} operators, {len(segments)} segments, {plan.streams} "
+            "streams"
         )
     return planned, stacks, bounds, unchecked
-
-
-def _register(codes: dict[str, SegmentCode], code: SegmentCode) -> str:
-    key = code.key()
-    codes.setdefault(key, code)
-    return key
 
 
 def _write_weights(

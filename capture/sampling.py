@@ -1,4 +1,5 @@
-"""Random requests for a captured model: ids uniform in their tables, the rest drawn from the example."""
+"""Random requests for a captured model: ids uniform in their tables, the rest drawn from the
+example."""
 
 from __future__ import annotations
 
@@ -18,8 +19,9 @@ def sample_request(
 ) -> dict[str, torch.Tensor]:
     """`rows` random rows on the CPU.
 
-    Each value comes from the same column of the example, so that it has a meaning; floats are moved by
-    a tenth of their spread, so that no two rows are alike; bounded ids are uniform in their table.
+    Each value comes from the same column of the example, so that it has a meaning; floats are
+    moved by a tenth of their spread, so that no two rows are alike; bounded ids are uniform in
+    their table.
     """
     generator = torch.Generator().manual_seed(seed)
     request = {}
@@ -36,6 +38,17 @@ def sample_request(
         for bound in bounds:
             if bound.input == spec.name:
                 where = values if bound.column is None else values[:, bound.column]
-                where.copy_(torch.randint(0, bound.rows, where.shape, generator=generator))
+                where.copy_(
+                    torch.randint(0, _limit(bound, bounds), where.shape, generator=generator)
+                )
         request[spec.name] = values
     return request
+
+
+def _limit(bound: IdBound, bounds: Sequence[IdBound]) -> int:
+    """What the ids of `bound` may reach where the same ids are read from other tables too."""
+    return min(
+        b.rows
+        for b in bounds
+        if b.input == bound.input and (None in (b.column, bound.column) or b.column == bound.column)
+    )

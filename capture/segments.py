@@ -1,8 +1,8 @@
 """Cut a planned program into segments: what one stream does between two waits, for one branch.
 
-A segment is one call of one compiled package. With one stream the whole program is one segment. Since a
-segment begins at every operator that waits, and ends where the branch changes, launching segments in the
-order of their first operators keeps every order that the plan has.
+A segment is one call of one compiled package. With one stream the whole program is one segment.
+Since a segment begins at every operator that waits, and ends where the branch changes, launching
+segments in the order of their first operators keeps every order that the plan has.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ class TensorType:
 class SegmentCode:
     """What a segment computes, without saying on what: the unit that is compiled.
 
-    Values are `i0…` (inputs) and `o0…` (operators). `tables` are the positions of inputs that are read
-    as tables only, whose number of rows does not matter to the code. Equal code is compiled once.
+    Values are `i0…` (inputs) and `o0…` (operators). `tables` are the positions of inputs that are
+    read as tables only, whose number of rows does not matter to the code. Equal code is compiled
+    once.
     """
 
     inputs: tuple[TensorType, ...]
@@ -133,7 +134,8 @@ def _crossing(program: Program, place: dict[fx.Node, int]) -> dict[fx.Node, list
 
 
 def _materialised(node: fx.Node) -> fx.Node:
-    """What is stored when `node` crosses: the tensor under its views, one element if it is a tuple."""
+    """What is stored when `node` crosses: the tensor under its views, one element if it is a
+    tuple."""
     while node.op == "call_function" and is_view(node):
         above = node.all_input_nodes[0]
         if not isinstance(above.meta["val"], torch.Tensor):
@@ -151,12 +153,16 @@ def _lower(
     operators: list[Operator] = []
     tables_only: dict[fx.Node, bool] = {}
 
+    def _arrives(node: fx.Node) -> bool:
+        root = base(node)
+        return root.op != "placeholder" and root not in mine and _materialised(node) is node
+
     def value(node: fx.Node) -> str:
         if node in local:
             return local[node]
         if node in inputs:
             return inputs[node]
-        if node.op == "placeholder" or (base(node) not in mine and _materialised(node) is node):
+        if node.op == "placeholder" or _arrives(node):
             inputs[node] = f"i{len(inputs)}"
             return inputs[node]
         return emit(node)

@@ -1,9 +1,9 @@
 """One static graph per bucket: sizes inlined, constants folded, common subexpressions merged.
 
-The dynamic graph is interpreted once on fake tensors of the bucket's shapes. Whatever comes out as a
-Python number disappears into its users; whatever depends on no input and no weight is computed now.
-Dependencies must be taken from this graph: on the dynamic one every `arange` would hang on the
-symbolic size of one feature.
+The dynamic graph is interpreted once on fake tensors of the bucket's shapes. Whatever comes out as
+a Python number disappears into its users; whatever depends on no input and no weight is computed
+now. Dependencies must be taken from this graph: on the dynamic one every `arange` would hang on
+the symbolic size of one feature.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from recreplay.capture.ingest import Ingested
+from recreplay.capture.views import base
 
 aten = torch.ops.aten
 _ASSERTS = {
@@ -37,9 +38,10 @@ _ASSERTS = {
 class Program:
     """A static ATen graph of one bucket.
 
-    Placeholders are named by where their value comes from: `input:NAME`, `staged:GROUP` (ids of several
-    inputs that lie side by side), `weight:NAME` or `const:HASH`. `meta["val"]` of each node is its fake
-    tensor. `outputs` are the nodes that hold the model's outputs, each a node of its own.
+    Placeholders are named by where their value comes from: `input:NAME`, `staged:GROUP` (ids of
+    several inputs that lie side by side), `weight:NAME` or `const:HASH`. `meta["val"]` of each
+    node is its fake tensor. `outputs` are the nodes that hold the model's outputs, each a node of
+    its own.
     """
 
     bucket: int
@@ -52,8 +54,8 @@ class Program:
     def source(self, kind: str, name: str, value: FakeTensor) -> fx.Node:
         """The placeholder `kind:name`, made when it is first asked for."""
         target = f"{kind}:{name}"
-        for node in self.graph.find_nodes(op="placeholder", target=target):
-            return node
+        for found in self.graph.find_nodes(op="placeholder", target=target):
+            return cast(fx.Node, found)
         last = None
         for node in self.graph.nodes:
             if node.op != "placeholder":
@@ -85,7 +87,8 @@ class Program:
         return node
 
     def sort(self) -> None:
-        """Put the operators into a topological order again, as near to the present one as can be."""
+        """Put the operators into a topological order again, as near to the present one as can
+        be."""
         position = {node: i for i, node in enumerate(self.graph.nodes)}
         missing = {n: len(n.all_input_nodes) for n in position}
         ready = [i for n, i in position.items() if not missing[n]]
@@ -149,8 +152,8 @@ def specialise(model: Ingested, bucket: int) -> Program:
 
 
 def _own_node(program: Program, value: fx.Node) -> fx.Node:
-    """The output as an operator of its own: not an input, a weight or another output."""
-    if value.op == "placeholder" or value in program.outputs.values():
+    """The output as an operator of its own: no view of an input or a weight, no other output."""
+    if base(value).op == "placeholder" or value in program.outputs.values():
         return program.call(aten.clone.default, value)
     return value
 
@@ -158,6 +161,7 @@ def _own_node(program: Program, value: fx.Node) -> fx.Node:
 def _emit(program: Program, node: fx.Node, values: dict[fx.Node, Any], seen: dict[Any, Any]) -> Any:
     if node.target in _ASSERTS:
         return None
+    function = cast("Callable[..., Any]", node.target)
     args, kwargs = _mapped(node.args, values), _mapped(node.kwargs, values)
     # A model is exported where it lives and captured for where it will run.
     kwargs = {k: None if k == "device" else v for k, v in kwargs.items()}
@@ -171,7 +175,7 @@ def _emit(program: Program, node: fx.Node, values: dict[fx.Node, Any], seen: dic
         fake_args, fake_kwargs = pytree.tree_map_only(
             fx.Node, lambda n: n.meta["val"], (args, kwargs)
         )
-        fake = node.target(*fake_args, **fake_kwargs)
+        fake = function(*fake_args, **fake_kwargs)
     if not any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(fake)):
         return fake
     if isinstance(fake, torch.Tensor) and _is_identity(node.target, args, used, fake):
@@ -182,7 +186,7 @@ def _emit(program: Program, node: fx.Node, values: dict[fx.Node, Any], seen: dic
             lambda n: program.constants[str(n.target).removeprefix("const:")],
             (args, kwargs),
         )
-        return program.constant(node.target(*real_args, **real_kwargs))
+        return program.constant(function(*real_args, **real_kwargs))
     new = program.graph.create_node("call_function", node.target, args, kwargs, name=node.name)
     new.meta = {
         "val": fake,
@@ -230,6 +234,7 @@ def _is_identity(target: Any, args: Any, used: list[fx.Node], fake: torch.Tensor
         aten.view.default,
         aten.reshape.default,
         aten.expand.default,
+        aten.slice.Tensor,
         aten.contiguous.default,
     )
 

@@ -46,9 +46,11 @@ def verify(
                 gap = np.abs(got.astype(np.float64) - want)
                 if not np.allclose(got, want, rtol=rtol, atol=atol, equal_nan=True):
                     raise ParityError(
-                        f"bucket {size}, {rows} rows: output {spec.name!r} differs from the eager model "
+                        f"bucket {size}, {rows} rows: output {spec.name!r} differs from the eager "
+                        "model "
                         f"by {np.nanmax(gap):.3g} (rtol {rtol}, atol {atol}); nothing was written. "
-                        "Capture with compiler='eager' or rewrites=() to see which step is the cause"
+                        "Capture with compiler='eager' or rewrites=() to see which step is the "
+                        "cause"
                     )
                 worst_abs = max(worst_abs, float(np.nanmax(gap)))
                 scale = np.maximum(np.abs(want), atol)

@@ -1,7 +1,8 @@
 """Which operators are views: they move no bytes, so they are recomputed wherever they are read.
 
-A plan therefore speaks of the operators that launch work. A view belongs to whoever reads it, and what
-crosses from one stream or segment to another is always the contiguous result of a real operator.
+A plan therefore speaks of the operators that launch work. A view belongs to whoever reads it, and
+what crosses from one stream or segment to another is always the contiguous result of a real
+operator.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -17,6 +18,10 @@ from safetensors.torch import save_file
 from recreplay.runtime.artifact import MANIFEST, SEAL, file_digest
 from recreplay.runtime.errors import CaptureError
 from recreplay.runtime.manifest import Manifest
+from recreplay.runtime.scratch import is_alive
+
+
+_OPEN: set[Path] = set()  # folders that this process is capturing into
 
 
 @contextmanager
@@ -33,23 +38,32 @@ def artifact_folder(out: Path, overwrite: bool) -> Iterator[Path]:
     if out.exists() and not (out / MANIFEST).is_file():
         raise CaptureError(f"{out} exists and is not an artifact, so it is not overwritten")
     out.parent.mkdir(parents=True, exist_ok=True)
-    for stale in out.parent.glob(f".{out.name}.capturing-*"):
-        if not _alive(stale.name.rpartition("-")[2]):
-            shutil.rmtree(stale, ignore_errors=True)
     folder = out.parent / f".{out.name}.capturing-{os.getpid()}"
+    if folder in _OPEN:
+        raise CaptureError(f"{out} is being captured by this process already")
+    for stale in out.parent.glob(f".{glob.escape(out.name)}.capturing-*"):
+        # In a container every capture may have the number that one killed before it had.
+        if stale == folder or not is_alive(stale.name.rpartition("-")[2]):
+            shutil.rmtree(stale, ignore_errors=True)
     folder.mkdir()
+    _OPEN.add(folder)
     try:
         yield folder
         _sync_tree(folder)
         if out.exists():
             old = out.parent / f".{out.name}.capturing-old-{os.getpid()}"
             out.rename(old)
-            folder.rename(out)
+            try:
+                folder.rename(out)
+            except BaseException:
+                old.rename(out)
+                raise
             shutil.rmtree(old)
         else:
             folder.rename(out)
         _sync(out.parent)
     finally:
+        _OPEN.discard(folder)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -77,18 +91,6 @@ def seal(folder: Path, manifest: Manifest) -> Manifest:
     (folder / MANIFEST).write_bytes(raw)
     (folder / SEAL).write_text(hashlib.sha256(raw).hexdigest())
     return sealed
-
-
-def _alive(pid: str) -> bool:
-    if not pid.isdecimal():
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _sync_tree(folder: Path) -> None:

@@ -65,10 +65,18 @@ def open_artifact(path: str | Path) -> Artifact:
         found = file_digest(file)
         if found != expected:
             raise ArtifactCorruptError(
-                f"{file} has sha256 {found[:16]}…, the manifest says {expected[:16]}…: it was edited "
-                f"or is torn; {_AGAIN}"
+                f"{file} has sha256 {found[:16]}…, the manifest says {expected[:16]}…: it was "
+                f"edited or is torn; {_AGAIN}"
             )
+    _check_sealed(root, parsed)
     return Artifact(root, parsed)
+
+
+def _check_sealed(root: Path, manifest: Manifest) -> None:
+    """Refuse an artifact that would load something whose digest the manifest does not list."""
+    for needed in (WEIGHTS, CONSTANTS, SELFTEST, *(p.path for p in manifest.packages.values())):
+        if not any(f == needed or f.startswith(f"{needed}/") for f in manifest.files):
+            raise ArtifactCorruptError(f"{root}: the manifest has no digest of {needed}; {_AGAIN}")
 
 
 def _parse(root: Path, raw: bytes) -> Manifest:
@@ -85,7 +93,7 @@ def _parse(root: Path, raw: bytes) -> Manifest:
         )
     try:
         return Manifest.from_json(data)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ArtifactCorruptError(
             f"{root / MANIFEST} is incomplete: {error!r}; {_AGAIN}"
         ) from error

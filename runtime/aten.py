@@ -1,9 +1,10 @@
 """ATen programs as plain JSON: the form in which eager segments and captured graphs are stored.
 
 A program is a list of operators in execution order. Arguments are JSON values, or one of these:
-`{"value": name}` (a tensor), `{"dtype": "float32"}`, `{"memory_format": "..."}`, `{"device": true}`
-(the device that the segment runs on), `{"layout": "strided"}`, `{"float": "inf"}`. Only operators of
-the `aten` namespace and `getitem` exist, so that loading one cannot run anything else.
+`{"value": name}` (a tensor), `{"dtype": "float32"}`, `{"memory_format": "..."}`, `{"device":
+true}` (the device that the segment runs on), `{"layout": "strided"}`, `{"float": "inf"}`. Only
+operators of the `aten` namespace and `getitem` exist, so that loading one cannot run anything
+else.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ class Operator:
 
 
 def encode(arg: Any, name_of: Callable[[Any], str | None]) -> Any:
-    """Encode one argument; `name_of` gives the name of a tensor value, or None for anything else."""
+    """Encode one argument; `name_of` gives the name of a tensor value, or None for anything
+    else."""
     name = name_of(arg)
     if name is not None:
         return {"value": name}

@@ -59,11 +59,13 @@ class Runtime:
     def load(
         cls, path: str | Path, *, device: str | None = None, check: Check = "error"
     ) -> Runtime:
-        """Check the artifact, record its graphs (nothing is compiled), and prove it on stored requests.
+        """Check the artifact, record its graphs (nothing is compiled), and prove it on stored
+        requests.
 
-        `device`: where to run; the artifact's own if not given. `check`: what happens to ids outside
-        their table: `"error"` refuses the request, `"clamp"` takes the nearest row and counts it,
-        `"off"` trusts the caller (on a GPU a bad id then ends the process's CUDA context).
+        `device`: where to run; the artifact's own if not given. `check`: what happens to ids
+        outside their table: `"error"` refuses the request, `"clamp"` takes the nearest row and
+        counts it, `"off"` trusts the caller (on a GPU a bad id then ends the process's CUDA
+        context).
         """
         if check not in CHECKS:
             raise RecReplayError(f"unknown check {check!r}; expected one of {', '.join(CHECKS)}")
@@ -72,8 +74,8 @@ class Runtime:
         wanted = device or manifest.device
         if wanted.partition(":")[0] != manifest.device:
             raise EnvironmentMismatchError(
-                f"{artifact.path} was captured for {manifest.device!r} and cannot run on {wanted!r}; "
-                f"capture it again with device={wanted.partition(':')[0]!r}"
+                f"{artifact.path} was captured for {manifest.device!r} and cannot run on "
+                f"{wanted!r}; capture it again with device={wanted.partition(':')[0]!r}"
             )
         runtime = cls(artifact, *make_lane(artifact, wanted, check))
         try:
@@ -86,28 +88,27 @@ class Runtime:
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
         """Scores of one request.
 
-        `inputs`: an array `[n, ...]` for each input, n >= 1, as numpy or torch arrays or anything with
-        `__array__` or DLPack. Runs in the smallest bucket that holds n rows, split if none does.
-        Returns new arrays `[n, ...]` by output name. Raises a subclass of `InputError` that says what
-        is wrong with the request; the runtime goes on.
+        `inputs`: an array `[n, ...]` for each input, n >= 1, as numpy or torch arrays or anything
+        with `__array__` or DLPack. Runs in the smallest bucket that holds n rows, split if none
+        does. Returns new arrays `[n, ...]` by output name. Raises a subclass of `InputError` that
+        says what is wrong with the request; the runtime goes on.
         """
         try:
             arrays, n = self._checker.check(inputs)
             with self._lock:
                 if self._closed:
                     raise RuntimeClosedError("this Runtime was closed; load the artifact again")
-                if n <= self._largest:
-                    results = self._replay(arrays, n)
-                else:
-                    results = self._split(arrays, n)
+                results = self._replay(arrays, n) if n <= self._largest else self._split(arrays, n)
                 self._metrics.requests += 1
         except BaseException:
-            self._metrics.failed += 1
+            with self._lock:
+                self._metrics.failed += 1
             raise
         return dict(zip(self._outputs, results, strict=True))
 
     def submit(self, inputs: Mapping[str, Any]) -> Future[dict[str, Array]]:
-        """`run` on the runtime's own thread; the inputs must not change until the future is done."""
+        """`run` on the runtime's own thread; the inputs must not change until the future is
+        done."""
         with self._lock:
             if self._closed:
                 raise RuntimeClosedError("this Runtime was closed; load the artifact again")
@@ -145,14 +146,14 @@ class Runtime:
     ) -> None:
         self.close()
 
-    def _replay(self, arrays: Sequence[Array], n: int) -> list[Array]:
+    def _replay(self, arrays: Sequence[Array], n: int, first_row: int = 0) -> list[Array]:
         prepared = self._lane.prepare(n)
         try:
-            clamped = prepared.fill(arrays)
+            clamped = prepared.fill(arrays, first_row)
         except (TypeError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
-            clamped = prepared.fill(self._checker.convert(arrays)[0])
+            clamped = prepared.fill(self._checker.convert(arrays)[0], first_row)
         prepared.replay()
         self._metrics.count(prepared.bucket, n, clamped)
         return [view.copy() for view in prepared.outputs]
@@ -160,8 +161,9 @@ class Runtime:
     def _split(self, arrays: Sequence[Array], n: int) -> list[Array]:
         """A request above the largest bucket, in parts of that bucket."""
         step = self._largest
+        arrays, _ = self._checker.convert(arrays)  # so that messages speak of the whole request
         parts = [
-            self._replay([a[start : start + step] for a in arrays], min(step, n - start))
+            self._replay([a[start : start + step] for a in arrays], min(step, n - start), start)
             for start in range(0, n, step)
         ]
         self._metrics.split_requests += 1
@@ -180,15 +182,18 @@ class Runtime:
                 if not np.allclose(got, expected, rtol=rtol, atol=atol, equal_nan=True):
                     worst = float(np.max(np.abs(got.astype(np.float64) - expected)))
                     raise ParityError(
-                        f"{self.path}: self-test of bucket {size} failed: output {name!r} differs by "
-                        f"{worst:.3g} from the stored answer (rtol {rtol}, atol {atol}); this machine "
-                        "does not compute what the model was captured with, so capture it again here"
+                        f"{self.path}: self-test of bucket {size} failed: output {name!r} differs "
+                        f"by {worst:.3g} from the stored answer (rtol {rtol}, atol {atol}); this "
+                        "machine "
+                        "does not compute what the model was captured with, so capture it again "
+                        "here"
                     )
         self._metrics = Metrics()
 
 
 def make_lane(artifact: Artifact, wanted: str, check: Check) -> tuple[Lane, list[Any]]:
-    """Load everything an artifact needs on its device; returns the lane and what to close after it."""
+    """Load everything an artifact needs on its device; returns the lane and what to close after
+    it."""
     from recreplay.runtime.devices import open_device
     from recreplay.runtime.lane import Lane
     from recreplay.runtime.segments import load_package

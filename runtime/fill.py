@@ -1,7 +1,7 @@
 """Copy a request into a bucket's staging memory: pad, check ids. The host's share of a replay.
 
-Inputs that were staged side by side are one block `[F, B, ...]`: copied by one call, padded by one, checked
-by one reduction, so that the cost is per block and not per feature.
+Inputs that were staged side by side are one block `[F, B, ...]`: copied by one call, padded by
+one, checked by one reduction, so that the cost is per block and not per feature.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ def blocks(bucket: Bucket) -> list[list[Slot]]:
 class _Block:
     """Inputs of one shape that lie side by side: `view` is `[F, B, ...]`.
 
-    `limits` holds the number of rows of the table of each input (or of each of `columns`), and is None
-    where nothing is looked up.
+    `limits` holds the number of rows of the table that each input's ids look up, and is None where
+    they look up none. `columns` are (input, column, rows) where only some columns do.
     """
 
     names: tuple[str, ...]
     view: Array
     limits: Array | None
-    columns: tuple[int, ...]
+    columns: tuple[tuple[int, int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ class _IdCheck:
 class _Joint:
     """Copy the inputs `[start, stop)` of a request into one block by one call.
 
-    `out` is the block itself where the request fills its bucket, else a scratch array of exactly the
-    request's rows, which is then copied to `target`.
+    `out` is the block itself where the request fills its bucket, else a scratch array of exactly
+    the request's rows, which is then copied to `target`.
     """
 
     start: int
@@ -85,7 +85,8 @@ class _Joint:
 
 
 class Fill:
-    """Copies requests of one number of rows into staging; made once per number, by `Filler.prepare`."""
+    """Copies requests of one number of rows into staging; made once per number, by
+    `Filler.prepare`."""
 
     __slots__ = ("_checks", "_filler", "_joint", "_n", "_padding", "_single")
 
@@ -101,10 +102,13 @@ class Fill:
             self._add(block, position)
             position += len(block.names)
 
-    def __call__(self, values: Sequence[Array]) -> int:
+    def __call__(self, values: Sequence[Array], first_row: int = 0) -> int:
         """Copy, pad, check; returns how many ids were clamped.
 
-        Raises TypeError or ValueError if a value of a block has not exactly the block's dtype and shape.
+        `first_row`: the row of the request that row 0 of these is, for messages.
+
+        Raises TypeError or ValueError if a value of a block has not exactly the block's dtype and
+        shape.
         """
         for at, view in self._single:
             view[...] = values[at]
@@ -117,7 +121,7 @@ class Fill:
         for check in self._checks:
             # One reduction where all is well; which id is wrong is worked out only when one is.
             if not check.holds():
-                return self._filler.bad_ids(self._n)
+                return self._filler.bad_ids(self._n, first_row)
         return 0
 
     def _add(self, block: _Block, position: int) -> None:
@@ -134,15 +138,17 @@ class Fill:
             self._joint.append(_Joint(position, position + features, out, source, view[:, :n]))
         if n < size:
             self._padding.append((view[:, n:], view[:, :1]))
-        if block.limits is None or not self._filler.checks:
+        if not self._filler.checks:
             return
-        if block.columns:
-            rows = view[0, :n].reshape(n, -1)
-            self._checks.append(_IdCheck(rows, block.limits, list(block.columns)))
-        else:
+        if block.limits is not None:
             ids = view.reshape(features, -1)
-            ids = ids[:, : n * (ids.shape[1] // size)].view(block.limits.dtype)
+            ids = ids[:, : n * (ids.shape[1] // size)].view(f"u{view.dtype.itemsize}")
             self._checks.append(_IdCheck(ids, block.limits, None))
+        for at in sorted({at for at, _, _ in block.columns}):
+            mine = [(column, rows) for i, column, rows in block.columns if i == at]
+            limits = np.array([rows for _, rows in mine])
+            columns = [column for column, _ in mine]
+            self._checks.append(_IdCheck(view[at, :n].reshape(n, -1), limits, columns))
 
 
 class Filler:
@@ -155,7 +161,7 @@ class Filler:
         whole = {b.input: b for b in bounds if b.column is None and b.input in integers}
         parts: dict[str, list[IdBound]] = {}
         for b in bounds:
-            if b.input not in whole:
+            if b.column is not None or b.input not in whole:
                 parts.setdefault(b.input, []).append(b)
         self.blocks = [_block(slots, whole, parts, memory) for slots in blocks(bucket)]
         self.checks = check != "off"
@@ -167,10 +173,10 @@ class Filler:
         """The copy, padding and check of requests of `n` rows."""
         return Fill(self, n)
 
-    def bad_ids(self, n: int) -> int:
+    def bad_ids(self, n: int, first_row: int) -> int:
         """Raise, or clamp and count, as the runtime was told to."""
         if self._check == "error":
-            raise self._range_error(n)
+            raise self._range_error(n, first_row)
         return self._clamp(n)
 
     def _offences(self, n: int) -> list[tuple[IdBound, Array, Array]]:
@@ -186,7 +192,7 @@ class Filler:
                 found.append((bound, ids, bad))
         return found
 
-    def _range_error(self, n: int) -> IdRangeError:
+    def _range_error(self, n: int, first_row: int) -> IdRangeError:
         bound, ids, bad = self._offences(n)[0]
         place = np.argwhere(bad)[0]
         where = f"input {bound.input!r}"
@@ -194,8 +200,8 @@ class Filler:
             where += f" column {bound.column}"
         position = f", position {', '.join(map(str, place[1:]))}" if len(place) > 1 else ""
         return IdRangeError(
-            f"{where}, row {place[0]}{position}: id {ids[tuple(place)]} is out of range; table "
-            f"{bound.table!r} has {bound.rows} rows, so ids are 0 to {bound.rows - 1}"
+            f"{where}, row {first_row + place[0]}{position}: id {ids[tuple(place)]} is out of "
+            f"range; table {bound.table!r} has {bound.rows} rows, so ids are 0 to {bound.rows - 1}"
         )
 
     def _clamp(self, n: int) -> int:
@@ -215,17 +221,19 @@ def _block(
     run: list[Slot], whole: dict[str, IdBound], parts: dict[str, list[IdBound]], memory: Array
 ) -> _Block:
     first = run[0]
+    dtype = DTYPES[first.dtype]
     view = Slot("", first.dtype, (len(run), *first.shape), first.offset).view(memory)
     names = tuple(s.name for s in run)
+    limits = None
     if all(name in whole for name in names):
-        unsigned = np.dtype(f"uint{8 * DTYPES[first.dtype].itemsize}")
-        return _Block(names, view, np.array([whole[n].rows for n in names], dtype=unsigned), ())
-    if first.name in parts:
-        width = first.nbytes // (first.shape[0] * DTYPES[first.dtype].itemsize)
-        found = [
-            (column, b.rows)
-            for b in parts[first.name]
-            for column in (range(width) if b.column is None else [b.column])
-        ]
-        return _Block(names, view, np.array([r for _, r in found]), tuple(c for c, _ in found))
-    return _Block(names, view, None, ())
+        # The ids are compared as unsigned numbers, where negative ones are very large.
+        most = 1 << 8 * dtype.itemsize - (dtype.kind == "i")
+        limits = np.array([min(whole[name].rows, most) for name in names], dtype=np.uint64)
+    width = first.nbytes // (first.shape[0] * dtype.itemsize)
+    columns = tuple(
+        (at, column, b.rows)
+        for at, name in enumerate(names)
+        for b in parts.get(name, ())
+        for column in (range(width) if b.column is None else [b.column])
+    )
+    return _Block(names, view, limits, columns)

@@ -66,7 +66,13 @@ class Lane:
         for bucket in sorted(manifest.buckets, key=lambda b: b.size, reverse=True):
             launches = self._bind(bucket, packages, tensors)
             check_plan(bucket.plan)
-            queue = partial(issue, bucket.plan, launches, self._in, self._out)
+            queue = partial(
+                issue,
+                bucket.plan,
+                launches,
+                self._in.part(total_bytes(bucket.inputs)),
+                self._out.part(total_bytes(bucket.outputs)),
+            )
             graph = device.record(bucket.plan.streams, queue)
             filler = Filler(bucket, manifest.bounds, self._in.host, check)
             outputs = [slot.view(self._out.host) for slot in bucket.outputs]

@@ -16,8 +16,8 @@ VERSION = 1
 class Segment:
     """One call: a package over named tensors.
 
-    `inputs` are read and `outputs` are written. Names say where the bytes are: `input:x`, `staged:g`,
-    `weight:w`, `const:k`, `buffer:v` or `output:o`.
+    `inputs` are read and `outputs` are written. Names say where the bytes are: `input:x`,
+    `staged:g`, `weight:w`, `const:k`, `buffer:v` or `output:o`.
     """
 
     name: str
@@ -29,7 +29,8 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """A captured batch size: its plan (one step per segment), its segments and its memory layout."""
+    """A captured batch size: its plan (one step per segment), its segments and its memory
+    layout."""
 
     size: int
     plan: Plan

@@ -13,8 +13,8 @@ def issue(
 ) -> None:
     """Queue one replay of `plan`: upload, fork, segments with their waits, join, download.
 
-    A side stream waits for the fork before its first segment, hence before its first allocation, and
-    the main stream waits for every side stream that was used.
+    A side stream waits for the fork before its first segment, hence before its first allocation,
+    and the main stream waits for every side stream that was used.
     """
     with recording.on(0):
         recording.launch(inputs.upload)

@@ -1,6 +1,7 @@
 """Check a request against the captured inputs: names, types, dtypes, shapes. One exact error each.
 
-The common case, a dict of numpy arrays of the right dtypes, is checked without a function call per input.
+The common case, a dict of numpy arrays of the right dtypes, is checked without a function call per
+input.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ Array = np.ndarray[Any, Any]
 class RequestChecker:
     """Turns a request into arrays in the order of filling, and its number of rows.
 
-    `joint[i]` says that input i is copied together with its neighbours, by a call that refuses any other
-    dtype or shape itself; only the number of rows is checked here for those.
+    `joint[i]` says that input i is copied together with its neighbours, by a call that refuses any
+    other dtype or shape itself; only the number of rows is checked here for those.
     """
 
     def __init__(self, specs: Sequence[InputSpec], joint: Sequence[bool]) -> None:
@@ -62,7 +63,8 @@ class RequestChecker:
         return self.convert(values)
 
     def convert(self, values: Sequence[Any]) -> tuple[list[Array], int]:
-        """Anything array-like as arrays of exactly the captured dtypes, or the error that says why not."""
+        """Anything array-like as arrays of exactly the captured dtypes, or the error that says why
+        not."""
         arrays = [_to_array(v, spec) for v, spec in zip(values, self._specs, strict=True)]
         for array, spec in zip(arrays, self._specs, strict=True):
             if array.ndim != len(spec.row) + 1 or array.shape[1:] != spec.row:
@@ -106,12 +108,15 @@ def _to_array(value: Any, spec: InputSpec) -> Array:
             f"input {spec.name!r} is {_kind(value, array)}; expected an array {spec.describe()}"
         )
     wanted = DTYPES[spec.dtype]
-    same_kind = free_dtype and np.can_cast(array.dtype, wanted, "same_kind")
-    if array.dtype == wanted or _widens(array.dtype, wanted) or same_kind:
+    if array.dtype == wanted or _widens(array.dtype, wanted):
         return array.astype(wanted, copy=False)
+    if free_dtype and np.can_cast(array.dtype, wanted, "same_kind"):
+        cast = array.astype(wanted)
+        if wanted.kind == "f" or bool((cast == array).all()):
+            return cast
     raise InputDtypeError(
-        f"input {spec.name!r} has dtype {array.dtype}; expected {spec.dtype}, or one that widens to it "
-        f"without loss; convert it with .astype({spec.dtype!r})"
+        f"input {spec.name!r} has dtype {array.dtype}; expected {spec.dtype}, or one that widens "
+        f"to it without loss; convert it with .astype({spec.dtype!r})"
     )
 
 

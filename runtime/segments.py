@@ -1,13 +1,12 @@
 """Compiled segments as the runtime calls them: bound once to tensors, then called with nothing.
 
-Two kinds of package, one small protocol: `load(path)` gives a factory, `factory.bind(inputs, outputs)`
-gives a function that reads the one and writes the other.
+Two kinds of package, one small protocol: `load(path)` gives a factory, `factory.bind(inputs,
+outputs)` gives a function that reads the one and writes the other.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ import torch
 
 from recreplay.runtime.aten import Operator, bind
 from recreplay.runtime.errors import ArtifactCorruptError
+from recreplay.runtime.scratch import adopt, drop_scratch, make_scratch
 
 Launch = Callable[[], object]
 
@@ -62,8 +62,8 @@ class EagerPackage:
 class InductorPackage:
     """An AOTInductor package. It checks neither shapes nor dtypes: the runtime did.
 
-    The package's own runner is single-threaded: the other one takes locks and records events, which a
-    stream capture forbids. One package is bound by one lane at a time.
+    The package's own runner is single-threaded: the other one takes locks and records events,
+    which a stream capture forbids. One package is bound by one lane at a time.
     """
 
     def __init__(self, folder: Path, device: torch.device) -> None:
@@ -73,10 +73,12 @@ class InductorPackage:
         if _loads_folders():
             path = str(source)
         else:
-            self._scratch = Path(tempfile.mkdtemp(prefix="recreplay-"))
+            self._scratch = make_scratch()
             path = str(_zip(source, self._scratch / "model.pt2"))
         # Positional arguments: package, model, single-threaded runner, runners, device index.
         self._loader = torch._C._aoti.AOTIModelPackageLoader(path, "model", True, 1, index)
+        if self._scratch is not None:
+            _adopt_unpacked(self._scratch, next(folder.rglob("*.so")).name)
 
     def bind(self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> Launch:
         run: Callable[[list[torch.Tensor]], Any] = self._loader.run
@@ -90,13 +92,24 @@ class InductorPackage:
     def close(self) -> None:
         del self._loader  # unloads the library, and removes the folder that it was unpacked into
         if self._scratch is not None:
-            shutil.rmtree(self._scratch, ignore_errors=True)
+            drop_scratch(self._scratch)
 
 
 def _loads_folders() -> bool:
-    """torch 2.13 loads an unpacked package in place; before, a zip is unpacked to a temporary folder."""
+    """torch 2.13 loads a package in place; before, a zip is unpacked to a temporary folder."""
     major, minor = (int(part) for part in torch.__version__.split(".")[:2])
     return (major, minor) >= (2, 13)
+
+
+def _adopt_unpacked(scratch: Path, library: str) -> None:
+    """The loader unpacks to a folder that it names itself; find it by the library mapped there."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        if line.endswith(f"/{library}"):
+            inside = Path(line.split(maxsplit=5)[5])
+            temporary = Path(tempfile.gettempdir())
+            if inside.is_relative_to(temporary):
+                adopt(scratch, temporary / inside.relative_to(temporary).parts[0])
+                return
 
 
 def _zip(folder: Path, target: Path) -> Path:

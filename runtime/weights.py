@@ -1,4 +1,5 @@
-"""Weights on the device: stored once, read by every bucket and lane, at addresses that never change."""
+"""Weights on the device: stored once, read by every bucket and lane, at addresses that never
+change."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ _HUGE = 2 << 20  # bytes of a huge page on x86-64 and most of aarch64
 
 
 def load_tensors(path: Path, device: torch.device) -> dict[str, torch.Tensor]:
-    """All tensors of a safetensors file in memory of their own, aligned as the allocator does it."""
+    """All tensors of a safetensors file in memory of their own, aligned as the allocator does
+    it."""
     loaded = {}
     with safe_open(path, framework="pt", device="cpu") as file:
         for name in file.keys():  # noqa: SIM118 - not a dict
@@ -27,8 +29,8 @@ def load_tensors(path: Path, device: torch.device) -> dict[str, torch.Tensor]:
 def _resident(tensor: torch.Tensor) -> torch.Tensor:
     """A copy in memory of its own; the file's bytes are mapped, and its tensors are not aligned.
 
-    Large tensors go to huge pages where the system grants them: a lookup reads rows at random, and with
-    pages of 4 KiB each row costs a walk through the page table besides its own cache miss.
+    Large tensors go to huge pages where the system grants them: a lookup reads rows at random, and
+    with pages of 4 KiB each row costs a walk through the page table besides its own cache miss.
     """
     nbytes = tensor.numel() * tensor.element_size()
     if nbytes < _HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):

@@ -8,22 +8,24 @@ from typing import Protocol
 
 from recreplay.capture.compilers.eager import EagerCompiler
 from recreplay.capture.compilers.inductor import InductorCompiler
-from recreplay.capture.segments import SegmentCode
+from recreplay.capture.sharing import Code
 from recreplay.runtime.errors import CaptureError
 from recreplay.runtime.manifest import Package
 
 
 class SegmentCompiler(Protocol):
     name: str
+    dynamic_batch: bool  # whether one package may serve several buckets
 
     def compile(
         self,
-        codes: Mapping[str, SegmentCode],
+        codes: Mapping[str, Code],
         folder: Path,
         device: str,
         progress: Callable[[str], None],
     ) -> dict[str, Package]:
-        """Write a package for each named code below `folder`; paths in the result are relative to it."""
+        """Write a package for each named code below `folder`; paths in the result are relative to
+        it."""
 
 
 COMPILERS = ("eager", "inductor")

@@ -9,16 +9,17 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from recreplay.capture.segments import SegmentCode
+from recreplay.capture.sharing import Code
 from recreplay.runtime.manifest import Package
 
 
 class EagerCompiler:
     name = "eager"
+    dynamic_batch = False
 
     def compile(
         self,
-        codes: Mapping[str, SegmentCode],
+        codes: Mapping[str, Code],
         folder: Path,
         device: str,
         progress: Callable[[str], None],

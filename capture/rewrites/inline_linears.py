@@ -1,7 +1,7 @@
 """Rewrite: a linear layer too small for a matrix product becomes a product and a sum.
 
-A call into the matrix library costs some microseconds whatever its size; a product and a sum are fused by
-inductor into the loops around them. Only worth it for segments that inductor compiles.
+A call into the matrix library costs some microseconds whatever its size; a product and a sum are
+fused by inductor into the loops around them. Only worth it for segments that inductor compiles.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from torch import fx
 from recreplay.capture.specialise import Program
 
 aten = torch.ops.aten
-# Multiply-adds up to which a fused loop beats the call. On one AVX-512 core, 40 branches of attention
-# pooling replay in 442 us without this rewrite at batch 1, 364 us with this limit and 338 us with
-# 65,536, which however makes batch 128 40 % slower; always inlining one-column layers nearly doubles it.
+# Multiply-adds up to which a fused loop beats the call. On one AVX-512 core, 40 branches of
+# attention pooling replay in 442 us without this rewrite at batch 1, 364 us with this limit and
+# 338 us with 65,536, which however makes batch 128 40 % slower; always inlining one-column layers
+# nearly doubles it.
 _SMALL = 8192
 
 

@@ -1,7 +1,7 @@
 """What capture and replay need of a device: streams, events, capture, replay, staging memory.
 
-The same code drives both devices (`recreplay.runtime.record`); the CPU's events and streams are nothing at
-all, and CUDA's are CUDA's.
+The same code drives both devices (`recreplay.runtime.record`); the CPU's events and streams are
+nothing at all, and CUDA's are CUDA's.
 """
 
 from __future__ import annotations
@@ -17,10 +17,14 @@ Launch = Callable[[], object]
 
 
 class Staging(Protocol):
-    """A packed byte buffer that requests fill on the host and graphs read on the device, or back."""
+    """A packed byte buffer that requests fill on the host and graphs read on the device, or
+    back."""
 
     host: np.ndarray[Any, Any]  # uint8[nbytes]
     device: torch.Tensor  # uint8[nbytes]
+
+    def part(self, nbytes: int) -> Staging:
+        """The first bytes, so that a bucket copies no more than it holds."""
 
     def upload(self) -> None:
         """Queue host -> device on the current stream, inside the graph."""
@@ -30,7 +34,8 @@ class Staging(Protocol):
 
 
 class Recording(Protocol):
-    """One capture under way. Streams are numbers; 0 is the main one, where capture begins and ends."""
+    """One capture under way. Streams are numbers; 0 is the main one, where capture begins and
+    ends."""
 
     def on(self, stream: int) -> AbstractContextManager[object]:
         """Make a stream current: what is launched inside goes there."""

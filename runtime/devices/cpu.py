@@ -1,4 +1,5 @@
-"""The CPU: a graph is the list of calls in issue order, run one after the other on static buffers."""
+"""The CPU: a graph is the list of calls in issue order, run one after the other on static
+buffers."""
 
 from __future__ import annotations
 
@@ -19,6 +20,9 @@ class CpuStaging:
     def __init__(self, nbytes: int) -> None:
         self.device = torch.zeros(max(nbytes, 1), dtype=torch.uint8)
         self.host: np.ndarray[Any, Any] = self.device.numpy()
+
+    def part(self, nbytes: int) -> CpuStaging:
+        return self
 
     def upload(self) -> None:
         pass

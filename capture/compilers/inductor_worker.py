@@ -1,0 +1,154 @@
+"""The process that compiles: segment code in, unpacked AOTInductor packages out.
+
+Run as `python -m recreplay.capture.compilers.inductor_worker JOB.json FOLDER`.
+"""
+
+from __future__ import annotations
+
+import json
+import operator
+import shutil
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch._inductor
+from torch import fx
+from torch.export import Dim
+
+from recreplay.runtime.aten import decode, resolve
+
+_STAND_IN_ROWS = 64  # rows of the table that a segment is compiled with; the real number is dynamic
+
+
+@dataclass(frozen=True)
+class Module:
+    """A segment ready for export: it writes its outputs into its last arguments."""
+
+    graph: fx.GraphModule
+    examples: tuple[torch.Tensor, ...]
+    shapes: tuple[dict[int, Any] | None, ...]
+
+
+def build_module(
+    data: dict[str, Any], device: str, batches: tuple[int, int] | None = None
+) -> Module:
+    """Segment code as a graph module, with example arguments and dynamic shapes.
+
+    `data` is a `SegmentCode` as JSON. With `batches`, the smallest and largest, it may hold
+    `{"batch": [a, c]}` for sizes `a * batch + c`. Tables have a dynamic number of rows.
+    """
+    target = torch.device(device)
+    batch = Dim("batch", min=batches[0], max=batches[1]) if batches else None
+    example_batch = batches[1] if batches else 0
+    graph = fx.Graph()
+    examples: list[torch.Tensor] = []
+    shapes: list[dict[int, Any] | None] = []
+    tensors: list[tuple[fx.Node, list[Any]]] = []
+
+    def argument_tensor(name: str, dtype: str, shape: list[Any], table: bool) -> fx.Node:
+        sizes = [_size(d, example_batch) for d in shape]
+        dynamic = {i: _dim(d, batch) for i, d in enumerate(shape) if isinstance(d, dict)}
+        if table:
+            sizes[0] = _STAND_IN_ROWS
+            dynamic[0] = Dim(f"rows_{name}", min=1)
+        # Zeros are valid ids for any table, should the compiler run the code to choose a kernel.
+        examples.append(torch.zeros(sizes, dtype=getattr(torch, dtype), device=target))
+        shapes.append(dynamic or None)
+        node = graph.placeholder(name)
+        tensors.append((node, shape))
+        return node
+
+    values: dict[str, fx.Node] = {}
+    for i, (dtype, shape) in enumerate(data["inputs"]):
+        values[f"i{i}"] = argument_tensor(f"i{i}", dtype, shape, i in data["tables"])
+    outputs = [
+        argument_tensor(f"out{i}", dtype, shape, False)
+        for i, (dtype, shape) in enumerate(data["outputs"])
+    ]
+    symbol = _batch_symbol(graph, tensors) if batches else None
+    sizes: dict[tuple[int, int], fx.Node] = {}
+
+    def number(slope: int, offset: int) -> fx.Node:
+        assert symbol is not None
+        if (slope, offset) not in sizes:
+            scaled = graph.call_function(operator.mul, (symbol, slope))
+            sizes[slope, offset] = graph.call_function(operator.add, (scaled, offset))
+        return sizes[slope, offset]
+
+    def argument(arg: Any) -> Any:
+        if isinstance(arg, dict) and "value" in arg:
+            return values[arg["value"]]
+        if isinstance(arg, dict) and "batch" in arg:
+            return number(*arg["batch"])
+        if isinstance(arg, list):
+            return [argument(a) for a in arg]
+        return decode(arg, target)
+
+    for name, function, args, kwargs in data["operators"]:
+        values[name] = graph.call_function(
+            resolve(function),
+            tuple(argument(a) for a in args),
+            {k: argument(v) for k, v in kwargs.items()},
+        )
+    for buffer, result in zip(outputs, data["results"], strict=True):
+        graph.call_function(torch.ops.aten.copy_.default, (buffer, values[result]))
+    graph.output(())
+    return Module(fx.GraphModule(torch.nn.Module(), graph), tuple(examples), tuple(shapes))
+
+
+def _size(d: Any, batch: int) -> int:
+    return int(d["batch"][0] * batch + d["batch"][1]) if isinstance(d, dict) else int(d)
+
+
+def _dim(d: dict[str, Any], batch: Any) -> Any:
+    slope, offset = d["batch"]
+    scaled = slope * batch if slope != 1 else batch
+    return scaled + offset if offset else scaled
+
+
+def _batch_symbol(graph: fx.Graph, tensors: list[tuple[fx.Node, list[Any]]]) -> fx.Node:
+    for node, shape in tensors:
+        for i, d in enumerate(shape):
+            if d == {"batch": [1, 0]}:
+                return graph.call_function(torch.ops.aten.sym_size.int, (node, i))
+    raise ValueError("no tensor of the segment has the batch as a size")
+
+
+def compile_module(module: Module, threads: int, scratch: str, target: Path) -> None:
+    """Export and compile one segment, and lay its package open below `target`."""
+    with torch.no_grad():
+        exported = torch.export.export(module.graph, module.examples, dynamic_shapes=module.shapes)
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        package = torch._inductor.aoti_compile_and_package(
+            exported,
+            package_path=str(Path(folder) / "model.pt2"),
+            inductor_configs={"cpp.threads": threads},
+        )
+        unpacked = Path(folder) / "unpacked"
+        zipfile.ZipFile(package).extractall(unpacked)
+        inside = next(unpacked.iterdir())  # a package is one folder, named like the file
+        for source in inside.rglob("*.cpp"):
+            # The loader reads no source, but torch 2.11 finds the library by the source's name.
+            source.write_text("")
+        shutil.copytree(inside, target)
+
+
+def main(job_file: str, folder: str) -> None:
+    job = json.loads(Path(job_file).read_text())
+    for key, code in job["codes"].items():
+        if "dynamic" in code:
+            dynamic = code["dynamic"]
+            module = build_module(dynamic["data"], job["device"], (dynamic["low"], dynamic["high"]))
+        else:
+            module = build_module(code["static"], job["device"])
+        compile_module(module, job["threads"], job["scratch"], Path(folder) / key)
+        print(f"compiled {key}", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2])

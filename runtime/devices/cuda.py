@@ -1,0 +1,195 @@
+"""CUDA: streams of our own, one captured graph per bucket, copies inside the graph.
+
+Every rule here has a reason that bit somebody:
+
+- Streams come from the driver and not from torch, whose streams are a round-robin pool of 32:
+  another library's work could land on a stream that is capturing. - One memory pool for all graphs
+  of a device object, so that its buckets share memory: they never run at the same time, and what a
+  request returns has left the device before the next one starts. - cuBLAS keeps one workspace per
+  (handle, stream). It is cleared before a capture, so that the workspace is allocated inside of
+  the graph's own pool, and after it, so that nobody else frees or shares it. - Capture mode is
+  thread-local, so that other threads may go on allocating; the garbage collector is off meanwhile,
+  because a finaliser that calls CUDA would end the capture. - Values that cross streams are
+  buffers made before the capture and kept for the graph's life.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from recreplay.runtime.devices.base import Launch, Recording
+from recreplay.runtime.errors import RecReplayError
+
+_WARM_UPS = 3  # torch's own number for graphed callables: lazy loading, autotuning, then steady
+
+
+class CudaStaging:
+    """Pinned host bytes and device bytes; one copy node each way."""
+
+    def __init__(self, nbytes: int, device: torch.device) -> None:
+        nbytes = max(nbytes, 1)
+        self._pinned = torch.zeros(nbytes, dtype=torch.uint8, pin_memory=True)
+        self.host: np.ndarray[Any, Any] = self._pinned.numpy()
+        self.device = torch.zeros(nbytes, dtype=torch.uint8, device=device)
+
+    def part(self, nbytes: int) -> CudaStaging:
+        """The first bytes of this staging memory, so that a bucket copies no more than it holds."""
+        part = CudaStaging.__new__(CudaStaging)
+        part._pinned = self._pinned[:nbytes]
+        part.host = self.host[:nbytes]
+        part.device = self.device[:nbytes]
+        return part
+
+    def upload(self) -> None:
+        self.device.copy_(self._pinned, non_blocking=True)
+
+    def download(self) -> None:
+        self._pinned.copy_(self.device, non_blocking=True)
+
+
+class CudaRecording:
+    """Queues on real streams; under capture this draws the graph, before it, it warms up."""
+
+    def __init__(self, streams: list[torch.cuda.Stream]) -> None:
+        self._streams = streams
+        self._events: list[torch.cuda.Event] = []  # kept alive to the end of the capture
+
+    def on(self, stream: int) -> AbstractContextManager[object]:
+        return torch.cuda.stream(self._streams[stream])
+
+    def launch(self, call: Launch) -> None:
+        call()
+
+    def record_event(self, stream: int) -> object:
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record(self._streams[stream])
+        self._events.append(event)
+        return event
+
+    def wait_event(self, stream: int, event: object) -> None:
+        assert isinstance(event, torch.cuda.Event)
+        self._streams[stream].wait_event(event)
+
+
+class CudaGraph:
+    """A captured bucket: one launch and one wait."""
+
+    def __init__(self, graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream) -> None:
+        self.graph = graph
+        self._stream = stream
+        self._done = torch.cuda.Event(blocking=False)  # type: ignore[no-untyped-call]
+
+    def replay(self) -> None:
+        with torch.cuda.stream(self._stream):
+            self.graph.replay()
+            self._done.record(self._stream)
+        self._done.synchronize()
+
+    def close(self) -> None:
+        self._stream.synchronize()
+        self.graph.reset()
+
+
+class CudaDevice:
+    type = "cuda"
+
+    def __init__(self, index: int) -> None:
+        self.torch_device = torch.device("cuda", index)
+        torch.cuda.set_device(self.torch_device)
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+        self._handles: list[Any] = []
+        self._streams: list[torch.cuda.Stream] = []
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def fingerprint(self) -> dict[str, str]:
+        found = torch.cuda.get_device_properties(self.torch_device)
+        return {
+            "torch": torch.__version__.partition("+")[0],
+            "device": "cuda",
+            "cuda": str(torch.version.cuda),
+            "gpu": found.name,
+            "compute_capability": f"{found.major}.{found.minor}",
+            "multiprocessors": str(found.multi_processor_count),
+        }
+
+    def staging(self, nbytes: int) -> CudaStaging:
+        return CudaStaging(nbytes, self.torch_device)
+
+    def record(self, streams: int, issue: Callable[[Recording], None]) -> CudaGraph:
+        self._make_streams(streams)
+        used = self._streams[:streams]
+        for _ in range(_WARM_UPS):
+            with torch.inference_mode(), torch.cuda.stream(used[0]):
+                issue(CudaRecording(used))
+            torch.cuda.synchronize(self.torch_device)
+        # keep_graph: the graph can be read back after capture, and is instantiated by us.
+        graph = torch.cuda.CUDAGraph(keep_graph=True)
+        recording = CudaRecording(used)
+        with _quiet_collector():
+            torch._C._cuda_clearCublasWorkspaces()
+            with torch.inference_mode(), torch.cuda.stream(used[0]):
+                graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+                try:
+                    issue(recording)
+                finally:
+                    graph.capture_end()
+            torch._C._cuda_clearCublasWorkspaces()
+        graph.instantiate()
+        self._upload(graph, used[0])
+        return CudaGraph(graph, used[0])
+
+    def close(self) -> None:
+        from cuda.bindings import runtime as cudart
+
+        torch.cuda.synchronize(self.torch_device)
+        for handle in self._handles:
+            _checked(cudart.cudaStreamDestroy(handle))
+        self._handles.clear()
+        self._streams.clear()
+
+    def _make_streams(self, count: int) -> None:
+        """Our own non-blocking streams; the main one, which carries the trunk, at high priority."""
+        from cuda.bindings import runtime as cudart
+
+        least, greatest = _checked(cudart.cudaDeviceGetStreamPriorityRange())
+        while len(self._streams) < count:
+            priority = greatest if not self._streams else least
+            (handle,) = _checked(
+                cudart.cudaStreamCreateWithPriority(cudart.cudaStreamNonBlocking, priority)
+            )
+            self._handles.append(handle)
+            stream = torch.cuda.ExternalStream(int(handle), self.torch_device)  # type: ignore[no-untyped-call]
+            self._streams.append(stream)
+
+    def _upload(self, graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream) -> None:
+        """Put the instantiated graph on the device now, not with the first request."""
+        from cuda.bindings import runtime as cudart
+
+        _checked(cudart.cudaGraphUpload(graph.raw_cuda_graph_exec(), stream.cuda_stream))
+        stream.synchronize()
+
+
+@contextmanager
+def _quiet_collector() -> Iterator[None]:
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _checked(result: Any) -> tuple[Any, ...]:
+    """The values of a cuda-bindings call `(error, *values)`."""
+    error, *values = result
+    if int(error) != 0:
+        raise RecReplayError(f"CUDA call failed: {error!r}")
+    return tuple(values)
