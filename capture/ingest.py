@@ -329,6 +329,12 @@ def _check_example(example: Mapping[str, Any]) -> int:
     return batch
 
 
+_METADATA = {
+    *("__get__", "__set__", "_set_grad_enabled", "size", "dim", "stride", "storage_offset"),
+    *("numel", "element_size", "is_contiguous", "untyped_storage", "is_floating_point"),
+}
+
+
 class _LastCall(TorchFunctionMode):
     """Remembers the torch function that the model called last, to name it in a refusal."""
 
@@ -338,7 +344,7 @@ class _LastCall(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", str(func))
-        if name not in ("__get__", "__set__", "_set_grad_enabled", "size", "dim"):
+        if name not in _METADATA:
             self.operator = name
         return func(*args, **(kwargs or {}))
 
@@ -381,12 +387,12 @@ def _user_frame(error: BaseException) -> str:
 
 
 def _refuse_operators(exported: ExportedProgram) -> None:
-    """Refuse operators that export but cannot be captured: sizes from data, chance, foreign code."""
+    """Refuse what exports but cannot be captured: sizes from data, chance, foreign code."""
     for node in exported.graph.nodes:
         if isinstance(node.target, torch._ops.HigherOrderOperator):
             raise UnsupportedModelError(
-                f"operator {node.target} runs one of several programs{_stack_line(node)}; a captured "
-                "graph always runs the same one, so compute both and select with torch.where"
+                f"operator {node.target} runs one of several programs{_stack_line(node)}; a "
+                "captured graph always runs the same one, so compute both and select with torch.where"
             )
         if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace != "aten":
             raise UnsupportedModelError(

@@ -20,7 +20,6 @@ from recreplay.runtime.errors import CaptureError
 from recreplay.runtime.manifest import Manifest
 from recreplay.runtime.scratch import is_alive
 
-
 _OPEN: set[Path] = set()  # folders that this process is capturing into
 
 

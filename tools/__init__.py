@@ -1,0 +1,1 @@
+"""The command line: `recreplay models | doctor | capture | inspect | run | bench | demo`."""

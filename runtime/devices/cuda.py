@@ -126,11 +126,11 @@ class CudaDevice:
         used = self._streams[:streams]
         for _ in range(_WARM_UPS):
             with torch.inference_mode(), torch.cuda.stream(used[0]):
-                issue(CudaRecording(used))
+                issue(self.new_recording(used, capturing=False))
             torch.cuda.synchronize(self.torch_device)
         # keep_graph: the graph can be read back after capture, and is instantiated by us.
         graph = torch.cuda.CUDAGraph(keep_graph=True)
-        recording = CudaRecording(used)
+        recording = self.new_recording(used, capturing=True)
         with _quiet_collector():
             torch._C._cuda_clearCublasWorkspaces()
             with torch.inference_mode(), torch.cuda.stream(used[0]):
@@ -144,12 +144,16 @@ class CudaDevice:
         self._upload(graph, used[0])
         return CudaGraph(graph, used[0])
 
+    def new_recording(self, streams: list[torch.cuda.Stream], capturing: bool) -> CudaRecording:
+        """What `record` queues on; a device that watches its captures overrides this."""
+        return CudaRecording(streams)
+
     def close(self) -> None:
         from cuda.bindings import runtime as cudart
 
         torch.cuda.synchronize(self.torch_device)
         for handle in self._handles:
-            _checked(cudart.cudaStreamDestroy(handle))
+            checked(cudart.cudaStreamDestroy(handle))
         self._handles.clear()
         self._streams.clear()
 
@@ -157,10 +161,10 @@ class CudaDevice:
         """Our own non-blocking streams; the main one, which carries the trunk, at high priority."""
         from cuda.bindings import runtime as cudart
 
-        least, greatest = _checked(cudart.cudaDeviceGetStreamPriorityRange())
+        least, greatest = checked(cudart.cudaDeviceGetStreamPriorityRange())
         while len(self._streams) < count:
             priority = greatest if not self._streams else least
-            (handle,) = _checked(
+            (handle,) = checked(
                 cudart.cudaStreamCreateWithPriority(cudart.cudaStreamNonBlocking, priority)
             )
             self._handles.append(handle)
@@ -171,7 +175,7 @@ class CudaDevice:
         """Put the instantiated graph on the device now, not with the first request."""
         from cuda.bindings import runtime as cudart
 
-        _checked(cudart.cudaGraphUpload(graph.raw_cuda_graph_exec(), stream.cuda_stream))
+        checked(cudart.cudaGraphUpload(graph.raw_cuda_graph_exec(), stream.cuda_stream))
         stream.synchronize()
 
 
@@ -187,7 +191,7 @@ def _quiet_collector() -> Iterator[None]:
             gc.enable()
 
 
-def _checked(result: Any) -> tuple[Any, ...]:
+def checked(result: Any) -> tuple[Any, ...]:
     """The values of a cuda-bindings call `(error, *values)`."""
     error, *values = result
     if int(error) != 0:

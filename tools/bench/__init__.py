@@ -1,0 +1,1 @@
+"""Measurement: eager against replay, in one process, on the same requests."""

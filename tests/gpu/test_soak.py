@@ -1,0 +1,84 @@
+"""Many requests of many sizes, with bad ones among them, beside other work on the device."""
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from recreplay.capture import capture
+from recreplay.models import dlrm
+from recreplay.runtime import Runtime
+from recreplay.runtime.errors import IdRangeError
+
+
+@pytest.fixture
+def artifact(tmp_path: Path) -> Path:
+    model = dlrm(tables=8, rows_scale=0.01)
+    capture(model, out=tmp_path / "m.rr", buckets=[1, 8, 64], device="cuda", compiler="eager")
+    return tmp_path / "m.rr"
+
+
+def test_mixed_sizes_with_alternating_inputs_give_no_wrong_row(artifact: Path) -> None:
+    """A replay answers its own request, never the one before."""
+    model = dlrm(tables=8, rows_scale=0.01)
+    requests = [model.example_inputs(rows, seed=rows) for rows in (1, 2, 7, 8, 9, 63, 64, 65, 200)]
+    with torch.inference_mode():
+        wanted = [model(**model.arguments(r)).numpy() for r in requests]
+    arrays = [{k: v.numpy() for k, v in r.items()} for r in requests]
+    with Runtime.load(artifact) as runtime:
+        for turn in range(5000):
+            at = turn % len(arrays)
+            got = runtime.run(arrays[at])["output"]
+            np.testing.assert_allclose(got, wanted[at], rtol=1e-4, atol=1e-5)
+
+
+def test_a_bad_id_is_an_error_and_the_next_request_is_right(artifact: Path) -> None:
+    """The id never reaches the device, so the context lives on."""
+    model = dlrm(tables=8, rows_scale=0.01)
+    request = model.example_inputs(5, seed=1)
+    with torch.inference_mode():
+        want = model(**model.arguments(request)).numpy()
+    good = {k: v.numpy() for k, v in request.items()}
+    bad = {**good, "ids_3": good["ids_3"].copy()}
+    bad["ids_3"][2, 4] = 10**9
+    with Runtime.load(artifact) as runtime:
+        with pytest.raises(IdRangeError, match="input 'ids_3', row 2, position 4"):
+            runtime.run(bad)
+        np.testing.assert_allclose(runtime.run(good)["output"], want, rtol=1e-4, atol=1e-5)
+
+
+def test_capture_goes_on_while_another_thread_uses_the_device(artifact: Path) -> None:
+    """Thread-local capture: allocations and launches elsewhere do not end it."""
+    stop = threading.Event()
+
+    def work() -> None:
+        while not stop.is_set():
+            torch.randn(512, 512, device="cuda").mm(
+                torch.randn(512, 512, device="cuda")
+            ).sum().item()
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    try:
+        for _ in range(5):
+            Runtime.load(artifact).close()
+    finally:
+        stop.set()
+        worker.join()
+
+
+def test_two_artifacts_in_one_process_keep_apart(artifact: Path, tmp_path: Path) -> None:
+    """Pools, streams and workspaces are each runtime's own."""
+    other = dlrm(tables=4, rows_scale=0.01, seed=5)
+    capture(other, out=tmp_path / "o.rr", buckets=[1, 8], device="cuda", compiler="eager")
+    first = dlrm(tables=8, rows_scale=0.01)
+    with Runtime.load(artifact) as a, Runtime.load(tmp_path / "o.rr") as b:
+        for turn in range(200):
+            for model, runtime in ((first, a), (other, b)):
+                request = model.example_inputs(1 + turn % 8, seed=turn)
+                with torch.inference_mode():
+                    want = model(**model.arguments(request)).numpy()
+                got = runtime.run({k: v.numpy() for k, v in request.items()})["output"]
+                np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)

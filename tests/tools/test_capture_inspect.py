@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import Result
+
+from recreplay.capture.compilers import toolchain
+
+Invoke = Callable[..., Result]
+
+
+def test_summary(captured: tuple[Path, Any]) -> None:
+    out, summary = captured
+    assert [b["size"] for b in summary["buckets"]] == [2, 8]
+    assert summary["compiler"] == "eager"
+    assert summary["notices"] == []
+    assert summary["disk_bytes"] == sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
+    for bucket in summary["buckets"]:
+        assert bucket["parity"]["max_abs"] <= 1e-5
+        assert bucket["streams"] == 1
+        assert bucket["waits"] == 0
+
+
+def test_inspect(captured: tuple[Path, Any], invoke: Invoke, report: Callable[..., Any]) -> None:
+    out, summary = captured
+    assert report("inspect", out) == summary
+    assert summary["inputs"][1]["rows_of_table"][0]["rows"] == 50
+    memory = summary["memory"]
+    assert memory["lane_bytes"] == memory["staging_bytes"] + memory["buffer_bytes"]
+    (stack,) = summary["stacks"]
+    assert stack["rows"] == 100
+    text = invoke("inspect", out).stdout
+    for word in ("Buckets", "ids_0 … ids_1", "Stacked tables", "cpu_capability"):
+        assert word in text
+
+
+def test_inspect_one_bucket(
+    model_file: Path, tmp_path: Path, invoke: Invoke, report: Callable[..., Any]
+) -> None:
+    out = tmp_path / "streams.rr"
+    settings = "--buckets 2 --compiler eager --strategy matching --streams 2 --rewrites none"
+    result = invoke("capture", f"{model_file}:build", "--out", out, *settings.split())
+    assert result.exit_code == 0, result.stderr
+    assert "matching" in result.stdout
+    plan = report("inspect", out, "--bucket", 2)
+    assert plan["strategy"] == "matching"
+    assert plan["streams"] == 2
+    assert plan["waits"] == sum(len(s["waits"]) for s in plan["steps"]) > 0
+    assert {s["stream"] for s in plan["steps"]} == {0, 1}
+    assert sum(len(s["operators"]) for s in plan["steps"]) == plan["operators"]
+    assert "waits for" in invoke("inspect", out, "--bucket", 2).stdout
+    result = invoke("inspect", out, "--bucket", 3)
+    assert result.exit_code == 1
+    assert "has no bucket 3; its buckets are 2" in result.stderr
+
+
+def test_inspect_refuses_a_damaged_artifact(artifact: Path, invoke: Invoke) -> None:
+    weights = artifact / "weights.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    result = invoke("inspect", artifact)
+    assert result.exit_code == 1
+    assert "was edited or is torn" in result.stderr
+    (artifact / "manifest.json").write_text("{}")
+    assert "does not match manifest.sha256" in invoke("inspect", artifact).stderr
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "message"),
+    [
+        ("FILE:build", ["--buckets", "1,x"], "expected batch sizes separated by commas"),
+        ("FILE:build", ["--buckets", "0"], "batch sizes of 1 or more"),
+        ("FILE:build", ["--strategy", "best"], "unknown strategy 'best'"),
+        ("FILE:build", ["--compiler", "gcc"], "unknown compiler 'gcc'"),
+        ("FILE:build", ["--rewrites", "magic"], "unknown rewrite 'magic'"),
+        ("FILE:build", ["--arg", "rowz=3"], "has no argument 'rowz'"),
+        ("FILE:build", ["--inputs", "absent.npz"], "no file at absent.npz"),
+        ("FILE:training", [], "call model.eval\\(\\) first|training mode"),
+        ("model.onnx", [], "not supported yet"),
+    ],
+)
+def test_capture_errors(
+    target: str,
+    options: list[str],
+    message: str,
+    model_file: Path,
+    tmp_path: Path,
+    invoke: Invoke,
+) -> None:
+    out = tmp_path / "out" / "x.rr"
+    base = ["--compiler", "eager", "--out", str(out)]
+    result = invoke("capture", target.replace("FILE", str(model_file)), *base, *options)
+    assert result.exit_code == 1, result.stderr
+    assert re.search(message, result.stderr)
+    assert result.stdout == ""
+    assert not out.exists()
+
+
+def test_example_inputs_from_a_file(
+    model_file: Path,
+    tmp_path: Path,
+    request_file: Callable[..., Path],
+    report: Callable[..., Any],
+) -> None:
+    settings = ("--buckets", "2", "--compiler", "eager", "--inputs", request_file(3))
+    summary = report("capture", f"{model_file}:build", "--out", tmp_path / "x.rr", *settings)
+    assert [i["name"] for i in summary["inputs"]] == ["dense", "ids_0", "ids_1"]
+
+
+def test_overwriting_is_asked_for(
+    artifact: Path, model_file: Path, invoke: Invoke, report: Callable[..., Any]
+) -> None:
+    command = ("capture", f"{model_file}:build", "--out", artifact, "--buckets", "4")
+    result = invoke(*command, "--compiler", "eager")
+    assert result.exit_code == 1
+    assert "exists already" in result.stderr
+    again = report(*command, "--compiler", "eager", "--overwrite", "--strict")
+    assert [b["size"] for b in again["buckets"]] == [4]
+    assert report("inspect", artifact) == again
+
+
+def test_strict_refuses_unchecked_tables_and_keeps_what_was_there(
+    artifact: Path, model_file: Path, invoke: Invoke, report: Callable[..., Any]
+) -> None:
+    before = report("inspect", artifact)
+    command = ("capture", f"{model_file}:hashed", "--out", artifact, "--overwrite")
+    settings = ("--buckets", "2", "--compiler", "eager")
+    result = invoke(*command, *settings, "--strict")
+    assert result.exit_code == 1
+    assert "--strict: ids of a.weight, b.weight are computed" in result.stderr
+    assert report("inspect", artifact) == before
+    assert [p.name for p in artifact.parent.iterdir()] == [artifact.name]
+
+    result = invoke(*command, *settings)
+    assert result.exit_code == 0
+    assert "notice: ids of a.weight, b.weight are computed" in result.stderr
+
+
+def test_eager_fallback_is_visible_and_strict_refuses_it(
+    model_file: Path, tmp_path: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(toolchain, "cxx_compiler", lambda: None)
+    command = ("capture", f"{model_file}:build", "--buckets", "2", "--out", tmp_path / "x.rr")
+    result = invoke(*command, "--strict")
+    assert result.exit_code == 1
+    assert "no C++ compiler" in result.stderr
+    assert not (tmp_path / "x.rr").exists()
+    result = invoke(*command)
+    assert result.exit_code == 0, result.stderr
+    assert "notice: no C++ compiler" in result.stderr

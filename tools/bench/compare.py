@@ -1,0 +1,244 @@
+"""Eager against replay: alternating, in one process, one thread, on rotating requests.
+
+Only the ratio of two times of one run means something on a shared machine, so each pair is measured
+back to back, and which of the two goes first changes every round.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recreplay.runtime import Runtime
+from recreplay.runtime.artifact import open_artifact
+from recreplay.runtime.engine import make_lane
+from recreplay.runtime.errors import ParityError
+from recreplay.tools.bench.eager import Call, EagerModel
+from recreplay.tools.bench.latency import Latency
+from recreplay.tools.bench.requests import COUNT, as_arrays, random_requests
+
+if TYPE_CHECKING:
+    from recreplay.tools.target import Target
+
+RTOL, ATOL = 1e-4, 1e-5
+WARM_UP = 20  # pairs before the first that counts, at most
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class HostCost:
+    """What `Runtime.run` adds to the replay inside of it, both measured in one pass."""
+
+    run: Latency
+    replay: Latency
+
+    @property
+    def overhead_us(self) -> float:
+        return round(self.run.p50 - self.replay.p50, 3)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One batch size. `speedup` is the ratio of medians; the quartiles are of the pairs' ratios."""
+
+    batch: int
+    bucket: int
+    padded_rows: int
+    runs: int
+    requests: int
+    eager: Latency
+    replay: Latency
+    speedup: float
+    speedup_p25: float
+    speedup_p75: float
+    max_abs_error: float
+    host: HostCost | None  # None where a request is split over several replays
+
+    def to_json(self) -> dict[str, Any]:
+        host = self.host
+        return {
+            "batch": self.batch,
+            "bucket": self.bucket,
+            "padded_rows": self.padded_rows,
+            "runs": self.runs,
+            "requests": self.requests,
+            "eager_us": _plain(self.eager),
+            "replay_us": _plain(self.replay),
+            "speedup": self.speedup,
+            "speedup_p25": self.speedup_p25,
+            "speedup_p75": self.speedup_p75,
+            "max_abs_error": self.max_abs_error,
+            "host": None
+            if host is None
+            else {
+                "run_us": _plain(host.run),
+                "graph_us": _plain(host.replay),
+                "overhead_us": host.overhead_us,
+            },
+        }
+
+
+class Session:
+    """A loaded artifact beside the model that it was captured from."""
+
+    def __init__(self, target: Target, path: Path, device: str = "cpu") -> None:
+        self._target = target
+        self._artifact = open_artifact(path)
+        manifest = self._artifact.manifest
+        self.lane, resources = make_lane(self._artifact, device, "error")
+        self.runtime = Runtime(self._artifact, self.lane, resources)
+        self.eager = EagerModel(target, device, [spec.name for spec in manifest.inputs])
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.runtime.close()
+
+    def requests(self, rows: int, count: int = COUNT, seed: int = 7) -> list[dict[str, Tensor]]:
+        """Different requests of so many rows."""
+        return random_requests(self._target, self._artifact, rows, count, seed)
+
+    def check(self, request: Mapping[str, Tensor]) -> float:
+        """Replay one request, compare it with eager, and return the largest difference."""
+        with torch.inference_mode():
+            want = self.eager.arrays(self.eager.prepare(request)())
+        return largest_difference(self.runtime.run(as_arrays(dict(request))), want)
+
+    def compare(self, batch: int, runs: int) -> Comparison:
+        """Measure one batch size with `runs` pairs."""
+        requests = self.requests(batch)
+        arrays = [as_arrays(request) for request in requests]
+        calls = [self.eager.prepare(request) for request in requests]
+        with quiet():
+            before = self.runtime.stats()
+            self._pairs(calls, arrays, min(runs, WARM_UP))
+            eager_ns, replay_ns, worst = self._pairs(calls, arrays, runs)
+            after = self.runtime.stats()
+            largest = self.runtime.manifest.buckets[-1].size
+            host = self._host_cost(arrays, batch, runs) if batch <= largest else None
+        eager, replay = Latency.from_ns(eager_ns), Latency.from_ns(replay_ns)
+        quartiles = np.percentile(np.asarray(eager_ns) / np.asarray(replay_ns), [25, 75])
+        answered = after["requests"] - before["requests"]
+        return Comparison(
+            batch=batch,
+            bucket=next(
+                (b.size for b in self.runtime.manifest.buckets if b.size >= batch), largest
+            ),
+            padded_rows=(after["padded_rows"] - before["padded_rows"]) // answered,
+            runs=runs,
+            requests=len(requests),
+            eager=eager,
+            replay=replay,
+            speedup=round(eager.p50 / replay.p50, 3),
+            speedup_p25=round(float(quartiles[0]), 3),
+            speedup_p75=round(float(quartiles[1]), 3),
+            max_abs_error=worst,
+            host=host,
+        )
+
+    def _pairs(
+        self, calls: Sequence[Call], arrays: Sequence[dict[str, Array]], runs: int
+    ) -> tuple[list[int], list[int], float]:
+        """Nanoseconds of each eager call and of each replay, and the largest difference seen.
+
+        The results of the last rounds are kept, and compared when all are timed.
+        """
+        run, clock = self.runtime.run, time.perf_counter_ns
+        eager_ns, replay_ns = [], []
+        results: dict[int, tuple[Any, dict[str, Array]]] = {}
+        for turn in range(runs):
+            at = turn % len(calls)
+            call, request = calls[at], arrays[at]
+            if turn % 2:
+                t0 = clock()
+                got = run(request)
+                t1 = clock()
+                replay_ns.append(t1 - t0)
+            with torch.inference_mode():
+                t0 = clock()
+                want = call()
+                t1 = clock()
+            eager_ns.append(t1 - t0)
+            if not turn % 2:
+                t0 = clock()
+                got = run(request)
+                t1 = clock()
+                replay_ns.append(t1 - t0)
+            results[at] = (want, got)
+        worst = max(
+            largest_difference(got, self.eager.arrays(want)) for want, got in results.values()
+        )
+        return eager_ns, replay_ns, worst
+
+    def _host_cost(self, arrays: Sequence[dict[str, Array]], batch: int, runs: int) -> HostCost:
+        """Time whole runs, and replays right after the same fill, in turns in one pass."""
+        lane, run, clock = self.lane, self.runtime.run, time.perf_counter_ns
+        ordered = [[request[name] for name in lane.order] for request in arrays]
+        whole_ns, replay_ns = [], []
+        for turn in range(runs):
+            at = turn % len(arrays)
+            t0 = clock()
+            run(arrays[at])
+            t1 = clock()
+            whole_ns.append(t1 - t0)
+            # Another request than the one before, whose rows are in the cache now.
+            prepared = lane.prepare(batch)
+            prepared.fill(ordered[at - len(arrays) // 2])
+            t0 = clock()
+            prepared.replay()
+            t1 = clock()
+            replay_ns.append(t1 - t0)
+        return HostCost(Latency.from_ns(whole_ns), Latency.from_ns(replay_ns))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """One CPU thread, and no garbage collection. Both are restored."""
+    threads, collecting = torch.get_num_threads(), gc.isenabled()
+    torch.set_num_threads(1)
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        if collecting:
+            gc.enable()
+
+
+def largest_difference(got: Mapping[str, Array], want: Mapping[str, Array]) -> float:
+    """The largest absolute difference of two results; ParityError where it is beyond tolerance."""
+    if set(got) != set(want):
+        raise ParityError(f"replay gives {sorted(got)}, the eager model gives {sorted(want)}")
+    worst = 0.0
+    for name, expected in want.items():
+        found = got[name]
+        gap = np.abs(found.astype(np.float64) - expected)
+        worst = max(worst, float(np.nanmax(gap)))
+        if not np.allclose(found, expected, rtol=RTOL, atol=ATOL, equal_nan=True):
+            raise ParityError(
+                f"output {name!r} of the replay differs from the eager model by "
+                f"{np.nanmax(gap):.3g} (rtol {RTOL}, atol {ATOL}) for a request of "
+                f"{len(expected)} rows"
+            )
+    return worst
+
+
+def _plain(latency: Latency) -> dict[str, float]:
+    return {"p50": latency.p50, "p90": latency.p90, "p95": latency.p95, "p99": latency.p99}

@@ -1,0 +1,22 @@
+"""Latencies in microseconds as percentiles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    p50: float
+    p90: float
+    p95: float
+    p99: float
+
+    @classmethod
+    def from_ns(cls, samples: Sequence[int]) -> Latency:
+        """From samples in nanoseconds."""
+        found = np.percentile(np.asarray(samples, dtype=np.float64), [50, 90, 95, 99]) / 1e3
+        return cls(*(round(float(value), 3) for value in found))

@@ -1,0 +1,48 @@
+"""Requests to measure with: many different ones, with ids from all over the tables.
+
+One request replayed again and again would find its rows in the cache, which no server's does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from recreplay.runtime.artifact import SELFTEST, Artifact
+
+if TYPE_CHECKING:
+    from recreplay.tools.target import Target
+
+COUNT = 17  # at least 16; odd, so that each meets both orders of a pair
+Array = np.ndarray[Any, Any]
+
+
+def random_requests(
+    target: Target, artifact: Artifact, rows: int, count: int, seed: int
+) -> list[dict[str, Tensor]]:
+    """`count` different requests of `rows` rows on the CPU, by input name.
+
+    A reference model draws its own. For any other, values are drawn from a request that the
+    artifact stores, and ids uniformly below the bounds that capture found.
+    """
+    from recreplay.models import Ranker
+
+    seeds = range(1000 * seed, 1000 * seed + count)
+    if isinstance(target.model, Ranker):
+        return [target.model.example_inputs(rows, s) for s in seeds]
+    from safetensors.torch import load_file
+
+    from recreplay.capture.sampling import sample_request
+
+    manifest = artifact.manifest
+    prefix = f"{manifest.buckets[-1].size}/in/"
+    stored = load_file(artifact.path / SELFTEST)
+    example = {k.removeprefix(prefix): v for k, v in stored.items() if k.startswith(prefix)}
+    return [sample_request(manifest.inputs, manifest.bounds, example, rows, s) for s in seeds]
+
+
+def as_arrays(request: dict[str, Tensor]) -> dict[str, Array]:
+    """The same request as a service sends it: numpy arrays."""
+    return {name: tensor.numpy() for name, tensor in request.items()}

@@ -1,0 +1,175 @@
+"""`recreplay capture`: a model in, an artifact out, and a summary of what became of it."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from recreplay.tools import options, strict, tables
+from recreplay.tools.console import NOTICE, Progress, print_json, report_notice, show
+from recreplay.tools.describe import describe
+from recreplay.tools.files import read_npz
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from recreplay.runtime.manifest import Manifest
+    from recreplay.tools.target import Target
+
+
+def capture_command(
+    target: Annotated[
+        str,
+        typer.Argument(
+            help="recreplay.models:dlrm_rmc1, path/to/file.py:factory or model.pt2",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The artifact to write: a directory.")],
+    buckets: Annotated[str, typer.Option(help="Batch sizes to capture.")] = "1,8,64,256",
+    device: options.Device = "cpu",
+    strategy: options.Strategy = None,
+    streams: options.Streams = 8,
+    compiler: options.Compiler = None,
+    rewrites: options.Rewrites = None,
+    threads: options.Threads = 1,
+    arg: options.FactoryArgs = None,
+    inputs: options.ExampleFile = None,
+    overwrite: options.Overwrite = False,
+    strict_mode: options.Strict = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Capture a model into an artifact, proved against the eager model bucket by bucket."""
+    from recreplay.tools.target import load_target
+
+    sizes = options.parse_sizes(buckets, "--buckets")
+    example = None if inputs is None else read_example(inputs)
+    with Progress() as progress:
+        progress(f"loading {target}")
+        manifest = capture_target(
+            load_target(target, arg or ()),
+            out,
+            sizes,
+            progress,
+            example=example,
+            strict_mode=strict_mode,
+            overwrite=overwrite,
+            device=device,
+            strategy=strategy,
+            streams=streams,
+            compiler=compiler,
+            rewrites=options.parse_rewrites(rewrites),
+            threads=threads,
+        )
+    summary = describe(out, manifest)
+    if as_json:
+        print_json(summary)
+        return
+    show_summary(summary)
+    for notice in strict.remarks(manifest):
+        report_notice(notice)
+
+
+def capture_target(
+    target: Target,
+    out: Path,
+    buckets: Sequence[int],
+    progress: Callable[[str], None],
+    *,
+    example: dict[str, Tensor] | None = None,
+    strict_mode: bool = False,
+    overwrite: bool = False,
+    **settings: Any,
+) -> Manifest:
+    """`recreplay.capture.capture` for the command line.
+
+    What the user's model prints goes to stderr. In strict mode a capture with remarks is an error,
+    and then leaves nothing behind.
+    """
+    from recreplay.capture import capture
+    from recreplay.capture.writer import artifact_folder
+
+    with contextlib.redirect_stdout(sys.stderr):
+        if not strict_mode:
+            return capture(
+                target.model,
+                example,
+                out=out,
+                buckets=buckets,
+                overwrite=overwrite,
+                progress=progress,
+                **settings,
+            )
+        # Some remarks are known only at the end, and what is at `out` now must outlive a refusal.
+        with artifact_folder(out, overwrite) as folder:
+            inside = folder / "captured"
+            manifest = capture(
+                target.model,
+                example,
+                out=inside,
+                buckets=buckets,
+                progress=_StrictProgress(progress),
+                **settings,
+            )
+            strict.refuse(strict.remarks(manifest))
+            for file in inside.iterdir():
+                file.rename(folder / file.name)
+            inside.rmdir()
+            return manifest
+
+
+def read_example(path: Path) -> dict[str, Tensor]:
+    """Example inputs from an .npz file."""
+    import torch
+
+    return {name: torch.from_numpy(array) for name, array in read_npz(path).items()}
+
+
+def show_summary(summary: dict[str, Any]) -> None:
+    """The summary of a capture, for people."""
+    show(
+        tables.table(
+            f"{summary['model']} → {summary['path']}",
+            (
+                "bucket>",
+                "operators>",
+                "segments>",
+                "streams>",
+                "waits>",
+                "staging>",
+                "max error vs eager>",
+            ),
+            [
+                (
+                    b["size"],
+                    b["operators"],
+                    b["segments"],
+                    b["streams"],
+                    b["waits"],
+                    tables.size(b["input_bytes"] + b["output_bytes"]),
+                    f"{b['parity']['max_abs']:.1e}",
+                )
+                for b in summary["buckets"]
+            ],
+        ),
+        f"{summary['device']}, {summary['strategy']}, {summary['compiler']}: "
+        f"{summary['packages']} packages, {tables.size(summary['disk_bytes'])} on disk, "
+        f"captured in {summary['capture_seconds']:.1f} s",
+    )
+
+
+class _StrictProgress:
+    """Ends a capture at its first notice, before any work is spent on it."""
+
+    def __init__(self, progress: Callable[[str], None]) -> None:
+        self._progress = progress
+
+    def __call__(self, message: str) -> None:
+        if message.startswith(NOTICE):
+            strict.refuse([message.removeprefix(NOTICE)])
+        self._progress(message)

@@ -1,0 +1,86 @@
+"""The `recreplay` command: which commands there are, and how a failure of any of them ends.
+
+Commands import torch only when they run, so that `recreplay --help` answers at once.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from recreplay.tools import (
+    capture_model,
+    demo,
+    doctor,
+    inspect_artifact,
+    list_models,
+    run_file,
+)
+from recreplay.tools.bench import command as bench
+from recreplay.tools.console import report_error
+
+INTERRUPTED = 130  # what a shell expects of a process that SIGINT ended
+
+
+class _Commands(TyperGroup):
+    """Ends every command alike: an error of ours is one line, anything else keeps its traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            report_error("interrupted; nothing was written", prefix="")
+            raise typer.Exit(INTERRUPTED) from None
+        except Exception as error:
+            from recreplay.runtime.errors import RecReplayError
+
+            if not isinstance(error, RecReplayError):
+                raise
+            report_error(str(error))
+            raise typer.Exit(1) from None
+
+
+app = typer.Typer(
+    name="recreplay",
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Capture recommendation models into bucketed multi-stream graphs, and replay them.",
+)
+
+
+def _version(wanted: bool) -> None:
+    if not wanted:
+        return
+    from importlib import metadata
+
+    try:
+        typer.echo(f"recreplay {metadata.version('recreplay')}")
+    except metadata.PackageNotFoundError:
+        typer.echo("recreplay (run from its source, not installed)")
+    raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which version.")
+    ] = False,
+) -> None:
+    pass
+
+
+app.command("models")(list_models.models)
+app.command("doctor")(doctor.doctor)
+app.command("capture")(capture_model.capture_command)
+app.command("inspect")(inspect_artifact.inspect)
+app.command("run")(run_file.run)
+app.command("bench")(bench.bench)
+app.command("demo")(demo.demo)
+
+if __name__ == "__main__":
+    app(prog_name="recreplay")

@@ -1,0 +1,84 @@
+"""Files that commands read and write: requests and results as .npz, reports as JSON.
+
+Nothing is unpickled. A file is written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from recreplay.runtime.errors import InputError, InputTypeError, RecReplayError
+
+Array = np.ndarray[Any, Any]
+
+
+def read_npz(path: Path) -> dict[str, Array]:
+    """All arrays of an .npz file by name. Pickled objects are refused, not loaded."""
+    if not path.is_file():
+        raise InputError(f"no file at {path}")
+    try:
+        loaded = np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} is not an .npz file: {error}") from error
+    if not isinstance(loaded, np.lib.npyio.NpzFile):
+        raise InputError(
+            f"{path} holds one array without a name; expected an .npz with an array for each input "
+            "(numpy.savez)"
+        )
+    arrays = {}
+    with loaded:
+        for name in loaded.files:
+            try:
+                arrays[name] = loaded[name]
+            except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+                if "allow_pickle" in str(error):
+                    raise InputTypeError(
+                        f"{path}: input {name!r} is a pickled Python object, which is never "
+                        "loaded; expected a numeric array"
+                    ) from error
+                raise InputError(f"{path}: input {name!r} cannot be read: {error}") from error
+    return arrays
+
+
+def write_npz(path: Path, arrays: Mapping[str, Array]) -> None:
+    """Write named arrays."""
+    _write(path, lambda file: np.savez(file, allow_pickle=False, **dict(arrays)))
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write a report."""
+    text = json.dumps(data, indent=2) + "\n"
+    _write(path, lambda file: file.write(text.encode()))
+
+
+def folder_size(path: Path) -> int:
+    """Bytes of all files below `path`."""
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def _write(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise RecReplayError(f"cannot write {path}: {error}") from error
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            write(file)
+        os.chmod(scratch, 0o644)  # mkstemp makes files for their owner alone
+        os.replace(scratch, path)
+    except OSError as error:
+        raise RecReplayError(f"cannot write {path}: {error}") from error
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(scratch)

@@ -1,0 +1,166 @@
+"""`recreplay inspect`: what an artifact holds. Nothing of it is executed, nor is torch loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import RenderableType
+
+from recreplay.tools import options, tables
+from recreplay.tools.console import print_json, report_notice, show
+
+
+def inspect(
+    artifact: Annotated[Path, typer.Argument(help="An artifact that capture wrote.")],
+    bucket: Annotated[
+        int | None, typer.Option(help="Show the plan of this bucket, step by step.")
+    ] = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Show buckets, streams, segments, waits, memory, tables and parity of an artifact."""
+    from recreplay.runtime.artifact import open_artifact
+    from recreplay.runtime.errors import RecReplayError
+    from recreplay.tools.describe import describe, describe_bucket, describe_plan
+
+    opened = open_artifact(artifact)
+    if bucket is None:
+        summary = describe(opened.path, opened.manifest)
+        if as_json:
+            print_json(summary)
+            return
+        show(*_overview(summary))
+        for notice in summary["notices"]:
+            report_notice(notice)
+        return
+    found = next((b for b in opened.manifest.buckets if b.size == bucket), None)
+    if found is None:
+        sizes = ", ".join(str(b.size) for b in opened.manifest.buckets)
+        raise RecReplayError(f"{artifact} has no bucket {bucket}; its buckets are {sizes}")
+    counts, steps = describe_bucket(found, opened.manifest), describe_plan(found)
+    if as_json:
+        print_json({**counts, "strategy": found.plan.strategy, "steps": steps})
+    else:
+        show(_plan(found.plan.strategy, counts, steps))
+
+
+def _overview(summary: dict[str, Any]) -> Iterator[RenderableType]:
+    memory = summary["memory"]
+    yield tables.pairs(
+        f"{summary['model']} ({summary['path']})",
+        [
+            ("device", summary["device"]),
+            ("strategy", f"{summary['strategy']}, at most {summary['streams']} streams"),
+            ("compiler", f"{summary['compiler']}, {summary['packages']} packages"),
+            ("rewrites", ", ".join(summary["rewrites"]) or "none"),
+            ("captured in", f"{summary['capture_seconds']:.1f} s"),
+            ("on disk", tables.size(summary["disk_bytes"])),
+            ("weights", tables.size(memory["weights_bytes"])),
+            (
+                "a lane",
+                f"{tables.size(memory['lane_bytes'])}: staging "
+                f"{tables.size(memory['staging_bytes'])}, buffers "
+                f"{tables.size(memory['buffer_bytes'])}",
+            ),
+            *((f"made for {key}", value) for key, value in summary["environment"].items()),
+        ],
+    )
+    yield tables.table(
+        "Buckets",
+        (
+            "bucket>",
+            "operators>",
+            "segments>",
+            "streams>",
+            "waits>",
+            "inputs>",
+            "buffers>",
+            "outputs>",
+            "max error>",
+            "relative>",
+        ),
+        [
+            (
+                b["size"],
+                b["operators"],
+                b["segments"],
+                b["streams"],
+                b["waits"],
+                tables.size(b["input_bytes"]),
+                tables.size(b["buffer_bytes"]),
+                tables.size(b["output_bytes"]),
+                *(
+                    (f"{b['parity']['max_abs']:.1e}", f"{b['parity']['max_rel']:.1e}")
+                    if b["parity"]
+                    else ("-", "-")
+                ),
+            )
+            for b in summary["buckets"]
+        ],
+    )
+    yield tables.table(
+        "Inputs", ("name", "inputs>", "row", "ids below"), _input_rows(summary["inputs"])
+    )
+    yield tables.table(
+        "Outputs",
+        ("name", "row"),
+        [(o["name"], _row(o)) for o in summary["outputs"]],
+    )
+    if summary["stacks"]:
+        yield tables.table(
+            "Stacked tables",
+            ("stored as", "tables>", "rows>", "which"),
+            [
+                (s["name"], len(s["tables"]), f"{s['rows']:,}", _shortened(s["tables"]))
+                for s in summary["stacks"]
+            ],
+        )
+
+
+def _plan(strategy: str, counts: dict[str, Any], steps: list[dict[str, Any]]) -> RenderableType:
+    return tables.table(
+        f"Plan of bucket {counts['size']}: {strategy}, {counts['segments']} segments on "
+        f"{counts['streams']} streams, {counts['waits']} waits",
+        ("step>", "stream>", "segment", "waits for", "operators"),
+        [
+            (
+                s["step"],
+                s["stream"],
+                s["name"],
+                ", ".join(s["waits"]) or "-",
+                ", ".join(s["operators"]),
+            )
+            for s in steps
+        ],
+    )
+
+
+def _input_rows(inputs: list[dict[str, Any]]) -> Iterator[tuple[str, int, str, str]]:
+    """A row for each run of inputs that differ in nothing but their name."""
+    for (row, limits), run in groupby(inputs, lambda i: (_row(i), _limits(i))):
+        names = [item["name"] for item in run]
+        name = names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}"
+        yield name, len(names), row, limits
+
+
+def _limits(item: dict[str, Any]) -> str:
+    limits = [
+        f"{bound['rows']:,}"
+        if bound["column"] is None
+        else f"{bound['rows']:,} in column {bound['column']}"
+        for bound in item["rows_of_table"]
+    ]
+    return ", ".join(limits) or "-"
+
+
+def _row(item: dict[str, Any]) -> str:
+    return f"{item['dtype']}[n{''.join(f', {d}' for d in item['row'])}]"
+
+
+def _shortened(names: list[str], most: int = 4) -> str:
+    if len(names) <= most:
+        return ", ".join(names)
+    return f"{', '.join(names[: most - 1])}, … {names[-1]}"

@@ -1,0 +1,74 @@
+"""Options that several commands share, and how their text becomes values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from recreplay.runtime.errors import CaptureError
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON to stdout, and nothing else.")]
+Strict = Annotated[
+    bool,
+    typer.Option(
+        "--strict",
+        help="Fail on notices: eager fallback, unchecked tables, splits, padding, clamped ids.",
+    ),
+]
+Device = Annotated[str, typer.Option(help="Where the artifact is replayed: cpu or cuda.")]
+Strategy = Annotated[
+    str | None,
+    typer.Option(
+        help="single, feature, matching or greedy. [dim]Default: single on the CPU, matching on "
+        "CUDA.[/]"
+    ),
+]
+Streams = Annotated[int, typer.Option(help="The most streams that a plan may use.")]
+Compiler = Annotated[
+    str | None,
+    typer.Option(
+        help="inductor or eager. [dim]Default: inductor where this machine can compile, else "
+        "eager with a notice.[/]"
+    ),
+]
+Rewrites = Annotated[
+    str | None,
+    typer.Option(help="Rewrites to apply, separated by commas, or none. [dim]Default: all.[/]"),
+]
+Threads = Annotated[int, typer.Option(help="CPU threads inside of one request.")]
+FactoryArgs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--arg", metavar="NAME=VALUE", help="An argument of the factory; may be repeated."
+    ),
+]
+ExampleFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="Example inputs as .npz, for a model without a method example_inputs(batch)."
+    ),
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace an artifact that is there already.")
+]
+
+
+def parse_sizes(text: str, option: str) -> list[int]:
+    """Batch sizes from `1,8,64`."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise CaptureError(
+            f"{option} {text!r}: expected batch sizes separated by commas, such as 1,8,64"
+        ) from None
+
+
+def parse_rewrites(text: str | None) -> tuple[str, ...]:
+    """Names of rewrites from `a,b`, from `none`, or all of them."""
+    if text is None:
+        from recreplay.capture import REWRITES
+
+        return REWRITES
+    return () if text == "none" else tuple(part.strip() for part in text.split(","))

@@ -1,0 +1,157 @@
+"""From what the command line calls a model to the model.
+
+`package.module:factory`, `path/to/file.py:factory` or `model.pt2`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from recreplay.runtime.errors import CaptureError
+from recreplay.tools.factory_args import parse_factory_args
+
+if TYPE_CHECKING:
+    import torch
+    from torch.export import ExportedProgram
+
+FORMS = "recreplay.models:dlrm_rmc1, path/to/file.py:factory or model.pt2"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model, how it was asked for, and what its factory was given."""
+
+    text: str
+    name: str
+    model: torch.nn.Module | ExportedProgram
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+def load_target(text: str, args: Sequence[str] = ()) -> Target:
+    """The model that `text` names, made with the factory arguments `args` (`name=value`).
+
+    Whatever the user's code prints goes to stderr. Raises CaptureError if there is no such model.
+    """
+    with contextlib.redirect_stdout(sys.stderr):
+        if text.endswith(".onnx"):
+            raise CaptureError(
+                f"{text}: ONNX models are not supported yet; give the PyTorch model it was "
+                f"exported from, as one of {FORMS}"
+            )
+        if text.endswith(".pt2"):
+            return _load_program(text, args)
+        factory, name = _find_factory(text)
+        arguments = parse_factory_args(factory, args)
+        return Target(text, name, _make(factory, name, arguments), arguments)
+
+
+def _load_program(text: str, args: Sequence[str]) -> Target:
+    if args:
+        raise CaptureError(f"--arg is for factories; {text} is a saved program")
+    if not Path(text).is_file():
+        raise CaptureError(f"no file at {text}")
+    from recreplay.capture import load_pt2
+
+    return Target(text, Path(text).stem, load_pt2(text))
+
+
+def _find_factory(text: str) -> tuple[Callable[..., Any], str]:
+    place, colon, name = text.rpartition(":")
+    if not colon or not place or not name:
+        raise CaptureError(f"{text!r} names no model; expected {FORMS}{_suggestion(text)}")
+    module = _load_file(Path(place)) if place.endswith(".py") else _load_module(place)
+    found = getattr(module, name, None)
+    if found is None:
+        raise CaptureError(f"{place} has no {name!r}{_offer(module)}")
+    if not callable(found):
+        raise CaptureError(
+            f"{text} is a {type(found).__name__}; expected a function that returns a "
+            "torch.nn.Module"
+        )
+    return found, name
+
+
+def _make(factory: Callable[..., Any], name: str, arguments: dict[str, Any]) -> torch.nn.Module:
+    import torch
+
+    if isinstance(factory, torch.nn.Module):
+        return factory
+    try:
+        model = factory(**arguments)
+    except ValueError as error:
+        given = ", ".join(f"{k}={v!r}" for k, v in arguments.items())
+        raise CaptureError(f"{name}({given}) refused its arguments: {error}") from error
+    if not isinstance(model, torch.nn.Module):
+        raise CaptureError(
+            f"{name}() returned a {type(model).__name__}; expected a torch.nn.Module in eval mode"
+        )
+    return model
+
+
+def _load_module(name: str) -> ModuleType:
+    try:
+        with _on_path(Path.cwd()):
+            return importlib.import_module(name)
+    except ImportError as error:
+        raise CaptureError(f"cannot import {name!r}: {error}; expected {FORMS}") from error
+    except (SyntaxError, ValueError, TypeError) as error:
+        raise CaptureError(f"{name!r} is no module: {error}; expected {FORMS}") from error
+
+
+def _load_file(path: Path) -> ModuleType:
+    """The module in `path`, under a name of its own, with its folder on the path as Python does."""
+    if not path.is_file():
+        raise CaptureError(f"no file at {path}")
+    name = f"recreplay_target_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    try:
+        with _on_path(path.absolute().parent):
+            spec.loader.exec_module(module)
+    except (ImportError, SyntaxError) as error:
+        del sys.modules[name]
+        raise CaptureError(f"cannot import {path}: {type(error).__name__}: {error}") from error
+    return module
+
+
+@contextlib.contextmanager
+def _on_path(folder: Path) -> Iterator[None]:
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(str(folder))
+
+
+def _offer(module: ModuleType) -> str:
+    """The functions that a module defines, for an error message."""
+    inside = module.__name__.partition(".")[0]
+    names = [
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and callable(value)
+        and not isinstance(value, type)
+        and getattr(value, "__module__", "").startswith(inside)
+    ]
+    return f"; it has {', '.join(sorted(names))}" if names else ""
+
+
+def _suggestion(text: str) -> str:
+    if not text.isidentifier():
+        return ""
+    from recreplay.models import MODELS
+
+    return f"; did you mean recreplay.models:{text}?" if text in MODELS else ""
