@@ -392,7 +392,8 @@ def _refuse_operators(exported: ExportedProgram) -> None:
         if isinstance(node.target, torch._ops.HigherOrderOperator):
             raise UnsupportedModelError(
                 f"operator {node.target} runs one of several programs{_stack_line(node)}; a "
-                "captured graph always runs the same one, so compute both and select with torch.where"
+                "captured graph always runs the same one, so compute both and select by "
+                "torch.where"
             )
         if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace != "aten":
             raise UnsupportedModelError(

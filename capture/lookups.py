@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from recreplay.capture.specialise import Program
+from recreplay.capture.views import base
 from recreplay.runtime.spec import IdBound
 
 aten = torch.ops.aten
@@ -62,35 +63,52 @@ class Origin:
 
 def find_lookups(program: Program) -> list[Lookup]:
     """All reads of a weight by ids, in program order."""
-    found = []
+    found: list[Lookup] = []
     for node in program.graph.nodes:
         if node.target is aten.embedding.default:
             found.append(_embedding(node))
         elif node.target is aten.embedding_bag.padding_idx:
             found.append(_embedding_bag(program, node))
-    return [lookup for lookup in found if lookup is not None]
+        elif node.target in (aten.index.Tensor, aten.index_select.default):
+            found += _indexing(node)
+    return found
 
 
-def _weight_name(node: fx.Node) -> str | None:
-    target = str(node.target)
-    return target.removeprefix("weight:") if target.startswith("weight:") else None
+def _is_weight(node: fx.Node) -> bool:
+    return str(node.target).startswith("weight:")
 
 
-def _embedding(node: fx.Node) -> Lookup | None:
+def _table_name(node: fx.Node) -> str:
+    return str(node.target).removeprefix("weight:") if _is_weight(node) else node.name
+
+
+def _indexing(node: fx.Node) -> list[Lookup]:
+    """`table[ids]`: not stacked, but its ids are bounded like any others."""
+    table = node.args[0]
+    index = node.args[1] if node.target is aten.index.Tensor else [node.args[2]]
+    assert isinstance(table, fx.Node)
+    assert isinstance(index, (list, tuple))
+    by_rows = node.target is aten.index.Tensor or node.args[1] == 0
+    ids = index[0] if len(index) == 1 else None
+    if not by_rows or not isinstance(ids, fx.Node) or ids.meta["val"].dtype == torch.bool:
+        return []
+    rows = int(table.meta["val"].shape[0])
+    return [Lookup(node, node, _table_name(table), 0, rows, ids, "none", 1, False)]
+
+
+def _embedding(node: fx.Node) -> Lookup:
     table, ids = node.args[0], node.args[1]
     assert isinstance(table, fx.Node)
     assert isinstance(ids, fx.Node)
-    weight = _weight_name(table)
-    if weight is None:
-        return None
+    weight, stackable = _table_name(table), _is_weight(table)
     rows, dim = table.meta["val"].shape
     # The padding index of `embedding` acts on gradients only.
     pooled = _pooled_by(node)
     if pooled is not None:
         output, pooling = pooled
         length = int(ids.meta["val"].shape[1])
-        return Lookup(node, output, weight, dim, rows, ids, pooling, length, True)
-    return Lookup(node, node, weight, dim, rows, ids, "none", 1, True)
+        return Lookup(node, output, weight, dim, rows, ids, pooling, length, stackable)
+    return Lookup(node, node, weight, dim, rows, ids, "none", 1, stackable)
 
 
 def _pooled_by(node: fx.Node) -> tuple[fx.Node, Pooling] | None:
@@ -107,15 +125,12 @@ def _pooled_by(node: fx.Node) -> tuple[fx.Node, Pooling] | None:
     return user, "sum" if user.target is aten.sum.dim_IntList else "mean"
 
 
-def _embedding_bag(program: Program, node: fx.Node) -> Lookup | None:
+def _embedding_bag(program: Program, node: fx.Node) -> Lookup:
     arguments = dict(zip(_BAG_ARGUMENTS, node.args, strict=False)) | dict(node.kwargs)
     table, ids, offsets = (arguments[k] for k in ("weight", "indices", "offsets"))
     assert isinstance(table, fx.Node)
     assert isinstance(ids, fx.Node)
     assert isinstance(offsets, fx.Node)
-    weight = _weight_name(table)
-    if weight is None:
-        return None
     rows, dim = table.meta["val"].shape
     readers = [u for u in node.users if u.target is operator.getitem and u.args[1] == 0]
     count, bags = int(ids.meta["val"].shape[0]), int(offsets.meta["val"].shape[0])
@@ -127,6 +142,7 @@ def _embedding_bag(program: Program, node: fx.Node) -> Lookup | None:
     mode = arguments.get("mode", 0)
     plain = (
         regular
+        and _is_weight(table)
         and mode in (0, 1)
         and arguments.get("per_sample_weights") is None
         and not arguments.get("include_last_offset", False)
@@ -136,7 +152,8 @@ def _embedding_bag(program: Program, node: fx.Node) -> Lookup | None:
     output = readers[0] if readers else node
     pooling: Pooling = "mean" if mode == 1 else "sum"
     length = count // bags if bags else 0
-    return Lookup(node, output, weight, dim, rows, ids, pooling, length, plain)
+    name = _table_name(table)
+    return Lookup(node, output, name, dim, rows, ids, pooling, length, plain)
 
 
 _BAG_ARGUMENTS = (
@@ -195,6 +212,8 @@ def id_bounds(program: Program) -> tuple[list[IdBound], list[str]]:
     bounds: dict[tuple[str, int | None], IdBound] = {}
     unchecked = []
     for lookup in find_lookups(program):
+        if str(base(lookup.ids).target).startswith("const:"):
+            continue  # the same rows whatever the request
         at = origin(lookup.ids)
         if at is None:
             unchecked.append(lookup.weight)

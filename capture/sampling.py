@@ -38,9 +38,10 @@ def sample_request(
         for bound in bounds:
             if bound.input == spec.name:
                 where = values if bound.column is None else values[:, bound.column]
-                where.copy_(
-                    torch.randint(0, _limit(bound, bounds), where.shape, generator=generator)
-                )
+                limit = _limit(bound, bounds)
+                if not where.is_floating_point():
+                    limit = min(limit, torch.iinfo(where.dtype).max + 1)
+                where.copy_(torch.randint(0, limit, where.shape, generator=generator))
         request[spec.name] = values
     return request
 

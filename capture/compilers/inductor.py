@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import json
 import os
+import selectors
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from recreplay.runtime.manifest import Package
 from recreplay.runtime.scratch import drop_scratch, make_scratch
 
 _WORKER = "recreplay.capture.compilers.inductor_worker"
+_SIGN_OF_LIFE = 5.0  # seconds
 
 
 class InductorCompiler:
@@ -54,11 +57,7 @@ class InductorCompiler:
                     "codes": {k: _to_json(codes[k]) for k in waiting[number::cores]},
                 }
                 workers.append(_Worker(scratch / f"job{number}", job, target))
-            done = 0
-            for worker in workers:
-                for _ in worker.compiled():
-                    done += 1
-                    progress(f"compiled {done} of {len(codes)} segments")
+            _wait(workers, len(codes), progress)
         finally:
             for worker in workers:
                 worker.stop()
@@ -69,6 +68,25 @@ class InductorCompiler:
 def _to_json(code: Code) -> dict[str, object]:
     kind = "dynamic" if isinstance(code, DynamicCode) else "static"
     return {kind: code.to_json()}
+
+
+def _wait(workers: list[_Worker], total: int, progress: Callable[[str], None]) -> None:
+    """Until all have ended; a sign of life every few seconds, since one segment can take a
+    minute."""
+    begun, done = time.monotonic(), 0
+    with selectors.DefaultSelector() as waiting:
+        for worker in workers:
+            waiting.register(worker.stdout, selectors.EVENT_READ, worker)
+        while waiting.get_map():
+            ready = waiting.select(timeout=_SIGN_OF_LIFE)
+            for key, _ in ready:
+                line = key.data.stdout.readline()
+                done += line.startswith("compiled ")
+                if not line:
+                    waiting.unregister(key.fileobj)
+                    key.data.check()
+            spent = time.monotonic() - begun
+            progress(f"compiled {done} of {total} segments after {spent:.0f} s")
 
 
 class _Worker:
@@ -83,12 +101,13 @@ class _Worker:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
+                bufsize=1,
             )
-
-    def compiled(self) -> list[str]:
-        """Wait to the end; the names of what was compiled."""
         assert self._process.stdout is not None
-        names = [line.split()[1] for line in self._process.stdout if line.startswith("compiled ")]
+        self.stdout = self._process.stdout
+
+    def check(self) -> None:
+        """Raise what the process died of, if it did."""
         if self._process.wait() != 0:
             last = "\n".join(self._log.read_text().strip().splitlines()[-12:])
             raise CompilerError(
@@ -96,11 +115,9 @@ class _Worker:
                 "`recreplay doctor` says what it needs, `--compiler eager` does without it. The "
                 f"compiler's last words:\n{last}"
             )
-        return names
 
     def stop(self) -> None:
         if self._process.poll() is None:
             self._process.kill()
         self._process.wait()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
+        self.stdout.close()

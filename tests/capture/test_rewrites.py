@@ -304,9 +304,7 @@ def test_stacked_tables_begin_on_cache_lines() -> None:
 
 def test_stacked_tables_are_stored_once(captured: Capture) -> None:
     case = CASES["a table that is multiplied as well"]
-    path = captured(
-        Model(case.tables, case.run), {f"x_{k}": v for k, v in case.draw(4).items()}
-    )
+    path = captured(Model(case.tables, case.run), {f"x_{k}": v for k, v in case.draw(4).items()})
     views = json.loads((path / "manifest.json").read_text())["tables"]
     assert views["tables.a"] == {"storage": "stack_float32_8", "start": 0, "rows": 20}
     assert views["tables.b"] == {"storage": "stack_float32_8", "start": 20, "rows": 12}
@@ -328,7 +326,9 @@ def test_columns_have_bounds_of_their_own(captured: Capture) -> None:
     assert unchecked == []
     with Runtime.load(captured(model, example)) as runtime:
         runtime.run({"x_m": np.array([[19, -5, 11]], dtype=np.float32)})
-        message = r"^input 'x_m' column 2, row 1: id 12\.0 is out of range; table 'tables\.b' has 12"
+        message = (
+            r"^input 'x_m' column 2, row 1: id 12\.0 is out of range; table 'tables\.b' has 12"
+        )
         with pytest.raises(IdRangeError, match=message):
             runtime.run({"x_m": np.array([[19, 0, 11], [0, 0, 12]], dtype=np.float32)})
 
@@ -489,9 +489,7 @@ def test_random_models_replay_like_eager(
 ) -> None:
     model = Random(spec).eval()
     out = tmp_path_factory.mktemp("random") / "m.rr"
-    capture(
-        model, model.draw(4, 0), out=out, buckets=[1, 4], strategy=strategy, compiler="eager"
-    )
+    capture(model, model.draw(4, 0), out=out, buckets=[1, 4], strategy=strategy, compiler="eager")
     with Runtime.load(out) as runtime, torch.inference_mode():
         for rows in (1, 2, 4, 5, 9):
             request = model.draw(rows, rows)

@@ -33,15 +33,22 @@ def render(report: dict[str, Any]) -> Iterator[RenderableType]:
     yield (
         f"Microseconds; {stamp['threads']} thread; {report['runs']} pairs, alternating, over "
         f"{report['requests']} requests. Speed-up: ratio of the medians, and the middle half of "
-        "the pairs' ratios. Host: what Runtime.run adds to the replay inside of it.\n"
+        "the pairs' ratios. Host: what Runtime.run adds to the replay inside of it, median.\n"
         f"{stamp['cpu']} ({stamp['cpu_capability']}), torch {stamp['torch']}, "
-        f"load {stamp['load_average']}, commit {(stamp['commit'] or 'unknown')[:12]}"
+        f"load {stamp['load_average']}, commit {_short(stamp['commit'])}"
     )
 
 
 def _title(result: dict[str, Any]) -> str:
     arguments = ", ".join(f"{k}={v!r}" for k, v in result["arguments"].items())
     return f"{result['name']}({arguments})"
+
+
+def _short(commit: str | None) -> str:
+    if commit is None:
+        return "unknown"
+    digest, plus, changes = commit.partition("+")
+    return f"{digest[:12]}{plus}{changes}"
 
 
 def _row(item: dict[str, Any]) -> tuple[str, ...]:
@@ -55,5 +62,5 @@ def _row(item: dict[str, Any]) -> tuple[str, ...]:
         tables.micros(replay["p99"]),
         tables.times(item["speedup"]),
         f"{item['speedup_p25']:.2f}-{item['speedup_p75']:.2f}",
-        tables.micros(None if host is None else host["overhead_us"]),
+        tables.micros(None if host is None else host["overhead_us"]["p50"]),
     )
