@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import typer
 
 from recreplay.tools import options, strict, tables
 from recreplay.tools.console import Progress, print_json, report_error, report_notice, show
+from recreplay.tools.files import temporary_folder
 from recreplay.tools.traffic import mixed_sizes, parts, replay_mixed
 
 TARGET = "recreplay.models:dlrm_rmc1"
@@ -63,8 +63,8 @@ def _place(out: Path | None) -> Iterator[Path]:
     if out is not None:
         yield out
         return
-    with tempfile.TemporaryDirectory(prefix="recreplay-demo-") as folder:
-        yield Path(folder) / "dlrm_rmc1.rr"
+    with temporary_folder() as folder:
+        yield folder / "dlrm_rmc1.rr"
 
 
 def _demonstrate(

@@ -11,13 +11,14 @@ import os
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 from recreplay.runtime.errors import InputError, InputTypeError, RecReplayError
+from recreplay.runtime.scratch import drop_scratch, make_scratch
 
 Array = np.ndarray[Any, Any]
 
@@ -64,6 +65,16 @@ def write_json(path: Path, data: Any) -> None:
 def folder_size(path: Path) -> int:
     """Bytes of all files below `path`."""
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder for one command; if the process is killed, the next such command removes it."""
+    folder = make_scratch()
+    try:
+        yield folder
+    finally:
+        drop_scratch(folder)
 
 
 def _write(path: Path, write: Callable[[IO[bytes]], object]) -> None:

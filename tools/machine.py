@@ -70,12 +70,13 @@ def try_compiling() -> Fact:
     from recreplay.capture import capture
     from recreplay.models import dlrm
     from recreplay.runtime.errors import RecReplayError
+    from recreplay.tools.files import temporary_folder
 
     model = dlrm(tables=2, rows=16, lookups=2, dim=8, dense=4, bottom=(8, 8), top=(8, 1))
     begun = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="recreplay-doctor-") as folder:
+    with temporary_folder() as folder:
         try:
-            capture(model, out=Path(folder) / "tiny.rr", buckets=[2], compiler="inductor")
+            capture(model, out=folder / "tiny.rr", buckets=[2], compiler="inductor")
         except RecReplayError as error:
             return Fact("compile check", "problem", str(error), "use --compiler eager")
     seconds = time.perf_counter() - begun

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +12,7 @@ import typer
 from recreplay.tools import options, strict
 from recreplay.tools.bench.suites import Benchmark, find_suite
 from recreplay.tools.console import Progress, print_json, report_notice, show
-from recreplay.tools.files import folder_size, write_json
+from recreplay.tools.files import folder_size, temporary_folder, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -142,8 +141,8 @@ def _measure_one(
 
     progress(f"loading {benchmark.target}")
     target = load_target(benchmark.target, benchmark.arguments)
-    with tempfile.TemporaryDirectory(prefix="recreplay-bench-") as folder:
-        path = Path(folder) / f"{target.name}.rr"
+    with temporary_folder() as folder:
+        path = folder / f"{target.name}.rr"
         manifest = capture_target(
             target,
             path,
