@@ -58,7 +58,7 @@ def ingest(model: torch.nn.Module | ExportedProgram, example_inputs: Example | N
             f"no example inputs for {type(model).__name__}: pass example_inputs, or give the model "
             "a method example_inputs(batch) that returns a dict of tensors"
         )
-    arguments = _arguments(model, example_inputs)
+    arguments = forward_arguments(model, example_inputs)
     example = _named_leaves(arguments)
     batch = _check_example(example)
     # torch.export takes one tensor given twice for one input.
@@ -75,7 +75,7 @@ def ingest(model: torch.nn.Module | ExportedProgram, example_inputs: Example | N
 
     def eager(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         with torch.inference_mode():
-            return name_outputs(model(**_arguments(model, inputs)))
+            return name_outputs(model(**forward_arguments(model, inputs)))
 
     return _finish(type(model).__name__, exported, list(example), example, eager)
 
@@ -248,7 +248,7 @@ def _placeholders(exported: ExportedProgram) -> list[tuple[str, Any]]:
     return [(s.arg.name, s.kind) for s in exported.graph_signature.input_specs]
 
 
-def _arguments(model: torch.nn.Module, example: Example) -> dict[str, Any]:
+def forward_arguments(model: torch.nn.Module, example: Example) -> dict[str, Any]:
     """Keyword arguments of `forward` from flat named tensors, or from a tuple in its order."""
     parameters = [
         p

@@ -20,6 +20,7 @@ from recreplay.capture.features import to_dag
 from recreplay.capture.ingest import Example, Ingested, ingest
 from recreplay.capture.layout import lay_out
 from recreplay.capture.lookups import id_bounds
+from recreplay.capture.operator_graph import all_strategies, operator_graph
 from recreplay.capture.rewrites.inline_linears import inline_linears
 from recreplay.capture.rewrites.stack_lookups import TableStack, plan_stacks, stack_lookups
 from recreplay.capture.segments import BoundSegment, cut
@@ -31,12 +32,15 @@ from recreplay.runtime.artifact import CONSTANTS, SELFTEST, WEIGHTS, Artifact
 from recreplay.runtime.devices import open_device
 from recreplay.runtime.engine import make_lane
 from recreplay.runtime.errors import CaptureError
+from recreplay.runtime.graph import BucketGraph, OperatorGraph, write_graph
 from recreplay.runtime.manifest import Manifest, TableView
 from recreplay.runtime.plan import Plan, check_plan
 from recreplay.runtime.spec import IdBound
 
 REWRITES = ("stack_lookups", "inline_linears")
 DEFAULT_BUCKETS = (1, 8, 64, 256)
+# CPU graphs replay serially, so that more streams only mean more and smaller segments.
+DEFAULT_STRATEGY: dict[str, Strategy] = {"cpu": "single", "cuda": "matching"}
 Progress = Callable[[str], None]
 
 
@@ -47,6 +51,7 @@ class _Planned:
     program: Program
     plan: Plan
     segments: list[BoundSegment]
+    graph: BucketGraph
 
 
 def capture(
@@ -68,34 +73,38 @@ def capture(
 ) -> Manifest:
     """Capture `model` into the artifact directory `out`, proved against the eager model.
 
-    Parameters ---------- model: a module in eval mode, or an `ExportedProgram` with a dynamic
-    batch. example_inputs: named tensors `[B, ...]` with B >= 2, or a tuple in the order of
-    `forward`; by default what the model's own `example_inputs(batch)` returns. buckets: batch
-    sizes to capture. A request runs in the smallest that holds it. device: `"cpu"` or `"cuda"`:
-    where the artifact will be replayed. strategy: `"single"`, `"feature"`, `"matching"` or
-    `"greedy"`; by default `single` on the CPU, whose graphs run serially, and `matching` on CUDA.
-    streams: the most streams that a plan may use. compiler: `"inductor"` or `"eager"`; by default
-    inductor where this machine can compile, else eager with a notice. rewrites: which rewrites to
-    apply. threads: CPU threads that compiled segments use inside of one request. rtol, atol: how
-    far a replay may be from eager.
+    - `model`: a module in eval mode, or an `ExportedProgram` with a dynamic batch.
+    - `example_inputs`: named tensors `[B, ...]` with B >= 2, or a tuple in the order of `forward`;
+      by default what the model's own `example_inputs(batch)` returns.
+    - `buckets`: batch sizes to capture. A request runs in the smallest that holds it.
+    - `device`: `"cpu"`, `"cuda"` or `"cuda:N"`, where the artifact will be replayed.
+    - `strategy`: `"single"`, `"feature"`, `"matching"` or `"greedy"`; by default `DEFAULT_STRATEGY`.
+    - `streams`: the most streams that a plan may use.
+    - `compiler`: `"inductor"` or `"eager"`; by default inductor where this machine can compile,
+      else eager with a notice.
+    - `rewrites`: which of `REWRITES` to apply.
+    - `threads`: CPU threads that compiled segments use inside of one request.
+    - `rtol`, `atol`: how far a replay may be from eager.
 
-    Raises `CaptureError` (what cannot be captured and why), `ParityError` (nothing is written
-    then).
+    Raises `CaptureError` (what cannot be captured and why) or `ParityError`; nothing is written
+    then.
     """
     begun = time.perf_counter()
     sizes = _check_arguments(buckets, rewrites, strategy, streams)
     target = open_device(device)  # refuses a device that is not here before any work is done
     environment = target.fingerprint()
     target.close()
-    strategy = strategy or ("single" if device == "cpu" else "matching")
+    strategy = strategy or DEFAULT_STRATEGY[target.type]
     compiler, notices = _choose_compiler(compiler, device)
     for notice in notices:
         progress(notice)
+    # A fused loop needs a compiler that fuses; operator by operator, it is only more operators.
+    applied = tuple(r for r in rewrites if r != "inline_linears" or compiler == "inductor")
     with artifact_folder(Path(out), overwrite) as folder:
         progress("exporting")
         ingested = ingest(model, _example(model, example_inputs))
         planned, stacks, bounds, unchecked = _plan(
-            ingested, sizes, rewrites, strategy, streams, compiler, progress
+            ingested, sizes, applied, strategy, streams, progress
         )
         backend = get_compiler(compiler, threads)
         segments = {p.program.bucket: p.segments for p in planned}
@@ -107,11 +116,11 @@ def capture(
         tables = _write_weights(folder, ingested, planned, stacks)
         manifest = Manifest(
             model=ingested.name,
-            device=device,
+            device=target.type,
             strategy=strategy,
             streams=streams,
             compiler=compiler,
-            rewrites=tuple(rewrites),
+            rewrites=applied,
             environment=environment,
             inputs=ingested.inputs,
             outputs=ingested.outputs,
@@ -143,6 +152,7 @@ def capture(
             for resource in resources:
                 resource.close()
         save_tensors(folder / SELFTEST, stored)
+        write_graph(folder, [p.graph for p in planned])
         gc.collect()
         seconds = round(time.perf_counter() - begun, 2)
         return seal(folder, replace(manifest, parity=tuple(parity), capture_seconds=seconds))
@@ -200,14 +210,10 @@ def _plan(
     rewrites: Sequence[str],
     strategy: str,
     streams: int,
-    compiler: str,
     progress: Progress,
 ) -> tuple[list[_Planned], list[TableStack], list[IdBound], list[str]]:
     planned: list[_Planned] = []
     stacks: list[TableStack] = []
-    # A fused loop needs a compiler that fuses; operator by operator, it is only more operators. And
-    # it pays in the smallest bucket only, which has packages of its own: the others share theirs.
-    inline = "inline_linears" in rewrites and compiler == "inductor"
     bounds: list[IdBound] = []
     unchecked: list[str] = []
     for size in sizes:
@@ -215,20 +221,31 @@ def _plan(
         if size == sizes[0]:
             bounds, unchecked = id_bounds(program)
             stacks = plan_stacks(program) if "stack_lookups" in rewrites else []
+        before = _described(program, strategy, streams) if rewrites else None
         stack_lookups(program, stacks)
-        if inline and size == sizes[0]:
+        # It pays in the smallest bucket only, which has packages of its own; the others share.
+        if "inline_linears" in rewrites and size == sizes[0]:
             inline_linears(program)
         dag, nodes = to_dag(program)
         operators = assign(dag, cast(Strategy, strategy), streams)
         check_plan(operators)
         plan, segments = cut(program, operators, nodes, dag.branches)
         check_plan(plan)
-        planned.append(_Planned(program, plan, segments))
+        after = operator_graph(dag, nodes, all_strategies(dag, operators, streams))
+        if before is not None and before.operators == after.operators:
+            before = None
+        planned.append(_Planned(program, plan, segments, BucketGraph(size, after, before)))
         progress(
             f"bucket {size}: {len(nodes)} operators, {len(segments)} segments, {plan.streams} "
             "streams"
         )
     return planned, stacks, bounds, unchecked
+
+
+def _described(program: Program, strategy: str, streams: int) -> OperatorGraph:
+    """The program as it is now, under the strategy alone that is captured."""
+    dag, nodes = to_dag(program)
+    return operator_graph(dag, nodes, [assign(dag, cast(Strategy, strategy), streams)])
 
 
 def _write_weights(

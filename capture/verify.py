@@ -41,7 +41,7 @@ def verify(
             prepared = lane.prepare_in(size, rows)
             prepared.fill([request[name].numpy() for name in lane.order])
             prepared.replay()
-            for spec, got in zip(model.outputs, prepared.outputs, strict=True):
+            for spec, (_, got) in zip(model.outputs, prepared.outputs, strict=True):
                 want = expected[spec.name].detach().cpu().numpy()
                 gap = np.abs(got.astype(np.float64) - want)
                 if not np.allclose(got, want, rtol=rtol, atol=atol, equal_nan=True):

@@ -51,7 +51,6 @@ class Runtime:
             [len(block) > 1 for block in order for _ in block],
         )
         self._largest = self.manifest.buckets[-1].size
-        self._outputs = [o.name for o in self.manifest.outputs]
         self._worker: ThreadPoolExecutor | None = None
         self._closed = False
 
@@ -104,7 +103,7 @@ class Runtime:
             with self._lock:
                 self._metrics.failed += 1
             raise
-        return dict(zip(self._outputs, results, strict=True))
+        return results
 
     def submit(self, inputs: Mapping[str, Any]) -> Future[dict[str, Array]]:
         """`run` on the runtime's own thread; the inputs must not change until the future is
@@ -146,7 +145,7 @@ class Runtime:
     ) -> None:
         self.close()
 
-    def _replay(self, arrays: Sequence[Array], n: int, first_row: int = 0) -> list[Array]:
+    def _replay(self, arrays: Sequence[Array], n: int, first_row: int = 0) -> dict[str, Array]:
         prepared = self._lane.prepare(n)
         try:
             clamped = prepared.fill(arrays, first_row)
@@ -156,9 +155,9 @@ class Runtime:
             clamped = prepared.fill(self._checker.convert(arrays)[0], first_row)
         prepared.replay()
         self._metrics.count(prepared.bucket, n, clamped)
-        return [view.copy() for view in prepared.outputs]
+        return {name: view.copy() for name, view in prepared.outputs}
 
-    def _split(self, arrays: Sequence[Array], n: int) -> list[Array]:
+    def _split(self, arrays: Sequence[Array], n: int) -> dict[str, Array]:
         """A request above the largest bucket, in parts of that bucket."""
         step = self._largest
         arrays, _ = self._checker.convert(arrays)  # so that messages speak of the whole request
@@ -167,7 +166,7 @@ class Runtime:
             for start in range(0, n, step)
         ]
         self._metrics.split_requests += 1
-        return [np.concatenate(pieces) for pieces in zip(*parts, strict=True)]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _self_test(self) -> None:
         """Replay the stored requests and compare with what the eager model answered at capture."""

@@ -64,7 +64,8 @@ class _IdCheck:
         """True if every id is in range. A negative integer is a very large unsigned one."""
         if self.columns is None:
             worst = np.maximum.reduce(self.ids, axis=1)
-            return not (worst >= self.limits).any()
+            # Compared as bytes: `all` of a small array takes longer than its reduction.
+            return bool((worst < self.limits).tobytes() == b"\x01" * len(worst))
         ids = self.ids[:, self.columns]
         return bool(((ids >= 0) & (ids < self.limits)).all())  # false for NaN as well
 
@@ -73,15 +74,17 @@ class _IdCheck:
 class _Joint:
     """Copy the inputs `[start, stop)` of a request into one block by one call.
 
-    `out` is the block itself where the request fills its bucket, else a scratch array of exactly
-    the request's rows, which is then copied to `target`.
+    `out` is the block itself where the request fills its bucket. Else it is a scratch array of
+    exactly the request's rows, `source` is it by input, and `rows` says which of its rows each row
+    of `target`, the block, holds: its own or, padded, row 0.
     """
 
     start: int
     stop: int
     out: Array
     source: Array
-    target: Array | None
+    rows: Array | None
+    target: Array
 
 
 class Fill:
@@ -114,8 +117,8 @@ class Fill:
             view[...] = values[at]
         for joint in self._joint:
             np.concatenate(values[joint.start : joint.stop], out=joint.out, casting="no")
-            if joint.target is not None:
-                joint.target[...] = joint.source
+            if joint.rows is not None:
+                joint.source.take(joint.rows, axis=1, out=joint.target, mode="clip")
         for padding, first in self._padding:
             padding[...] = first
         for check in self._checks:
@@ -127,17 +130,20 @@ class Fill:
     def _add(self, block: _Block, position: int) -> None:
         n, view = self._n, block.view
         features, size, *row = view.shape
+        stop = position + features
         if features == 1:
             self._single.append((position, view[0, :n]))
+            if n < size:
+                self._padding.append((view[:, n:], view[:, :1]))
         elif n == size:
             out = view.reshape(features * n, *row)
-            self._joint.append(_Joint(position, position + features, out, out, None))
+            self._joint.append(_Joint(position, stop, out, out, None, view))
         else:
             out = np.empty((features * n, *row), view.dtype)
             source = out.reshape(features, n, *row)
-            self._joint.append(_Joint(position, position + features, out, source, view[:, :n]))
-        if n < size:
-            self._padding.append((view[:, n:], view[:, :1]))
+            rows = np.arange(size)
+            rows[n:] = 0
+            self._joint.append(_Joint(position, stop, out, source, rows, view))
         if not self._filler.checks:
             return
         if block.limits is not None:

@@ -29,7 +29,7 @@ _PREPARED = 1024  # numbers of rows whose views are kept
 class _Captured:
     filler: Filler
     graph: Graph
-    outputs: list[Array]  # host views, full bucket
+    outputs: list[tuple[str, Array]]  # host views, full bucket
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Prepared:
     bucket: int
     fill: Fill
     replay: Launch
-    outputs: list[Array]  # host views of the rows asked for; the next replay overwrites them
+    outputs: list[tuple[str, Array]]  # host views of the rows asked for; overwritten by the next
 
 
 class Lane:
@@ -75,7 +75,7 @@ class Lane:
             )
             graph = device.record(bucket.plan.streams, queue)
             filler = Filler(bucket, manifest.bounds, self._in.host, check)
-            outputs = [slot.view(self._out.host) for slot in bucket.outputs]
+            outputs = [(slot.name, slot.view(self._out.host)) for slot in bucket.outputs]
             self._captured[bucket.size] = _Captured(filler, graph, outputs)
         self._sizes = sorted(self._captured)
         self.order = [s.name for block in blocks(manifest.buckets[0]) for s in block]
@@ -94,7 +94,7 @@ class Lane:
     def prepare_in(self, size: int, n: int) -> Prepared:
         """Bucket `size`, whether or not a smaller one would do."""
         captured = self._captured[size]
-        outputs = [output[:n] for output in captured.outputs]
+        outputs = [(name, output[:n]) for name, output in captured.outputs]
         return Prepared(size, captured.filler.prepare(n), captured.graph.replay, outputs)
 
     def replay(self, size: int) -> None:

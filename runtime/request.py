@@ -51,7 +51,7 @@ class RequestChecker:
             raise self._name_error(request)
         try:
             n = len(values[0])
-            if n and [len(v) for v in values] == [n] * len(values):
+            if n and {*map(len, values)} == {n}:
                 for at, dtype, row in self._alone:
                     value = values[at]
                     if value.dtype != dtype or value.shape[1:] != row:

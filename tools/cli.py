@@ -20,6 +20,7 @@ from recreplay.tools import (
 )
 from recreplay.tools.bench import command as bench
 from recreplay.tools.console import report_error
+from recreplay.tools.view import command as view
 
 INTERRUPTED = 130  # what a shell expects of a process that SIGINT ended
 
@@ -81,6 +82,8 @@ app.command("inspect")(inspect_artifact.inspect)
 app.command("run")(run_file.run)
 app.command("bench")(bench.bench)
 app.command("demo")(demo.demo)
+app.command("view")(view.view)
+app.command("trace")(view.trace)
 
 if __name__ == "__main__":
     app(prog_name="recreplay")

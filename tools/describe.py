@@ -6,7 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from recreplay.runtime.artifact import CONSTANTS, WEIGHTS
+from recreplay.runtime.artifact import CONSTANTS, WEIGHTS, Artifact
+from recreplay.runtime.errors import RecReplayError
 from recreplay.runtime.manifest import Bucket, Manifest
 from recreplay.runtime.spec import total_bytes
 from recreplay.tools.files import folder_size
@@ -63,6 +64,15 @@ def describe_bucket(bucket: Bucket, manifest: Manifest) -> dict[str, Any]:
         "buffer_bytes": total_bytes(bucket.buffers),
         "parity": None if parity is None else asdict(parity),
     }
+
+
+def find_bucket(artifact: Artifact, size: int) -> Bucket:
+    """The bucket of exactly this size; RecReplayError names those that there are."""
+    for bucket in artifact.manifest.buckets:
+        if bucket.size == size:
+            return bucket
+    sizes = ", ".join(str(b.size) for b in artifact.manifest.buckets)
+    raise RecReplayError(f"{artifact.path} has no bucket {size}; its buckets are {sizes}")
 
 
 def describe_plan(bucket: Bucket) -> list[dict[str, Any]]:

@@ -58,7 +58,11 @@ def write_npz(path: Path, arrays: Mapping[str, Array]) -> None:
 
 def write_json(path: Path, data: Any) -> None:
     """Write a report."""
-    text = json.dumps(data, indent=2) + "\n"
+    write_text(path, json.dumps(data, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text."""
     _write(path, lambda file: file.write(text.encode()))
 
 

@@ -19,16 +19,29 @@ def inspect(
     bucket: Annotated[
         int | None, typer.Option(help="Show the plan of this bucket, step by step.")
     ] = None,
+    take_measures: Annotated[
+        bool, typer.Option("--measure", help="With --json: also replay here and say the times.")
+    ] = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Show buckets, streams, segments, waits, memory, tables and parity of an artifact."""
+    """Show buckets, streams, segments, waits, memory, tables and parity of an artifact.
+
+    With --json: all that the page of `recreplay view` shows.
+    """
     from recreplay.runtime.artifact import open_artifact
-    from recreplay.runtime.errors import RecReplayError
-    from recreplay.tools.describe import describe, describe_bucket, describe_plan
+    from recreplay.runtime.graph import read_graph
+    from recreplay.tools.describe import find_bucket
+    from recreplay.tools.view.bucket import bucket_view
+    from recreplay.tools.view.data import finite, overview
+    from recreplay.tools.view.measured import measure
 
     opened = open_artifact(artifact)
-    if bucket is None:
-        summary = describe(opened.path, opened.manifest)
+    found = None if bucket is None else find_bucket(opened, bucket)
+    graphs = read_graph(opened.path)
+    chosen = None if bucket is None else [bucket]
+    measured = measure(opened, chosen) if take_measures else {}
+    if found is None:
+        summary = finite(overview(opened, graphs, measured))
         if as_json:
             print_json(summary)
             return
@@ -36,15 +49,11 @@ def inspect(
         for notice in summary["notices"]:
             report_notice(notice)
         return
-    found = next((b for b in opened.manifest.buckets if b.size == bucket), None)
-    if found is None:
-        sizes = ", ".join(str(b.size) for b in opened.manifest.buckets)
-        raise RecReplayError(f"{artifact} has no bucket {bucket}; its buckets are {sizes}")
-    counts, steps = describe_bucket(found, opened.manifest), describe_plan(found)
+    shown = bucket_view(found, opened.manifest, graphs.get(found.size), measured.get(found.size))
     if as_json:
-        print_json({**counts, "strategy": found.plan.strategy, "steps": steps})
+        print_json(finite(shown))
     else:
-        show(_plan(found.plan.strategy, counts, steps))
+        show(_plan(found.plan.strategy, shown, shown["steps"]))
 
 
 def _overview(summary: dict[str, Any]) -> Iterator[RenderableType]:

@@ -50,10 +50,11 @@ def choices() -> dict[str, dict[str, Any]]:
     """What capture would choose for each device when it is told nothing."""
     import torch
 
+    from recreplay.capture import DEFAULT_STRATEGY
     from recreplay.capture.compilers.toolchain import inductor_problem
 
     chosen: dict[str, dict[str, Any]] = {}
-    for device, strategy in (("cpu", "single"), ("cuda", "matching")):
+    for device, strategy in DEFAULT_STRATEGY.items():
         usable = device == "cpu" or torch.cuda.is_available()
         problem = inductor_problem(device) if usable else "torch finds no CUDA device"
         chosen[device] = {

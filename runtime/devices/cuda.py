@@ -78,18 +78,38 @@ class CudaRecording:
 
 
 class CudaGraph:
-    """A captured bucket: one launch and one wait."""
+    """A captured bucket: one launch and one wait.
+
+    Launched through the driver's bindings: making a stream current in torch costs more than the
+    launch, and both calls release the interpreter lock.
+    """
 
     def __init__(self, graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream) -> None:
+        from cuda.bindings import runtime as cudart
+
         self.graph = graph
         self._stream = stream
-        self._done = torch.cuda.Event(blocking=False)  # type: ignore[no-untyped-call]
+        self._exec = cudart.cudaGraphExec_t(graph.raw_cuda_graph_exec())
+        self._on = cudart.cudaStream_t(stream.cuda_stream)
+        self._launch = cudart.cudaGraphLaunch
+        self._wait = cudart.cudaStreamSynchronize
+        self._success = cudart.cudaError_t.cudaSuccess
 
     def replay(self) -> None:
-        with torch.cuda.stream(self._stream):
-            self.graph.replay()
-            self._done.record(self._stream)
-        self._done.synchronize()
+        (launched,) = self._launch(self._exec, self._on)
+        (done,) = self._wait(self._on)
+        if launched != self._success or done != self._success:
+            raise RecReplayError(
+                f"replaying a CUDA graph failed: launch {launched!r}, wait {done!r}; after an error "
+                "that sticks to the context, the process must be started anew"
+            )
+
+    def upload(self) -> None:
+        """Put the instantiated graph on the device now, not with the first request."""
+        from cuda.bindings import runtime as cudart
+
+        checked(cudart.cudaGraphUpload(self._exec, self._on))
+        self._stream.synchronize()
 
     def close(self) -> None:
         self._stream.synchronize()
@@ -141,8 +161,9 @@ class CudaDevice:
                     graph.capture_end()
             torch._C._cuda_clearCublasWorkspaces()
         graph.instantiate()
-        self._upload(graph, used[0])
-        return CudaGraph(graph, used[0])
+        captured = CudaGraph(graph, used[0])
+        captured.upload()
+        return captured
 
     def new_recording(self, streams: list[torch.cuda.Stream], capturing: bool) -> CudaRecording:
         """What `record` queues on; a device that watches its captures overrides this."""
@@ -170,13 +191,6 @@ class CudaDevice:
             self._handles.append(handle)
             stream = torch.cuda.ExternalStream(int(handle), self.torch_device)  # type: ignore[no-untyped-call]
             self._streams.append(stream)
-
-    def _upload(self, graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream) -> None:
-        """Put the instantiated graph on the device now, not with the first request."""
-        from cuda.bindings import runtime as cudart
-
-        checked(cudart.cudaGraphUpload(graph.raw_cuda_graph_exec(), stream.cuda_stream))
-        stream.synchronize()
 
 
 @contextmanager

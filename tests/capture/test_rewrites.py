@@ -115,7 +115,7 @@ CASES: dict[str, Case] = {
         1,
     ),
     "sum, mean and none": Case(
-        {k: (20, 8) for k in "abcdef"},
+        dict.fromkeys("abcdef", (20, 8)),
         lambda t, x: torch.cat(
             [
                 summed(t.a, x["a"]),
@@ -131,7 +131,7 @@ CASES: dict[str, Case] = {
         3,
     ),
     "embedding and sum or mean": Case(
-        {k: (20, 8) for k in "abcd"},
+        dict.fromkeys("abcd", (20, 8)),
         lambda t, x: torch.cat(
             [
                 F.embedding(x["a"], t.a).sum(1),
@@ -266,7 +266,7 @@ def test_bags_with_a_padding_index_are_left_alone(captured: Capture) -> None:
     def draw(rows: int) -> dict[str, Tensor]:
         return {k: ids(rows, 4, 3) for k in "abc"}
 
-    model = Model({k: (4, 8) for k in "abc"}, run)
+    model = Model(dict.fromkeys("abc", (4, 8)), run)
     example = {f"x_{k}": v for k, v in draw(4).items()}
     left = [lookup for lookup in find_lookups(rewritten(model, example)) if not lookup.stackable]
     assert [lookup.weight for lookup in left] == ["tables.c"]

@@ -187,7 +187,7 @@ def test_a_request_that_is_no_dict(runtime: Runtime, shop: Any, request_: Any) -
             "dense",
             lambda a: a.astype("U8"),
             InputTypeError,
-            "input 'dense' is an array of dtype <U32; expected an array float32[n, 4]",
+            "input 'dense' is an array of dtype <U8; expected an array float32[n, 4]",
         ),
         (
             "ids_0",

@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from recreplay.capture.ingest import _arguments as forward_arguments
-from recreplay.capture.ingest import name_outputs
+from recreplay.capture.ingest import forward_arguments, name_outputs
 
 if TYPE_CHECKING:
     from recreplay.tools.target import Target

@@ -1,0 +1,44 @@
+"""A CPU device that remembers the calls of every graph it records, so that each can be timed."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from recreplay.runtime.artifact import Artifact, check_environment
+from recreplay.runtime.devices.base import Launch, Recording
+from recreplay.runtime.devices.cpu import CpuDevice, CpuGraph, CpuRecording
+
+
+class TimedDevice(CpuDevice):
+    """Records as the CPU does. `calls` are those of each graph, in the order of recording."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        check_environment(artifact, self.fingerprint())
+        self.calls: list[tuple[Launch, ...]] = []
+
+    def record(self, streams: int, issue: Callable[[Recording], None]) -> CpuGraph:
+        recording = CpuRecording()
+        issue(recording)
+        self.calls.append(tuple(recording.calls))
+        graph = CpuGraph(recording.calls)
+        graph.replay()  # as the CPU device does: first calls are slow
+        return graph
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """One thread and no garbage collection while something is timed; both are restored."""
+    threads, collecting = torch.get_num_threads(), gc.isenabled()
+    torch.set_num_threads(1)
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        if collecting:
+            gc.enable()

@@ -1,0 +1,92 @@
+"""A bucket as a trace in the layout that Kineto writes, for Perfetto and chrome://tracing.
+
+One thread per lane, since Perfetto hides slices of one thread that overlap without nesting. A wait
+is a flow from the end of one slice to the start of another.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+# Kineto uses process numbers and device indices; Linux gives no process a number this high, so the
+# trace can be put beside one that the torch profiler wrote.
+_FIRST_PROCESS = 5_000_000
+_SHORTEST = 0.001  # microseconds; a slice of no length cannot hold the end of a flow
+
+
+def chrome_trace(
+    artifact: dict[str, Any], view: dict[str, Any], timing: dict[str, Any]
+) -> dict[str, Any]:
+    """Events of one bucket: `view` from `bucket_view`, `timing` one of its timings."""
+    process = _FIRST_PROCESS + view["size"]
+    category = "gpu_user_annotation" if artifact["device"] == "cuda" else "user_annotation"
+    steps = view["steps"]
+    position = {step["name"]: step["step"] for step in steps}
+    starts = timing["starts_us"]
+    durations = [max(d, _SHORTEST) for d in timing["durations_us"]]
+    critical = set(timing["critical"])
+    title = f"{artifact['model']} bucket {view['size']} ({timing['kind']})"
+    events = [*_names(process, title, [step["stream"] for step in steps])]
+    for step in steps:
+        at = step["step"]
+        events.append(
+            {
+                "ph": "X",
+                "cat": category,
+                "name": step["name"],
+                "pid": process,
+                "tid": step["stream"],
+                "ts": round(starts[at], 3),
+                "dur": round(durations[at], 3),
+                "args": {
+                    "stream": step["stream"],
+                    "step": at,
+                    "package": step["package"],
+                    "operators": step["operators"],
+                    "waits for": step["waits"],
+                    "critical path": at in critical,
+                    "time": timing["kind"],
+                },
+            }
+        )
+    flow = 0
+    for step in steps:
+        for name in step["waits"]:
+            other = position[name]
+            common = {"cat": "wait", "name": "wait", "id": flow, "pid": process}
+            # Inside of the slice, so that it is found there: a slice ends before its last moment.
+            left = starts[other] + durations[other] - _SHORTEST / 2
+            events.append(
+                {**common, "ph": "s", "tid": steps[other]["stream"], "ts": round(left, 4)}
+            )
+            arrives = {"ph": "f", "bp": "e", "tid": step["stream"], "ts": starts[step["step"]]}
+            events.append({**common, **arrives})
+            flow += 1
+    for name, at_us in (("fork", 0.0), ("join", timing["total_us"])):
+        if view["streams"] > 1:
+            mark = {"ph": "i", "s": "t", "cat": category, "name": name, "pid": process, "tid": 0}
+            events.append({**mark, "ts": at_us})
+    return {
+        "schemaVersion": 1,
+        "deviceProperties": [],
+        "displayTimeUnit": "ms",
+        "baseTimeNanoseconds": time.time_ns() // 1_000_000_000 * 1_000_000_000,
+        "traceName": title,
+        "recreplay": {"times": timing["note"], "bucket": view["size"]},
+        "traceEvents": events,
+    }
+
+
+def _names(process: int, title: str, streams: list[int]) -> list[dict[str, Any]]:
+    """What Perfetto calls the process and its lanes, and the order of those."""
+
+    def note(kind: str, thread: int, **arguments: Any) -> dict[str, Any]:
+        common = {"ph": "M", "pid": process, "tid": thread, "ts": 0.0}
+        return {**common, "name": kind, "args": arguments}
+
+    events = [note("process_name", 0, name=f"recreplay {title}")]
+    for stream in sorted(set(streams)):
+        events.append(note("thread_name", stream, name=f"stream {stream}"))
+        events.append(note("thread_sort_index", stream, sort_index=stream))
+    return events
