@@ -88,7 +88,7 @@ EXTREMES = (0x00, 0x7F, 0xFF)  # as ids: zeros, far above and below; as floats: 
 
 
 @pytest.mark.parametrize("rewrites", [REWRITES, ()])
-@pytest.mark.parametrize("name", ["dlrm", "din", "streamrec", "mt_wide_deep"])
+@pytest.mark.parametrize("name", ["dlrm", "din", "mt_wide_deep"])
 def test_what_lies_in_the_padding_never_shows(
     name: str, rewrites: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,61 @@
+"""400 features: the page opens at once and pans smoothly, folded and unfolded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recreplay.capture import capture
+from recreplay.models import streamrec
+from driving import Page
+
+pytestmark = pytest.mark.browser
+PAN = """
+const done = arguments[arguments.length - 1], surface = recreplay.views[arguments[0]].surface();
+surface.zoom(arguments[1]);
+surface.frames.length = 0;
+const begun = performance.now();
+let count = 0;
+requestAnimationFrame(function step() {
+  surface.pan(count % 80 < 40 ? -7 : 7, count % 30 < 15 ? -5 : 5);
+  if (++count < 90) requestAnimationFrame(step);
+  else requestAnimationFrame(() => done(1000 * surface.frames.length / (performance.now() - begun)));
+});
+"""
+
+
+@pytest.fixture(scope="module")
+def large_page(
+    tmp_path_factory: pytest.TempPathFactory, write_page: Callable[..., Path]
+) -> Path:
+    out = tmp_path_factory.mktemp("large") / "large.rr"
+    model = streamrec(features=400, rows_scale=0.001)
+    options: dict[str, Any] = {"strategy": "matching", "rewrites": (), "compiler": "eager"}
+    capture(model, out=out, buckets=[64], **options)
+    return write_page(out)
+
+
+def test_400_features_are_drawn_within_two_seconds(page: Page, large_page: Path) -> None:
+    for view in ("timeline?level=operators", "assignment", "compare", "buckets"):
+        page.open(large_page, view)
+        assert page.js("return Number(document.documentElement.dataset.ready)") < 2000
+
+
+def test_400_features_are_folded_until_asked_for(page: Page, large_page: Path) -> None:
+    page.open(large_page, "assignment")
+    assert page.js("return recreplay.views.assignment.layout().bands.length") < 10
+    page.press('[data-name="fold"]')
+    assert page.js("return recreplay.views.assignment.layout().bands.length") == 401
+
+
+def test_400_features_pan_at_more_than_30_frames_a_second(page: Page, large_page: Path) -> None:
+    page.open(large_page, "timeline?level=operators")
+    for zoom in (1, 12):
+        assert page.wait_js(PAN, "timeline", zoom) > 30
+    page.press('[data-view="assignment"]')
+    page.press('[data-name="fold"]')
+    for zoom in (1, 0.2):
+        assert page.wait_js(PAN, "assignment", zoom) > 30

@@ -1,0 +1,184 @@
+"""The page in a real browser: it shows the plan, and everything on it answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recreplay.runtime.artifact import open_artifact
+from recreplay.runtime.graph import read_graph
+from recreplay.runtime.plan import Plan
+from driving import Page
+
+pytestmark = pytest.mark.browser
+VIEWS = ("timeline", "assignment", "compare", "buckets", "bench")
+DRAWN = """
+const l = recreplay.views.timeline.layout();
+return {
+  lanes: l.lanes.map(lane => lane.map(b => b.name)),
+  bars: l.bars.map(b => [b.name, b.stream]),
+  waits: l.waits.map(w => [w.from, w.to]), kinds: l.waits.map(w => w.kind),
+};
+"""
+# Where the middle of bar `arguments[0]` is on the canvas.
+PLACE = """
+const v = recreplay.views.timeline, g = v.geometry(), bar = v.layout().bars[arguments[0]];
+return [g.at(bar.start + bar.duration / 2), g.laneTop(bar.stream, g.laneHeight) + g.laneHeight / 2];
+"""
+
+
+def assert_drawn(drawn: dict[str, Any], plan: Plan) -> None:
+    assert drawn["bars"] == [[step.name, step.stream] for step in plan.steps]
+    lanes = [[s.name for s in plan.steps if s.stream == lane] for lane in range(plan.streams)]
+    assert drawn["lanes"] == lanes
+    assert drawn["waits"] == [[w, i] for i, step in enumerate(plan.steps) for w in step.waits]
+    edges = set(plan.edges)
+    expected = ["data" if tuple(pair) in edges else "order" for pair in drawn["waits"]]
+    assert drawn["kinds"] == expected
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("width", [1280, 390])
+def test_every_view_opens_without_an_error_and_without_scrolling_sideways(
+    page: Page, rec_page: Path, view: str, width: int
+) -> None:
+    metrics = {"width": width, "height": 720, "deviceScaleFactor": 1, "mobile": width < 600}
+    page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    page.open(rec_page, view)
+    assert page.text('[role="tab"][aria-selected="true"]').lower() == view
+    assert page.text("#main")
+    assert page.js("return document.documentElement.scrollWidth") <= width
+    assert page.js("return performance.getEntriesByType('resource').length") == 0
+
+
+@pytest.mark.parametrize("size", [1, 8, 64])
+def test_lanes_bars_and_waits_are_the_plan(
+    page: Page, rec_page: Path, rec_path: Path, size: int
+) -> None:
+    page.open(rec_page, "timeline?bucket=64&level=segments")
+    page.choose("bucket", str(size))
+    artifact = open_artifact(rec_path)
+    bucket = next(b for b in artifact.manifest.buckets if b.size == size)
+    assert bucket.plan.streams > 1
+    assert_drawn(page.js(DRAWN), bucket.plan)
+    page.press('[data-value="operators"]')
+    assert_drawn(page.js(DRAWN), read_graph(rec_path)[size].captured.plans[0])
+
+
+def test_every_strategy_can_be_looked_at(page: Page, rec_page: Path, rec_path: Path) -> None:
+    page.open(rec_page, "timeline?bucket=8&level=segments")
+    for plan in read_graph(rec_path)[8].captured.plans[1:]:
+        page.choose("strategy", plan.strategy)
+        assert_drawn(page.js(DRAWN), plan)
+    page.press('[data-view="compare"]')
+    shown = page.js("return [...document.querySelectorAll('[data-strategy]')].map(e => e.dataset.strategy)")
+    assert shown == ["single", "feature", "matching", "greedy"]
+
+
+def test_a_click_on_a_bar_shows_it_and_its_pixels_are_of_its_stream(
+    page: Page, rec_page: Path, rec_path: Path
+) -> None:
+    page.open(rec_page, "timeline?bucket=64&level=segments")
+    plan = open_artifact(rec_path).manifest.buckets[-1].plan
+    for index, step in enumerate(plan.steps):
+        x, y = page.js(PLACE, index)
+        page.click_at(x, y)
+        assert page.text(".side h2") == step.name
+    page.press('[data-value="operators"]')
+    colours = page.js("""
+        const v = recreplay.views.timeline, g = v.geometry(), canvas = v.surface().canvas;
+        v.surface().paint();
+        const copy = document.createElement('canvas').getContext('2d', { willReadFrequently: true });
+        [copy.canvas.width, copy.canvas.height] = [canvas.width, canvas.height];
+        copy.drawImage(canvas, 0, 0);
+        return v.layout().bars.slice(0, 12).map(b => {
+          const x = g.at(b.start + b.duration / 2), y = g.laneTop(b.stream, g.laneHeight) + 7;
+          return [b.stream, [...copy.getImageData(x, y, 1, 1).data].slice(0, 3)];
+        });
+    """)
+    palette = [[0, 114, 178], [230, 159, 0], [0, 158, 115], [204, 121, 167]]
+    assert all(colour == palette[stream] for stream, colour in colours)
+
+
+def test_a_segment_leads_to_its_operators(page: Page, rec_page: Path, rec_path: Path) -> None:
+    page.open(rec_page, "timeline?bucket=64&level=segments")
+    page.click_at(*page.js(PLACE, 0))
+    page.press(".ops button")
+    first = open_artifact(rec_path).manifest.buckets[-1].segments[0].operators[0]
+    assert page.text(".side h2") == first
+    for label in ("Module", "Shape", "Bytes", "Flops", "Stream", "Waits for", "Time"):
+        assert label in page.text(".side")
+
+
+def test_search_finds_by_module_and_counts(page: Page, rec_page: Path, rec_path: Path) -> None:
+    graph = read_graph(rec_path)[64].captured
+    expected = sum("branches.3." in op.module for op in graph.operators)
+    assert expected > 1
+    for view in ("timeline", "assignment"):
+        page.open(rec_page, f"{view}?bucket=64&level=operators")
+        page.type("branches.3.")
+        assert page.text(".count") == f"{expected} matches"
+        page.type("branches.3.\n")
+        assert page.js("return recreplay.views[arguments[0]].chosen() !== null", view)
+
+
+def test_the_keyboard_reaches_everything(page: Page, rec_page: Path) -> None:
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.keys import Keys
+
+    page.open(rec_page, "timeline?bucket=64&level=operators")
+    seen = []
+    for _ in range(14):
+        ActionChains(page.driver).send_keys(Keys.TAB).perform()
+        seen.append(page.js("return document.activeElement.tagName"))
+        if seen[-1] == "CANVAS":
+            break
+    assert {"A", "BUTTON", "SELECT", "INPUT", "CANVAS"} <= set(seen)
+    ActionChains(page.driver).send_keys(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT).perform()
+    lane = page.js("return recreplay.views.timeline.layout().lanes[0].map(b => b.name)")
+    assert page.text(".side h2") == lane[1]
+    ActionChains(page.driver).send_keys(Keys.ARROW_DOWN).perform()
+    assert page.js("return recreplay.views.timeline.chosen().stream") == 1
+    before = page.js("return recreplay.views.timeline.surface().scale")
+    ActionChains(page.driver).send_keys("+").perform()
+    assert page.js("return recreplay.views.timeline.surface().scale") > before
+
+
+def test_the_graph_is_shown_before_and_after_rewrites(
+    page: Page, rec_page: Path, rec_path: Path
+) -> None:
+    graph = read_graph(rec_path)[64]
+    assert graph.before is not None
+    counted = "return recreplay.views.assignment.layout().nodeOf.filter(n => n).length"
+    page.open(rec_page, "assignment?bucket=64")
+    assert page.js(counted) == len(graph.captured.operators)
+    page.press('[data-value="before"]')
+    assert page.js(counted) == len(graph.before.operators)
+    folded = page.js("return recreplay.views.assignment.layout().bands.length")
+    page.press('[data-name="fold"]')
+    features = len({op.branch for op in graph.before.operators if op.branch})
+    unfolded = page.js("return recreplay.views.assignment.layout().bands.length")
+    assert unfolded == features + 1 > folded
+
+
+def test_measured_times_are_shown_and_said_to_be(page: Page, rec_page: Path) -> None:
+    page.open(rec_page, "timeline?bucket=64&level=segments")
+    assert "measured" in page.text(".note")
+    assert "one after the other" in page.text(".note")
+    assert page.text('[data-stat="replay"]') != "not measured"
+    page.driver.find_elements("css selector", '[aria-label="Times"] button')[1].click()
+    assert "modelled" in page.text(".note")
+
+
+def test_nothing_moves_while_it_is_used(page: Page, rec_page: Path) -> None:
+    page.open(rec_page, "timeline?bucket=64&level=segments")
+    page.js("""
+        window.moved = 0;
+        new PerformanceObserver(list => { for (const e of list.getEntries()) moved += e.value; })
+          .observe({ type: 'layout-shift', buffered: true });
+    """)
+    page.click_at(*page.js(PLACE, 0))
+    page.wait_js("requestAnimationFrame(() => setTimeout(arguments[0], 200))")
+    assert page.js("return moved") < 0.01
