@@ -14,7 +14,7 @@ from torch import fx
 from torch.export import ExportedProgram
 
 from recreplay.capture.assign import STRATEGIES, Strategy, assign
-from recreplay.capture.compilers import get_compiler
+from recreplay.capture.compilers import COMPILERS, get_compiler
 from recreplay.capture.compilers.toolchain import inductor_problem
 from recreplay.capture.features import to_dag
 from recreplay.capture.ingest import Example, Ingested, ingest
@@ -180,6 +180,9 @@ def _check_arguments(
 
 def _choose_compiler(compiler: str | None, device: str) -> tuple[str, list[str]]:
     if compiler is not None:
+        if compiler not in COMPILERS:
+            known = ", ".join(COMPILERS)
+            raise CaptureError(f"unknown compiler {compiler!r}; expected one of {known}")
         return compiler, []
     problem = inductor_problem(device)
     if problem is None:

@@ -43,7 +43,10 @@ def artifact_folder(out: Path, overwrite: bool) -> Iterator[Path]:
     for stale in out.parent.glob(f".{glob.escape(out.name)}.capturing-*"):
         # In a container every capture may have the number that one killed before it had.
         if stale == folder or not is_alive(stale.name.rpartition("-")[2]):
-            shutil.rmtree(stale, ignore_errors=True)
+            if "capturing-old-" in stale.name and not out.exists():
+                stale.rename(out)  # killed between the two renames of an overwrite
+            else:
+                shutil.rmtree(stale, ignore_errors=True)
     folder.mkdir()
     _OPEN.add(folder)
     try:

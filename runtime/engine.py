@@ -18,6 +18,7 @@ from recreplay.runtime.errors import (
     InputError,
     ParityError,
     RecReplayError,
+    ReplayError,
     RuntimeClosedError,
 )
 from recreplay.runtime.fill import CHECKS, Check, blocks
@@ -52,7 +53,7 @@ class Runtime:
         )
         self._largest = self.manifest.buckets[-1].size
         self._worker: ThreadPoolExecutor | None = None
-        self._closed = False
+        self._closing = self._closed = False
 
     @classmethod
     def load(
@@ -109,7 +110,7 @@ class Runtime:
         """`run` on the runtime's own thread; the inputs must not change until the future is
         done."""
         with self._lock:
-            if self._closed:
+            if self._closing:
                 raise RuntimeClosedError("this Runtime was closed; load the artifact again")
             if self._worker is None:
                 self._worker = ThreadPoolExecutor(1, thread_name_prefix="recreplay")
@@ -123,6 +124,7 @@ class Runtime:
     def close(self) -> None:
         """Answer what was submitted, then free everything. Closing twice is fine."""
         with self._lock:
+            self._closing = True  # nothing more is submitted, what was is answered
             worker, self._worker = self._worker, None
         if worker is not None:
             worker.shutdown(wait=True)
@@ -153,7 +155,14 @@ class Runtime:
             if isinstance(error, InputError):
                 raise
             clamped = prepared.fill(self._checker.convert(arrays)[0], first_row)
-        prepared.replay()
+        try:
+            prepared.replay()
+        except (IndexError, RuntimeError) as error:  # what torch's operators raise
+            raise ReplayError(
+                f"replaying bucket {prepared.bucket} failed: {error}; ids that no check covers "
+                f"({', '.join(self.manifest.unchecked) or 'none'}, or all with check='off') are the "
+                "usual cause"
+            ) from error
         self._metrics.count(prepared.bucket, n, clamped)
         return {name: view.copy() for name, view in prepared.outputs}
 

@@ -51,6 +51,10 @@ class CompilerError(CaptureError):
     """A segment compiler is not usable on this machine, or failed on a segment."""
 
 
+class ReplayError(RecReplayError):
+    """A replay failed in the middle. On a CPU the runtime goes on; a CUDA context may not."""
+
+
 class ParityError(RecReplayError):
     """A replay does not equal the eager model within tolerance."""
 

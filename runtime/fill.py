@@ -54,14 +54,20 @@ class _Block:
 
 @dataclass(frozen=True)
 class _IdCheck:
-    """Ids `[F, ids]`, or rows whose `columns` are ids, and the limit of each feature or column."""
+    """Ids `[F, ids]`, or rows whose `columns` are ids, and the limit of each feature or column.
+
+    `limit` is the one limit of all features, where their tables have one number of rows.
+    """
 
     ids: Array
     limits: Array
+    limit: int | None
     columns: list[int] | None
 
     def holds(self) -> bool:
         """True if every id is in range. A negative integer is a very large unsigned one."""
+        if self.limit is not None:
+            return bool(np.maximum.reduce(self.ids, axis=None) < self.limit)
         if self.columns is None:
             worst = np.maximum.reduce(self.ids, axis=1)
             # Compared as bytes: `all` of a small array takes longer than its reduction.
@@ -147,14 +153,16 @@ class Fill:
         if not self._filler.checks:
             return
         if block.limits is not None:
-            ids = view.reshape(features, -1)
-            ids = ids[:, : n * (ids.shape[1] // size)].view(f"u{view.dtype.itemsize}")
-            self._checks.append(_IdCheck(ids, block.limits, None))
+            # Padded rows repeat row 0, so that the whole block holds just when the request does.
+            ids = view.reshape(features, -1).view(f"u{view.dtype.itemsize}")
+            limit = int(block.limits[0]) if (block.limits == block.limits[0]).all() else None
+            self._checks.append(_IdCheck(ids, block.limits, limit, None))
         for at in sorted({at for at, _, _ in block.columns}):
-            mine = [(column, rows) for i, column, rows in block.columns if i == at]
-            limits = np.array([rows for _, rows in mine])
+            mine = [(column, bound) for i, column, bound in block.columns if i == at]
+            limits = np.array([bound for _, bound in mine])
             columns = [column for column, _ in mine]
-            self._checks.append(_IdCheck(view[at, :n].reshape(n, -1), limits, columns))
+            rows = view[at, :n].reshape(n, -1)
+            self._checks.append(_IdCheck(rows, limits, None, columns))
 
 
 class Filler:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import tempfile
 from pathlib import Path
 
@@ -15,7 +16,7 @@ _ALSO = "also.txt"  # in a scratch folder: one more folder that goes when it goe
 def make_scratch() -> Path:
     """A new folder; folders that killed processes left behind are removed first."""
     for stale in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
-        if not is_alive(stale.name.removeprefix(_PREFIX).partition("-")[0]):
+        if _is_mine(stale) and not is_alive(stale.name.removeprefix(_PREFIX).partition("-")[0]):
             drop_scratch(stale)
     return Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
 
@@ -23,13 +24,25 @@ def make_scratch() -> Path:
 def drop_scratch(folder: Path) -> None:
     also = folder / _ALSO
     if also.is_file():
-        shutil.rmtree(also.read_text(), ignore_errors=True)
+        other = Path(tempfile.gettempdir()) / also.read_text()
+        if _is_mine(other):
+            shutil.rmtree(other, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def adopt(folder: Path, other: Path) -> None:
-    """Have `other`, a folder that a library made, go together with our `folder`."""
-    (folder / _ALSO).write_text(str(other))
+    """Have `other`, a temporary folder that a library made, go together with our `folder`."""
+    (folder / _ALSO).write_text(other.name)
+
+
+def _is_mine(folder: Path) -> bool:
+    """Whether this user made it, right inside the temporary folder: others can write there too."""
+    try:
+        found = folder.lstat()
+    except OSError:
+        return False
+    inside = folder.parent == Path(tempfile.gettempdir()) and folder.name not in ("", ".", "..")
+    return inside and stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
 
 
 def is_alive(pid: str) -> bool:

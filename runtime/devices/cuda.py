@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from recreplay.runtime.devices.base import Launch, Recording
-from recreplay.runtime.errors import RecReplayError
+from recreplay.runtime.errors import RecReplayError, ReplayError
 
 _WARM_UPS = 3  # torch's own number for graphed callables: lazy loading, autotuning, then steady
 
@@ -99,7 +99,7 @@ class CudaGraph:
         (launched,) = self._launch(self._exec, self._on)
         (done,) = self._wait(self._on)
         if launched != self._success or done != self._success:
-            raise RecReplayError(
+            raise ReplayError(
                 f"replaying a CUDA graph failed: launch {launched!r}, wait {done!r}; after an error "
                 "that sticks to the context, the process must be started anew"
             )
