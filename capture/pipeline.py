@@ -13,11 +13,12 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 
+from recreplay.capture.arguments import Example
 from recreplay.capture.assign import STRATEGIES, Strategy, assign
 from recreplay.capture.compilers import COMPILERS, get_compiler
 from recreplay.capture.compilers.toolchain import inductor_problem
 from recreplay.capture.features import to_dag
-from recreplay.capture.ingest import Example, Ingested, ingest
+from recreplay.capture.ingest import Ingested, ingest
 from recreplay.capture.layout import lay_out
 from recreplay.capture.lookups import id_bounds
 from recreplay.capture.operator_graph import all_strategies, operator_graph
@@ -78,7 +79,8 @@ def capture(
       by default what the model's own `example_inputs(batch)` returns.
     - `buckets`: batch sizes to capture. A request runs in the smallest that holds it.
     - `device`: `"cpu"`, `"cuda"` or `"cuda:N"`, where the artifact will be replayed.
-    - `strategy`: `"single"`, `"feature"`, `"matching"` or `"greedy"`; by default `DEFAULT_STRATEGY`.
+    - `strategy`: `"single"`, `"feature"`, `"matching"` or `"greedy"`; `DEFAULT_STRATEGY` unless
+      given.
     - `streams`: the most streams that a plan may use.
     - `compiler`: `"inductor"` or `"eager"`; by default inductor where this machine can compile,
       else eager with a notice.

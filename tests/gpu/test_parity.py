@@ -29,26 +29,23 @@ def check(model: torch.nn.Module, runtime: Runtime, rows: int, seed: int) -> Non
         np.testing.assert_allclose(got[name], tensor.numpy(), rtol=1e-4, atol=1e-5)
 
 
+def capture_and_check(name: str, folder: Path, **options: object) -> None:
+    """At 1 row, at each edge and beside it, and above the largest bucket."""
+    model = MODELS[name].factory(rows_scale=SCALE)
+    capture(model, out=folder / "m.rr", buckets=BUCKETS, device="cuda", **options)
+    with Runtime.load(folder / "m.rr") as runtime:
+        for seed, rows in enumerate((1, 2, 3, 15, 16, 17, 40)):
+            check(model, runtime, rows, seed)
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("name", MODELS)
 def test_eager_segments_replay_what_the_model_computes(
     name: str, strategy: str, tmp_path: Path
 ) -> None:
-    """At 1 row, at each edge and beside it, and above the largest bucket."""
-    model = MODELS[name].factory(rows_scale=SCALE)
+    """Whole branches on their streams, or one stream with stacked lookups."""
     rewrites = ("stack_lookups",) if strategy == "single" else ()
-    capture(
-        model,
-        out=tmp_path / "m.rr",
-        buckets=BUCKETS,
-        device="cuda",
-        strategy=strategy,
-        compiler="eager",
-        rewrites=rewrites,
-    )
-    with Runtime.load(tmp_path / "m.rr") as runtime:
-        for seed, rows in enumerate((1, 2, 3, 15, 16, 17, 40)):
-            check(model, runtime, rows, seed)
+    capture_and_check(name, tmp_path, strategy=strategy, compiler="eager", rewrites=rewrites)
 
 
 @pytest.mark.parametrize("strategy", ["single", "matching"])
@@ -60,15 +57,4 @@ def test_compiled_segments_replay_what_the_model_computes(
     problem = inductor_problem("cuda")
     if problem is not None:
         pytest.skip(problem)
-    model = MODELS[name].factory(rows_scale=SCALE)
-    capture(
-        model,
-        out=tmp_path / "m.rr",
-        buckets=BUCKETS,
-        device="cuda",
-        strategy=strategy,
-        compiler="inductor",
-    )
-    with Runtime.load(tmp_path / "m.rr") as runtime:
-        for seed, rows in enumerate((1, 2, 3, 15, 16, 17, 40)):
-            check(model, runtime, rows, seed)
+    capture_and_check(name, tmp_path, strategy=strategy, compiler="inductor")

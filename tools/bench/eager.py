@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from recreplay.capture.ingest import forward_arguments, name_outputs
+from recreplay.capture.arguments import forward_arguments, name_outputs
 
 if TYPE_CHECKING:
     from recreplay.tools.target import Target

@@ -1,0 +1,120 @@
+"""Names of inputs and outputs: between flat dicts of tensors and the parameters of `forward`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from recreplay.runtime.errors import CaptureError, UnsupportedModelError
+
+Example = Mapping[str, torch.Tensor] | Sequence[Any]
+
+
+def forward_arguments(model: torch.nn.Module, example: Example) -> dict[str, Any]:
+    """Keyword arguments of `forward` from flat named tensors, or from a tuple in its order."""
+    parameters = [
+        p
+        for p in inspect.signature(model.forward).parameters.values()
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    ]
+    if not isinstance(example, Mapping):
+        if len(example) > len(parameters):
+            raise CaptureError(
+                f"{len(example)} example inputs for "
+                f"forward({', '.join(p.name for p in parameters)})"
+            )
+        absent = [p.name for p in parameters[len(example) :] if p.default is p.empty]
+        if absent:
+            raise CaptureError(
+                f"no example input for parameter {absent[0]!r} of {type(model).__name__}.forward; "
+                f"given: the first {len(example)}"
+            )
+        return {p.name: value for p, value in zip(parameters, example, strict=False)}
+    arguments: dict[str, Any] = {}
+    rest = dict(example)
+    for p in parameters:
+        if p.name in rest:
+            arguments[p.name] = rest.pop(p.name)
+            continue
+        parts = {k.removeprefix(f"{p.name}_"): k for k in rest if _owner(k, parameters) == p.name}
+        if parts:
+            indexed = all(k.isdecimal() for k in parts)
+            values = {k: rest.pop(full) for k, full in parts.items()}
+            arguments[p.name] = [values[k] for k in sorted(values, key=int)] if indexed else values
+        elif p.default is p.empty:
+            raise CaptureError(
+                f"no example input for parameter {p.name!r} of {type(model).__name__}.forward; "
+                f"given: {', '.join(example) or 'nothing'}"
+            )
+    if rest:
+        raise CaptureError(
+            f"example inputs {sorted(rest)} fit no parameter of {type(model).__name__}.forward"
+            f"({', '.join(p.name for p in parameters)})"
+        )
+    return arguments
+
+
+def _owner(name: str, parameters: Sequence[inspect.Parameter]) -> str | None:
+    """The parameter that an example input belongs to: the longest whose name it begins with."""
+    fits = (p.name for p in parameters if name == p.name or name.startswith(f"{p.name}_"))
+    return max(fits, key=len, default=None)
+
+
+def named_leaves(arguments: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Flat names of nested arguments: `ids_0`, `ids_key`, in the order of torch's pytrees."""
+    named = {}
+    for path, leaf in pytree.tree_flatten_with_path(dict(arguments))[0]:
+        keys = [str(getattr(k, "key", getattr(k, "idx", None))) for k in path]
+        named["_".join(keys)] = leaf
+    return named
+
+
+def named_positions(names: Sequence[str], example: Sequence[Any]) -> list[Any]:
+    leaves = pytree.tree_leaves(list(example))
+    if len(leaves) != len(names):
+        raise CaptureError(
+            f"{len(leaves)} example inputs; the exported program takes {len(names)}: "
+            f"{', '.join(names)}"
+        )
+    return leaves
+
+
+def check_example(example: Mapping[str, Any]) -> int:
+    for name, tensor in example.items():
+        if not isinstance(tensor, torch.Tensor):
+            raise CaptureError(
+                f"example input {name!r} is a {type(tensor).__name__}; expected a tensor [B, ...]"
+            )
+        if tensor.ndim == 0:
+            raise CaptureError(f"example input {name!r} is a scalar; expected a tensor [B, ...]")
+    batches = {name: t.shape[0] for name, t in example.items()}
+    if len(set(batches.values())) != 1:
+        raise CaptureError(
+            f"example inputs have different batch sizes: {batches}; all need the same number of "
+            "rows"
+        )
+    batch = int(next(iter(batches.values())))
+    if batch < 2:
+        raise CaptureError(
+            f"example inputs have batch {batch}; 2 or more is needed, because torch.export takes a "
+            "size of 0 or 1 for a constant"
+        )
+    return batch
+
+
+def name_outputs(result: Any) -> dict[str, torch.Tensor]:
+    """Names of a model's outputs: `output`, `output_0` …, or the keys of a dict."""
+    if isinstance(result, torch.Tensor):
+        return {"output": result}
+    if isinstance(result, Mapping):
+        return {str(k): v for k, v in result.items()}
+    if isinstance(result, (tuple, list)):
+        return {f"output_{i}": v for i, v in enumerate(result)}
+    raise UnsupportedModelError(
+        f"the model returns {type(result).__name__}; expected a tensor, a tuple or a dict of "
+        "tensors"
+    )

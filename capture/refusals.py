@@ -1,0 +1,113 @@
+"""Why a model cannot be captured: the operator, the line of the model, and what to do instead."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.overrides import TorchFunctionMode
+
+from recreplay.runtime.errors import UnsupportedModelError
+
+_HERE = str(Path(__file__).parent)  # frames of ours are not the model's
+# Calls that ask about a tensor, or are torch's own; never what a model is refused for.
+_METADATA = {
+    *("__get__", "__set__", "_set_grad_enabled", "size", "dim", "stride", "storage_offset"),
+    *("numel", "element_size", "is_contiguous", "untyped_storage", "is_floating_point"),
+}
+
+
+class LastCall(TorchFunctionMode):
+    """Remembers the torch function that the model called last, to name it in a refusal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operator = ""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", str(func))
+        if name not in _METADATA:
+            self.operator = name
+        return func(*args, **(kwargs or {}))
+
+
+def refusal(error: Exception, last: LastCall, batch: int) -> UnsupportedModelError:
+    text = str(error)
+    where = _user_frame(error)
+    if "data-dependent" in text.lower() or "unbacked" in text.lower():
+        return UnsupportedModelError(
+            f"the model branches or sizes a tensor on data (last operator: "
+            f"{last.operator!r}{where}); a "
+            "captured graph has fixed shapes, so compute with masks or a fixed capacity instead"
+        )
+    if "batch" in text and ("constraint" in text.lower() or "specialized" in text.lower()):
+        return UnsupportedModelError(
+            f"the model fixes its batch at the example's {batch}{where}; take sizes from the "
+            f"input's shape instead. torch.export says: {_first_line(text)}"
+        )
+    return UnsupportedModelError(
+        f"torch.export cannot trace the model (last operator: {last.operator!r}{where}): "
+        f"{_first_line(text)}"
+    )
+
+
+def _first_line(text: str) -> str:
+    return next((line.strip() for line in text.splitlines() if line.strip()), "no message")
+
+
+def _user_frame(error: BaseException) -> str:
+    """` at file:line: source` of the innermost frame that is not torch's."""
+    inside = str(Path(torch.__file__).parent)
+    found = ""
+    chain: BaseException | None = error
+    while chain is not None:
+        for frame in traceback.extract_tb(chain.__traceback__):
+            if not frame.filename.startswith((inside, "<", _HERE)) and frame.line:
+                found = f" at {frame.filename}:{frame.lineno}: {frame.line}"
+        chain = chain.__cause__ or chain.__context__
+    return found
+
+
+def refuse_operators(exported: ExportedProgram) -> None:
+    """Refuse what exports but cannot be captured: sizes from data, chance, foreign code."""
+    for node in exported.graph.nodes:
+        if isinstance(node.target, torch._ops.HigherOrderOperator):
+            raise UnsupportedModelError(
+                f"operator {node.target} runs one of several programs{_stack_line(node)}; a "
+                "captured graph always runs the same one, so compute both and select by "
+                "torch.where"
+            )
+        if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace != "aten":
+            raise UnsupportedModelError(
+                f"operator {node.target} is not one of torch's own{_stack_line(node)}; an artifact "
+                "runs without your code, so write it with torch operators"
+            )
+        if node.meta.get("unbacked_bindings"):
+            raise UnsupportedModelError(
+                f"operator {node.target} has an output whose size or value depends on the data"
+                f"{_stack_line(node)}; a captured graph has fixed shapes, so compute with masks "
+                "or a fixed capacity instead"
+            )
+        if isinstance(node.target, torch._ops.OpOverload) and (
+            torch.Tag.nondeterministic_seeded in node.target.tags
+            and str(node.target) not in ("aten.dropout.default", "aten.rrelu.default")
+        ):
+            raise UnsupportedModelError(
+                f"operator {node.target} draws random numbers{_stack_line(node)}; a replay must "
+                "be a function of its inputs"
+            )
+
+
+def _stack_line(node: torch.fx.Node) -> str:
+    """` at file:line: source` of the user's line that made this node."""
+    lines = [line.strip() for line in (node.stack_trace or "").splitlines() if line.strip()]
+    for at in range(len(lines) - 1, -1, -1):
+        if lines[at].startswith("File ") and not lines[at].startswith('File "<'):
+            file, _, rest = lines[at].removeprefix('File "').partition('", line ')
+            number = rest.partition(",")[0]
+            source = lines[at + 1] if at + 1 < len(lines) else ""
+            return f" at {file}:{number}: {source}"
+    return ""
