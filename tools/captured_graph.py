@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from recreplay.runtime.devices.base import Launch
-from recreplay.runtime.devices.cuda import CudaDevice, CudaRecording, checked
+from recreplay.runtime.devices.cuda import CudaDevice, CudaRecording, bindings, checked
 from recreplay.runtime.plan import Plan
 
 
@@ -133,23 +133,20 @@ class WatchedDevice(CudaDevice):
 
 def _capturing(stream: torch.cuda.Stream) -> Any:
     """The graph that a capture on `stream` is drawing."""
-    from cuda.bindings import runtime as cudart
-
+    cudart = bindings()
     values = checked(cudart.cudaStreamGetCaptureInfo(stream.cuda_stream))
     return values[2]  # status, id, graph, ...
 
 
 def _nodes(graph: Any) -> list[int]:
-    from cuda.bindings import runtime as cudart
-
+    cudart = bindings()
     _, count = checked(cudart.cudaGraphGetNodes(graph, 0))
     nodes, _ = checked(cudart.cudaGraphGetNodes(graph, count))
     return [int(node) for node in nodes]
 
 
 def _describe(raw: int, watch: _Watch) -> CapturedGraph:
-    from cuda.bindings import runtime as cudart
-
+    cudart = bindings()
     graph = cudart.cudaGraph_t(raw)
     _, count = checked(cudart.cudaGraphGetNodes(graph, 0))
     nodes, _ = checked(cudart.cudaGraphGetNodes(graph, count))

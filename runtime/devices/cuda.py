@@ -18,13 +18,14 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 import torch
 
 from recreplay.runtime.devices.base import Launch, Recording
-from recreplay.runtime.errors import RecReplayError, ReplayError
+from recreplay.runtime.errors import EnvironmentMismatchError, RecReplayError, ReplayError
 
 _WARM_UPS = 3  # torch's own number for graphed callables: lazy loading, autotuning, then steady
 
@@ -85,8 +86,7 @@ class CudaGraph:
     """
 
     def __init__(self, graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream) -> None:
-        from cuda.bindings import runtime as cudart
-
+        cudart = bindings()
         self.graph = graph
         self._stream = stream
         self._exec = cudart.cudaGraphExec_t(graph.raw_cuda_graph_exec())
@@ -106,8 +106,7 @@ class CudaGraph:
 
     def upload(self) -> None:
         """Put the instantiated graph on the device now, not with the first request."""
-        from cuda.bindings import runtime as cudart
-
+        cudart = bindings()
         checked(cudart.cudaGraphUpload(self._exec, self._on))
         self._stream.synchronize()
 
@@ -170,8 +169,7 @@ class CudaDevice:
         return CudaRecording(streams)
 
     def close(self) -> None:
-        from cuda.bindings import runtime as cudart
-
+        cudart = bindings()
         torch.cuda.synchronize(self.torch_device)
         for handle in self._handles:
             checked(cudart.cudaStreamDestroy(handle))
@@ -180,8 +178,7 @@ class CudaDevice:
 
     def _make_streams(self, count: int) -> None:
         """Our own non-blocking streams; the main one, which carries the trunk, at high priority."""
-        from cuda.bindings import runtime as cudart
-
+        cudart = bindings()
         least, greatest = checked(cudart.cudaDeviceGetStreamPriorityRange())
         while len(self._streams) < count:
             priority = greatest if not self._streams else least
@@ -203,6 +200,16 @@ def _quiet_collector() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+def bindings() -> Any:
+    """The CUDA runtime API of cuda-bindings, which torch's CUDA wheels depend on."""
+    try:
+        return import_module("cuda.bindings.runtime")
+    except ImportError as error:
+        raise EnvironmentMismatchError(
+            f"cuda-bindings cannot be imported ({error}); pip install cuda-bindings"
+        ) from error
 
 
 def checked(result: Any) -> tuple[Any, ...]:
