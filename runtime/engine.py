@@ -158,10 +158,10 @@ class Runtime:
         try:
             prepared.replay()
         except (IndexError, RuntimeError) as error:  # what torch's operators raise
+            open_tables = ", ".join(self.manifest.unchecked) or "none"
             raise ReplayError(
-                f"replaying bucket {prepared.bucket} failed: {error}; ids that no check covers "
-                f"({', '.join(self.manifest.unchecked) or 'none'}, or all with check='off') are the "
-                "usual cause"
+                f"replaying bucket {prepared.bucket} failed: {error}; ids that no check covers are "
+                f"the usual cause (tables: {open_tables}; all with check='off')"
             ) from error
         self._metrics.count(prepared.bucket, n, clamped)
         return {name: view.copy() for name, view in prepared.outputs}

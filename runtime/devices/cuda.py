@@ -100,8 +100,8 @@ class CudaGraph:
         (done,) = self._wait(self._on)
         if launched != self._success or done != self._success:
             raise ReplayError(
-                f"replaying a CUDA graph failed: launch {launched!r}, wait {done!r}; after an error "
-                "that sticks to the context, the process must be started anew"
+                f"replaying a CUDA graph failed: launch {launched!r}, wait {done!r}; after an "
+                "error that sticks to the context, the process must be started anew"
             )
 
     def upload(self) -> None:
