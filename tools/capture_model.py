@@ -12,7 +12,6 @@ import typer
 
 from recreplay.tools import options, strict, tables
 from recreplay.tools.console import NOTICE, Progress, print_json, report_notice, show
-from recreplay.tools.describe import describe
 from recreplay.tools.files import read_npz
 
 if TYPE_CHECKING:
@@ -45,7 +44,10 @@ def capture_command(
     as_json: options.AsJson = False,
 ) -> None:
     """Capture a model into an artifact, proved against the eager model bucket by bucket."""
+    from recreplay.runtime.artifact import Artifact
+    from recreplay.runtime.graph import read_graph
     from recreplay.tools.target import load_target
+    from recreplay.tools.view.data import finite, overview
 
     sizes = options.parse_sizes(buckets, "--buckets")
     example = None if inputs is None else read_example(inputs)
@@ -66,7 +68,7 @@ def capture_command(
             rewrites=options.parse_rewrites(rewrites),
             threads=threads,
         )
-    summary = describe(out, manifest)
+    summary = finite(overview(Artifact(out, manifest), read_graph(out), {}))
     if as_json:
         print_json(summary)
         return

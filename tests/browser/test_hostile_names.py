@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from driving import Page
 from torch import Tensor, nn
 
 from recreplay.capture import capture
 from recreplay.runtime.artifact import open_artifact
 from recreplay.tools.view.data import page_data
 from recreplay.tools.view.page import inline_json, render
-from driving import Page
 
 # torch.export itself fails on quotes and backslashes in a name: these are put in afterwards.
 QUOTE, SINGLE, BACKSLASH = "<<quote>>", "<<single>>", "<<backslash>>"
@@ -50,7 +50,13 @@ def hostile_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("hostile") / "hostile.rr"
     example = {"ids": {name: torch.randint(0, 9, (4,)) for name in NAMES}}
     capture(
-        Hostile().eval(), example, out=out, buckets=[4], compiler="eager", strategy="feature", rewrites=()
+        Hostile().eval(),
+        example,
+        out=out,
+        buckets=[4],
+        compiler="eager",
+        strategy="feature",
+        rewrites=(),
     )
     opened = open_artifact(out)
     data = json.dumps(page_data(opened, {}))
@@ -77,9 +83,7 @@ def test_names_are_shown_as_text(page: Page, hostile_page: Path) -> None:
     features = [f"ids_{named(name)}" for name in NAMES]
     page.open(hostile_page, "timeline?level=operators")
     assert page.js("return recreplay.data.artifact.inputs.map(i => i.name)") == features
-    branches = page.js(
-        "return recreplay.views.timeline.layout().bars.map(b => b.operator.branch)"
-    )
+    branches = page.js("return recreplay.views.timeline.layout().bars.map(b => b.operator.branch)")
     assert set(features) <= set(branches)
     for at, branch in enumerate(branches):
         if branch is None:

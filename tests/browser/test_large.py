@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from driving import Page
 
 from recreplay.capture import capture
 from recreplay.models import streamrec
-from driving import Page
 
 pytestmark = pytest.mark.browser
 PAN = """
@@ -22,15 +22,14 @@ let count = 0;
 requestAnimationFrame(function step() {
   surface.pan(count % 80 < 40 ? -7 : 7, count % 30 < 15 ? -5 : 5);
   if (++count < 90) requestAnimationFrame(step);
-  else requestAnimationFrame(() => done(1000 * surface.frames.length / (performance.now() - begun)));
+  else requestAnimationFrame(() =>
+    done(1000 * surface.frames.length / (performance.now() - begun)));
 });
 """
 
 
 @pytest.fixture(scope="module")
-def large_page(
-    tmp_path_factory: pytest.TempPathFactory, write_page: Callable[..., Path]
-) -> Path:
+def large_page(tmp_path_factory: pytest.TempPathFactory, write_page: Callable[..., Path]) -> Path:
     out = tmp_path_factory.mktemp("large") / "large.rr"
     model = streamrec(features=400, rows_scale=0.001)
     options: dict[str, Any] = {"strategy": "matching", "rewrites": (), "compiler": "eager"}

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from driving import Page
 
 from recreplay.runtime import Runtime
 from recreplay.runtime.artifact import open_artifact
@@ -17,14 +18,15 @@ from recreplay.tools.view.data import page_data
 from recreplay.tools.view.live import LiveTraffic
 from recreplay.tools.view.page import render
 from recreplay.tools.view.serve import PageServer
-from driving import Page
 
 
 @pytest.fixture(scope="module")
 def server(rec_path: Path) -> Iterator[PageServer]:
     opened = open_artifact(rec_path)
     with Runtime.load(rec_path) as runtime:
-        made = PageServer(render(page_data(opened, {}), live=True), LiveTraffic(opened, runtime, 50.0), 0)
+        made = PageServer(
+            render(page_data(opened, {}), live=True), LiveTraffic(opened, runtime, 50.0), 0
+        )
         thread = threading.Thread(target=made.serve_forever, daemon=True)
         thread.start()
         yield made
@@ -46,9 +48,14 @@ def test_metrics_are_the_runtimes_own(server: PageServer) -> None:
     assert set(now["latency_us"]) <= {"1", "8", "64"}
 
 
-@pytest.mark.parametrize(("path", "host", "status"), [
-    ("", "evil.example", 403), ("metrics.json", "evil.example:80", 403), ("../manifest.json", None, 404),
-])
+@pytest.mark.parametrize(
+    ("path", "host", "status"),
+    [
+        ("", "evil.example", 403),
+        ("metrics.json", "evil.example:80", 403),
+        ("../manifest.json", None, 404),
+    ],
+)
 def test_other_names_and_paths_are_refused(
     server: PageServer, path: str, host: str | None, status: int
 ) -> None:

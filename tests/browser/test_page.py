@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from driving import Page
 
 from recreplay.runtime.artifact import open_artifact
 from recreplay.runtime.graph import read_graph
 from recreplay.runtime.plan import Plan
-from driving import Page
 
 pytestmark = pytest.mark.browser
 VIEWS = ("timeline", "assignment", "compare", "buckets", "bench")
@@ -73,7 +73,9 @@ def test_every_strategy_can_be_looked_at(page: Page, rec_page: Path, rec_path: P
         page.choose("strategy", plan.strategy)
         assert_drawn(page.js(DRAWN), plan)
     page.press('[data-view="compare"]')
-    shown = page.js("return [...document.querySelectorAll('[data-strategy]')].map(e => e.dataset.strategy)")
+    shown = page.js(
+        "return [...document.querySelectorAll('[data-strategy]')].map(e => e.dataset.strategy)"
+    )
     assert shown == ["single", "feature", "matching", "greedy"]
 
 
@@ -90,7 +92,8 @@ def test_a_click_on_a_bar_shows_it_and_its_pixels_are_of_its_stream(
     colours = page.js("""
         const v = recreplay.views.timeline, g = v.geometry(), canvas = v.surface().canvas;
         v.surface().paint();
-        const copy = document.createElement('canvas').getContext('2d', { willReadFrequently: true });
+        const options = { willReadFrequently: true };
+        const copy = document.createElement('canvas').getContext('2d', options);
         [copy.canvas.width, copy.canvas.height] = [canvas.width, canvas.height];
         copy.drawImage(canvas, 0, 0);
         return v.layout().bars.slice(0, 12).map(b => {
@@ -182,3 +185,40 @@ def test_nothing_moves_while_it_is_used(page: Page, rec_page: Path) -> None:
     page.click_at(*page.js(PLACE, 0))
     page.wait_js("requestAnimationFrame(() => setTimeout(arguments[0], 200))")
     assert page.js("return moved") < 0.01
+
+
+CONTRASTS = """
+const context = document.createElement('canvas').getContext('2d', { willReadFrequently: true });
+const luminance = colour => {
+  context.fillStyle = colour;
+  context.fillRect(0, 0, 1, 1);
+  const [r, g, b] = [...context.getImageData(0, 0, 1, 1).data].slice(0, 3)
+    .map(c => c / 255).map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+};
+const ratio = (a, b) => {
+  const [low, high] = [luminance(a), luminance(b)].sort((x, y) => x - y);
+  return (high + 0.05) / (low + 0.05);
+};
+const style = getComputedStyle(document.documentElement), value = n => style.getPropertyValue(n);
+const found = {};
+for (const ground of ['--card', '--page'])
+  for (const text of ['--ink', '--soft', '--accent', '--warn', '--good'])
+    found[`${text} on ${ground}`] = ratio(value(text), value(ground));
+found['--accent-ink on --accent'] = ratio(value('--accent-ink'), value('--accent'));
+for (const [colour, ink] of recreplay.palette) found[`${ink} on ${colour}`] = ratio(ink, colour);
+return found;
+"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_has_the_contrast_that_wcag_aa_asks_for(
+    page: Page, rec_page: Path, scheme: str
+) -> None:
+    feature = {"name": "prefers-color-scheme", "value": scheme}
+    page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+    page.open(rec_page, "timeline")
+    found = page.js(CONTRASTS)
+    page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    assert len(found) == 19
+    assert {name: ratio for name, ratio in found.items() if ratio < 4.5} == {}

@@ -19,8 +19,8 @@ from recreplay.tools.view.schedule import (
 )
 
 MODELLED = (
-    "modelled: the slower of memory and arithmetic of each operator on an A100, plus 2 µs a launch; "
-    "streams do not slow each other down, and fusion is not counted"
+    "modelled: the slower of memory and arithmetic of each operator on an A100, plus 2 µs a "
+    "launch; streams do not slow each other down, and fusion is not counted"
 )
 MEASURED = "measured: median of {runs} replays on this machine, segment by segment"
 SERIAL = "; the CPU replays segments one after the other, whatever lane they are in"

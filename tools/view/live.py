@@ -36,6 +36,9 @@ class LiveTraffic:
         """Replay until `stop` is set."""
         if not self._rate:
             return
+        import torch
+
+        torch.set_num_threads(1)  # of this thread; --measure times one thread as well
         due = time.monotonic()
         while not stop.wait(max(0.0, due - time.monotonic())):
             due = max(due + 1.0 / self._rate, time.monotonic() - 1.0)

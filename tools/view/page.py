@@ -28,6 +28,7 @@ SCRIPTS = (
     "bands.js",
     "assignment.js",
     "compare.js",
+    "details.js",
     "charts.js",
     "buckets.js",
     "bench.js",

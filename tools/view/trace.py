@@ -12,7 +12,8 @@ from typing import Any
 # Kineto uses process numbers and device indices; Linux gives no process a number this high, so the
 # trace can be put beside one that the torch profiler wrote.
 _FIRST_PROCESS = 5_000_000
-_SHORTEST = 0.001  # microseconds; a slice of no length cannot hold the end of a flow
+_FIRST_THREAD = 1  # Perfetto takes thread 0 of a process to be the process itself
+_NANOSECOND = 0.001  # in microseconds: what Perfetto counts in
 
 
 def chrome_trace(
@@ -24,7 +25,7 @@ def chrome_trace(
     steps = view["steps"]
     position = {step["name"]: step["step"] for step in steps}
     starts = timing["starts_us"]
-    durations = [max(d, _SHORTEST) for d in timing["durations_us"]]
+    durations = [max(d, 2 * _NANOSECOND) for d in timing["durations_us"]]
     critical = set(timing["critical"])
     title = f"{artifact['model']} bucket {view['size']} ({timing['kind']})"
     events = [*_names(process, title, [step["stream"] for step in steps])]
@@ -36,7 +37,7 @@ def chrome_trace(
                 "cat": category,
                 "name": step["name"],
                 "pid": process,
-                "tid": step["stream"],
+                "tid": _FIRST_THREAD + step["stream"],
                 "ts": round(starts[at], 3),
                 "dur": round(durations[at], 3),
                 "args": {
@@ -50,23 +51,29 @@ def chrome_trace(
                 },
             }
         )
-    flow = 0
+    flow = 1  # 0 means none
     for step in steps:
         for name in step["waits"]:
             other = position[name]
             common = {"cat": "wait", "name": "wait", "id": flow, "pid": process}
-            # Inside of the slice, so that it is found there: a slice ends before its last moment.
-            left = starts[other] + durations[other] - _SHORTEST / 2
+            # A slice does not hold its own end, so a flow leaves a nanosecond earlier.
+            left = starts[other] + durations[other] - _NANOSECOND
             events.append(
-                {**common, "ph": "s", "tid": steps[other]["stream"], "ts": round(left, 4)}
+                {
+                    **common,
+                    "ph": "s",
+                    "tid": _FIRST_THREAD + steps[other]["stream"],
+                    "ts": round(left, 3),
+                }
             )
-            arrives = {"ph": "f", "bp": "e", "tid": step["stream"], "ts": starts[step["step"]]}
-            events.append({**common, **arrives})
+            arrives = {"ph": "f", "bp": "e", "tid": _FIRST_THREAD + step["stream"]}
+            events.append({**common, **arrives, "ts": starts[step["step"]]})
             flow += 1
     for name, at_us in (("fork", 0.0), ("join", timing["total_us"])):
         if view["streams"] > 1:
-            mark = {"ph": "i", "s": "t", "cat": category, "name": name, "pid": process, "tid": 0}
-            events.append({**mark, "ts": at_us})
+            # Of the process, not of a lane: there it would be taken for where a flow begins.
+            mark = {"ph": "i", "s": "p", "cat": category, "name": name}
+            events.append({**mark, "pid": process, "tid": _FIRST_THREAD, "ts": at_us})
     return {
         "schemaVersion": 1,
         "deviceProperties": [],
@@ -87,6 +94,7 @@ def _names(process: int, title: str, streams: list[int]) -> list[dict[str, Any]]
 
     events = [note("process_name", 0, name=f"recreplay {title}")]
     for stream in sorted(set(streams)):
-        events.append(note("thread_name", stream, name=f"stream {stream}"))
-        events.append(note("thread_sort_index", stream, sort_index=stream))
+        thread = _FIRST_THREAD + stream
+        events.append(note("thread_name", thread, name=f"stream {stream}"))
+        events.append(note("thread_sort_index", thread, sort_index=stream))
     return events

@@ -8,7 +8,7 @@ function el(tag, properties = {}, ...children) {
     else if (value === true) made.setAttribute(key, "");
     else if (value !== false && value !== null) made.setAttribute(key, value);
   }
-  made.append(...children.flat().filter((c) => c !== null && c !== undefined).map(textual));
+  made.append(...children.flat(Infinity).filter((c) => c !== null && c !== undefined).map(textual));
   return made;
 }
 

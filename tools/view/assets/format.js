@@ -13,7 +13,7 @@ const format = {
     }
   },
   count: (value) => Number(value).toLocaleString("en"),
-  share: (value) => `${(100 * value).toFixed(value < 0.1 ? 1 : 0)} %`,
+  share: (value) => `${(100 * value).toFixed(value > 0 && value < 0.1 ? 1 : 0)} %`,
   shape: ([dtype, dims]) => `${dtype}[${dims.join(", ")}]`,
   small: (value) => (value === null ? "–" : value === 0 ? "0" : value.toExponential(1)),
   plural: (n, word) => `${Number(n).toLocaleString("en")} ${word}${n === 1 ? "" : "s"}`,

@@ -69,6 +69,11 @@ function drawLanes(context, layout, options) {
       context.fillRect(x, y, width, laneHeight);
       context.fillStyle = colour;
       context.fillRect(x, y, width, laneHeight);
+      if (options.marks && width > 4) { // light colours need an edge to stand out from the page
+        context.strokeStyle = edgeOf(colour);
+        context.lineWidth = 1;
+        context.strokeRect(x + 0.5, y + 0.5, width - 1, laneHeight - 1);
+      }
       if (labels && width > 22) {
         context.fillStyle = ink;
         context.fillText(fitText(context, bar.name, width - 8), x + 4, y + laneHeight / 2 + 0.5);

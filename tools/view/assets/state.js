@@ -16,11 +16,16 @@ const state = {
 
 const listeners = new Set();
 
-function change(update) {
-  Object.assign(state, update);
+function remember() {
   const keep = new URLSearchParams({ bucket: data.buckets[state.bucket].size, level: state.level });
   if (state.strategy) keep.set("strategy", state.strategy);
+  if (state.selected) keep.set("select", state.selected);
   history.replaceState(null, "", `#${state.view}?${keep}`);
+}
+
+function change(update) {
+  Object.assign(state, update);
+  remember();
   for (const listener of listeners) listener(update);
 }
 
@@ -33,6 +38,7 @@ function readAddress() {
   const known = bucketData().graph ? bucketData().graph.plans.map((p) => p.strategy) : [];
   if (known.includes(kept.get("strategy"))) state.strategy = kept.get("strategy");
   const single = bucketData().steps.length === 1 && bucketData().graph;
+  state.selected = kept.get("select");
   state.level = kept.get("level") || (single ? "operators" : "segments");
 }
 

@@ -18,7 +18,7 @@ views.timeline = (() => {
     controls = el("div", { class: "bar" });
     count = el("span", { class: "count", role: "status" });
     search = el("input", {
-      type: "search", placeholder: "Find a name, module, feature", "aria-label": "Find", value: state.search,
+      type: "search", placeholder: "Find by name or module", "aria-label": "Find", value: state.search,
       oninput: () => { state.search = search.value; find(); },
       onkeydown: (event) => { if (event.key === "Enter") { event.preventDefault(); next(event.shiftKey ? -1 : 1); } },
     });
@@ -51,7 +51,7 @@ views.timeline = (() => {
       level === "segments" && view.timings.length > 1 ? toggle("Times", view.timings.map((t, i) => [String(i), t.kind]),
         String(state.timing), (value) => change({ timing: Number(value) })) : "",
       el("span", { class: "grow" }),
-      el("span", { class: "find bar" }, search, count), zoomButtons(surface));
+      el("span", { class: "find bar" }, count, search), zoomButtons(surface));
     const kind = level === "operators" ? "modelled" : timing ? timing.kind : "no times";
     const measured = view.timings.find((t) => t.kind === "measured");
     strip.replaceChildren(...stats([
@@ -90,7 +90,7 @@ views.timeline = (() => {
 
   function geometry() {
     const room = (surface.height - AXIS - 16) / layout.lanes.length - GAP;
-    return { laneHeight: Math.round(Math.min(Math.max(room, 18), 40)), at: (t) => GUTTER + (t - surface.x) * surface.scale };
+    return { laneHeight: Math.round(Math.min(Math.max(room, 18), 84)), at: (t) => GUTTER + (t - surface.x) * surface.scale };
   }
 
   const laneTop = (stream, laneHeight) => AXIS + 8 + stream * (laneHeight + GAP) - surface.y;
@@ -132,7 +132,7 @@ views.timeline = (() => {
       context.moveTo(x, AXIS - 8);
       context.lineTo(x, s.height);
       context.stroke();
-      context.fillText(layout.timing.kind === "none" ? "" : `${Number(t.toPrecision(6))}`, x + 4, 12);
+      if (layout.timing.kind !== "none" && x < s.width - 34) context.fillText(`${Number(t.toPrecision(6))}`, x + 4, 12);
     }
     context.fillText("µs", 12, 12);
   }
@@ -228,6 +228,7 @@ views.timeline = (() => {
     selected = bar;
     state.selected = bar ? bar.name : null;
     if (bar && reveal) bring(bar);
+    remember();
     details();
     surface.redraw();
   }
