@@ -75,7 +75,7 @@ def ingest(model: torch.nn.Module | ExportedProgram, example_inputs: Example | N
             exported = torch.export.export(model, (), arguments, dynamic_shapes=shapes)
         except Exception as error:
             raise refusal(error, last, batch) from error
-        exported = exported.run_decompositions({})
+    exported = exported.run_decompositions({})
 
     def eager(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         with torch.inference_mode():
