@@ -6,10 +6,8 @@ back to back, and which of the two goes first changes every round.
 
 from __future__ import annotations
 
-import gc
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,6 +27,7 @@ from recreplay.runtime.lane import Lane, Prepared
 from recreplay.tools.bench.eager import Call, EagerModel
 from recreplay.tools.bench.latency import Latency
 from recreplay.tools.bench.requests import COUNT, as_arrays, random_requests
+from recreplay.tools.quiet import quiet
 
 if TYPE_CHECKING:
     from recreplay.tools.target import Target
@@ -230,21 +229,6 @@ class _TimedLane:
         t0 = time.perf_counter_ns()
         replay()
         self.replay_ns.append(time.perf_counter_ns() - t0)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """One CPU thread, and no garbage collection. Both are restored."""
-    threads, collecting = torch.get_num_threads(), gc.isenabled()
-    torch.set_num_threads(1)
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        if collecting:
-            gc.enable()
 
 
 def largest_difference(got: Mapping[str, Array], want: Mapping[str, Array]) -> float:

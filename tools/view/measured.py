@@ -42,7 +42,8 @@ def measure(
     from recreplay.runtime.lane import Lane
     from recreplay.runtime.segments import load_package
     from recreplay.runtime.weights import load_tensors, with_views
-    from recreplay.tools.view.timed import TimedDevice, quiet
+    from recreplay.tools.quiet import quiet
+    from recreplay.tools.view.timed import TimedDevice
 
     manifest, root = artifact.manifest, artifact.path
     if manifest.device != "cpu":

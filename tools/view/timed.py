@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-
-import torch
+from collections.abc import Callable
 
 from recreplay.runtime.artifact import Artifact, check_environment
 from recreplay.runtime.devices.base import Launch, Recording
@@ -27,18 +23,3 @@ class TimedDevice(CpuDevice):
         graph = CpuGraph(recording.calls)
         graph.replay()  # as the CPU device does: first calls are slow
         return graph
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """One thread and no garbage collection while something is timed; both are restored."""
-    threads, collecting = torch.get_num_threads(), gc.isenabled()
-    torch.set_num_threads(1)
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        if collecting:
-            gc.enable()
