@@ -69,13 +69,14 @@ def ingest(model: torch.nn.Module | ExportedProgram, example_inputs: Example | N
     arguments = pytree.tree_map(torch.clone, arguments)
     dynamic = Dim("batch", min=1)
     shapes = pytree.tree_map(lambda t: {0: dynamic}, arguments)
-    with warnings.catch_warnings(), LastCall() as last:
-        warnings.simplefilter("ignore")
-        try:
-            exported = torch.export.export(model, (), arguments, dynamic_shapes=shapes)
-        except Exception as error:
-            raise refusal(error, last, batch) from error
-    exported = exported.run_decompositions({})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of its own deprecations
+        with LastCall() as last:
+            try:
+                exported = torch.export.export(model, (), arguments, dynamic_shapes=shapes)
+            except Exception as error:
+                raise refusal(error, last, batch) from error
+        exported = exported.run_decompositions({})
 
     def eager(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         with torch.inference_mode():

@@ -97,11 +97,12 @@ class Fill:
     """Copies requests of one number of rows into staging; made once per number, by
     `Filler.prepare`."""
 
-    __slots__ = ("_checks", "_filler", "_joint", "_n", "_padding", "_single")
+    __slots__ = ("_checks", "_filler", "_joint", "_n", "_padding", "_rows", "_single")
 
     def __init__(self, filler: Filler, n: int) -> None:
         self._filler = filler
         self._n = n
+        self._rows = {n}
         self._joint: list[_Joint] = []
         self._single: list[tuple[int, Array]] = []
         self._padding: list[tuple[Array, Array]] = []
@@ -117,7 +118,7 @@ class Fill:
         `first_row`: the row of the request that row 0 of these is, for messages.
 
         Raises TypeError or ValueError if a value of a block has not exactly the block's dtype and
-        shape.
+        shape, or any value another number of rows.
         """
         for at, view in self._single:
             view[...] = values[at]
@@ -125,6 +126,9 @@ class Fill:
             np.concatenate(values[joint.start : joint.stop], out=joint.out, casting="no")
             if joint.rows is not None:
                 joint.source.take(joint.rows, axis=1, out=joint.target, mode="clip")
+        # Only now: each array has just been in the cache, and copying ends where it does not fit.
+        if {*map(len, values)} != self._rows:
+            raise ValueError("inputs have different numbers of rows")
         for padding, first in self._padding:
             padding[...] = first
         for check in self._checks:

@@ -28,7 +28,7 @@ class RequestChecker:
     """Turns a request into arrays in the order of filling, and its number of rows.
 
     `joint[i]` says that input i is copied together with its neighbours, by a call that refuses any
-    other dtype or shape itself; only the number of rows is checked here for those.
+    other dtype or shape itself. Numbers of rows are compared by whoever copies.
     """
 
     def __init__(self, specs: Sequence[InputSpec], joint: Sequence[bool]) -> None:
@@ -43,6 +43,7 @@ class RequestChecker:
         ]
 
     def check(self, request: Mapping[str, Any]) -> tuple[Sequence[Any], int]:
+        """The inputs in order, and the number of rows of the first."""
         try:
             values = self._get(request)
         except (KeyError, TypeError):
@@ -51,7 +52,7 @@ class RequestChecker:
             raise self._name_error(request)
         try:
             n = len(values[0])
-            if n and {*map(len, values)} == {n}:
+            if n:
                 for at, dtype, row in self._alone:
                     value = values[at]
                     if value.dtype != dtype or value.shape[1:] != row:
