@@ -21,9 +21,7 @@ aten = torch.ops.aten
 
 def branches(program: Program) -> dict[fx.Node, str | None]:
     """The feature of each operator; None is the trunk."""
-    depends: dict[fx.Node, frozenset[str]] = {}
-    for node in program.graph.nodes:
-        depends[node] = _features_of(program, node, depends)
+    depends = dependencies(program)
     for node in reversed(program.graph.nodes):
         if node.op == "call_function" and not depends[node]:
             readers = {depends[u] for u in node.users}
@@ -34,6 +32,19 @@ def branches(program: Program) -> dict[fx.Node, str | None]:
         for node in program.graph.nodes
         if node.op == "call_function"
     }
+
+
+def dependencies(program: Program) -> dict[fx.Node, frozenset[str]]:
+    """The features that each node depends on.
+
+    A rewrite that computes several features by one operator says in `meta["features"]` which of
+    its pieces is whose, so that what follows is still the work of one feature.
+    """
+    depends: dict[fx.Node, frozenset[str]] = {}
+    for node in program.graph.nodes:
+        known = node.meta.get("features")
+        depends[node] = _features_of(program, node, depends) if known is None else known
+    return depends
 
 
 def _features_of(

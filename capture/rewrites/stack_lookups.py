@@ -16,6 +16,7 @@ from math import gcd, prod
 import torch
 from torch import fx
 
+from recreplay.capture.features import dependencies
 from recreplay.capture.lookups import Lookup, find_lookups
 from recreplay.capture.specialise import Program
 
@@ -67,11 +68,14 @@ def stack_lookups(program: Program, stacks: list[TableStack]) -> None:
         if lookup.stackable and lookup.weight in stack_of:
             groups[stack_of[lookup.weight].name, lookup.pooling].append(lookup)
     by_name = {stack.name: stack for stack in stacks}
+    features = dependencies(program)
     for (name, pooling), members in groups.items():
         for part in _ready_together(program, members):
             if len(part) > 1:
                 group = f"{name}_{pooling}_{len(program.staged)}"
-                _rewrite_group(program, group, by_name[name], part)
+                for member, piece in _rewrite_group(program, group, by_name[name], part):
+                    piece.meta["features"] = features[member.output]
+                    _replace(program, member.output, piece)
                 program.sort()
     program.prune()
 
@@ -89,7 +93,10 @@ def _ready_together(program: Program, members: list[Lookup]) -> list[list[Lookup
     return list(parts.values())
 
 
-def _rewrite_group(program: Program, group: str, stack: TableStack, members: list[Lookup]) -> None:
+def _rewrite_group(
+    program: Program, group: str, stack: TableStack, members: list[Lookup]
+) -> list[tuple[Lookup, fx.Node]]:
+    """One lookup for all members; what takes the place of each one's output."""
     taken = {name for names in program.staged.values() for name in names}
     staged = [m for m in members if _whole_input(m, members) not in (None, *taken)]
     rest = [m for m in members if m not in staged]
@@ -122,6 +129,7 @@ def _rewrite_group(program: Program, group: str, stack: TableStack, members: lis
         program.fake((stack.rows, stack.dim), ordered[0].output.meta["val"].dtype),
     )
     rows = _look_up(program, table, ids, ordered, counts)
+    replaced = []
     at = 0
     for member, count in zip(ordered, counts, strict=True):
         size = count // member.length
@@ -130,7 +138,8 @@ def _rewrite_group(program: Program, group: str, stack: TableStack, members: lis
         if list(piece.meta["val"].shape) != shape:
             piece = program.call(aten.view.default, piece, shape)
         at += size
-        _replace(program, member.output, piece)
+        replaced.append((member, piece))
+    return replaced
 
 
 def _look_up(
