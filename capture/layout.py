@@ -35,7 +35,9 @@ def lay_out(
         ),
         inputs=input_slots,
         staged=staged_slots,
-        buffers=_packed([(name, dtype, shape) for name, (dtype, shape) in sizes.items()]),
+        buffers=_with_pieces(
+            _packed([(name, dtype, shape) for name, (dtype, shape) in sizes.items()]), segments
+        ),
         outputs=_packed([(o.name, o.dtype, (program.bucket, *o.row)) for o in outputs]),
     )
 
@@ -63,6 +65,19 @@ def _inputs(
             slots[spec.name] = Slot(spec.name, spec.dtype, (program.bucket, *spec.row), end)
             end += slots[spec.name].nbytes
     return tuple(slots[spec.name] for spec in inputs), tuple(staged)
+
+
+def _with_pieces(buffers: tuple[Slot, ...], segments: Sequence[BoundSegment]) -> tuple[Slot, ...]:
+    """The buffers, and the pieces of them that segments read as tensors of their own."""
+    by_name = {slot.name: slot for slot in buffers}
+    pieces = {piece.name: piece for segment in segments for piece in segment.pieces}
+    slots = []
+    for name, piece in pieces.items():
+        whole = by_name[piece.buffer]
+        row = whole.nbytes // whole.shape[0]
+        kind = piece.type
+        slots.append(Slot(name, kind.dtype, kind.shape, whole.offset + piece.start * row))
+    return (*buffers, *slots)
 
 
 def _items(slot: Slot) -> int:

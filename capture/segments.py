@@ -82,6 +82,21 @@ class BoundSegment:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     operators: tuple[str, ...]
+    pieces: tuple[Piece, ...] = ()
+
+
+@dataclass(frozen=True)
+class Piece:
+    """An input that is rows of a buffer, from `start` on: one feature's share of a stacked lookup.
+
+    Passed as a tensor of its own, it leaves the segment's code blind to which share it is, so that
+    equal branches still share a package.
+    """
+
+    name: str
+    buffer: str
+    start: int
+    type: TensorType
 
 
 def cut(
@@ -155,7 +170,10 @@ def _lower(
 
     def _arrives(node: fx.Node) -> bool:
         root = base(node)
-        return root.op != "placeholder" and root not in mine and _materialised(node) is node
+        made_elsewhere = root.op != "placeholder" and root not in mine
+        return made_elsewhere and (
+            _materialised(node) is node or _piece(node, crossing) is not None
+        )
 
     def value(node: fx.Node) -> str:
         if node in local:
@@ -204,9 +222,40 @@ def _lower(
         tuple(results),
         tuple(types),
     )
-    sources = tuple(str(n.target) if n.op == "placeholder" else crossing[n][0] for n in inputs)
-    segment = BoundSegment(name, code, sources, tuple(outputs), tuple(m.name for m in members))
+    pieces = {n: piece for n in inputs if (piece := _piece(n, crossing)) is not None}
+    sources: list[str] = []
+    for node in inputs:
+        if node in pieces:
+            sources.append(f"buffer:{node.name}")
+        else:
+            sources.append(str(node.target) if node.op == "placeholder" else crossing[node][0])
+    segment = BoundSegment(
+        name,
+        code,
+        inputs=tuple(sources),
+        outputs=tuple(outputs),
+        operators=tuple(m.name for m in members),
+        pieces=tuple(pieces.values()),
+    )
     return segment, {base(n) for n in inputs}
+
+
+def _piece(node: fx.Node, crossing: dict[fx.Node, list[str]]) -> Piece | None:
+    """`node` as rows of a buffer, if a rewrite marked it as one feature's share of one."""
+    if "features" not in node.meta:
+        return None
+    cut_out = node
+    while cut_out.target is aten.view.default:
+        cut_out = cut_out.all_input_nodes[0]
+    made = cut_out.args[0]
+    if cut_out.target is not aten.slice.Tensor or not isinstance(made, fx.Node):
+        return None
+    buffer = crossing.get(made, [""])[0]
+    if not buffer.startswith("buffer:"):
+        return None
+    start = cut_out.args[2]
+    assert isinstance(start, int)
+    return Piece(node.name, buffer.removeprefix("buffer:"), start, _type(node))
 
 
 def _type(node: fx.Node) -> TensorType:

@@ -63,7 +63,9 @@ def test_segments_hold_every_operator_once_in_a_proved_order(
     made: dict[str, int] = {}
     reads = set()
     for position, segment in enumerate(segments):
-        for name_ in segment.inputs:
+        whole = {f"buffer:{p.name}": f"buffer:{p.buffer}" for p in segment.pieces}
+        for part in segment.inputs:
+            name_ = whole.get(part, part)  # a piece is made when the buffer that it lies in is
             kind, _, rest = name_.partition(":")
             if kind in ("buffer", "output"):
                 assert made[name_] < position
@@ -138,6 +140,25 @@ def test_branches_of_one_width_share_a_package_whatever_their_rows(
     groups = sorted(sorted(names) for names in by_package.values())
     assert groups == [["ids_0", "ids_2", "ids_5"], ["ids_1", "ids_3"], ["ids_4"], ["trunk"]]
     assert len(list((path / "segments").iterdir())) == 4
+
+
+def test_branches_after_a_stacked_lookup_stay_branches_and_share_packages(
+    captured: Capture,
+) -> None:
+    model = MODELS["streamrec"].factory(features=7, lookups=3, dense=0, rows_scale=1e-3)
+    path = captured(model, buckets=[3], strategy="feature", streams=4, rewrites=("stack_lookups",))
+    manifest = open_artifact(path).manifest
+    assert manifest.buckets[0].plan.streams == 4
+    branches = [s.name.partition(":")[2] for s in manifest.buckets[0].segments]
+    assert set(branches) == {"trunk", *(f"ids_{i}" for i in range(7))}
+    by_width = {s.package for s in manifest.buckets[0].segments if "ids_" in s.name}
+    assert len(by_width) == 3
+    whole = {slot.name: slot for slot in manifest.buckets[0].buffers}
+    shares = [
+        s for seg in manifest.buckets[0].segments for s in seg.inputs if "slice" in s or "view" in s
+    ]
+    assert len(shares) == 7
+    assert all(whole[name.removeprefix("buffer:")].dtype == "float32" for name in shares)
 
 
 def test_streamrec_of_three_widths_has_four_packages(captured: Capture) -> None:

@@ -81,10 +81,15 @@ def test_flows_are_the_waits(trace: tuple[Any, Any], streams_path: Path) -> None
 
 def holder(slices: list[dict[str, Any]], event: dict[str, Any]) -> str:
     """The slice that an end of a flow lies in."""
+
+    def ns(us: float) -> int:  # whole nanoseconds, which is what the numbers stand for
+        return round(us * 1000)
+
+    at = ns(event["ts"])
     found = [
         s["name"]
         for s in slices
-        if s["tid"] == event["tid"] and s["ts"] <= event["ts"] < s["ts"] + s["dur"]
+        if s["tid"] == event["tid"] and ns(s["ts"]) <= at < ns(s["ts"]) + ns(s["dur"])
     ]
     assert len(found) == 1
     return str(found[0])

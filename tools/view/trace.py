@@ -24,8 +24,12 @@ def chrome_trace(
     category = "gpu_user_annotation" if artifact["device"] == "cuda" else "user_annotation"
     steps = view["steps"]
     position = {step["name"]: step["step"] for step in steps}
-    starts = timing["starts_us"]
-    durations = [max(d, 2 * _NANOSECOND) for d in timing["durations_us"]]
+    # Ends are rounded, not durations: slices that follow each other must not overlap by a digit.
+    starts = [round(start, 3) for start in timing["starts_us"]]
+    ends = [
+        round(max(start + d, begin + 2 * _NANOSECOND), 3)
+        for start, begin, d in zip(timing["starts_us"], starts, timing["durations_us"], strict=True)
+    ]
     critical = set(timing["critical"])
     title = f"{artifact['model']} bucket {view['size']} ({timing['kind']})"
     events = [*_names(process, title, [step["stream"] for step in steps])]
@@ -38,8 +42,8 @@ def chrome_trace(
                 "name": step["name"],
                 "pid": process,
                 "tid": _FIRST_THREAD + step["stream"],
-                "ts": round(starts[at], 3),
-                "dur": round(durations[at], 3),
+                "ts": starts[at],
+                "dur": round(ends[at] - starts[at], 3),
                 "args": {
                     "stream": step["stream"],
                     "step": at,
@@ -57,7 +61,7 @@ def chrome_trace(
             other = position[name]
             common = {"cat": "wait", "name": "wait", "id": flow, "pid": process}
             # A slice does not hold its own end, so a flow leaves a nanosecond earlier.
-            left = starts[other] + durations[other] - _NANOSECOND
+            left = ends[other] - _NANOSECOND
             events.append(
                 {
                     **common,
