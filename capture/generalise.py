@@ -7,12 +7,11 @@ This keeps the analyses on static graphs, where they are exact, and still compil
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from recreplay.capture.segments import SegmentCode
+from recreplay.capture.segments import SegmentCode, code_key
 
 
 @dataclass(frozen=True)
@@ -29,6 +28,10 @@ class DynamicCode:
     def at(self, batch: int) -> SegmentCode:
         """The static code for one batch."""
         return SegmentCode.from_json(_substitute(self.data, batch))
+
+    def key(self) -> str:
+        """Name of the code, blind to the number of rows of its tables."""
+        return code_key(self.data, self.low, self.high)
 
 
 def generalise(codes: Mapping[int, SegmentCode]) -> DynamicCode | None:
@@ -87,11 +90,3 @@ def _has_batch(data: dict[str, Any]) -> bool:
     """Whether some tensor has the batch itself as a size, from which the rest is computed."""
     shapes = [shape for _, shape in [*data["inputs"], *data["outputs"]]]
     return any(d == {"batch": [1, 0]} for shape in shapes for d in shape)
-
-
-def content(code: DynamicCode) -> str:
-    """What the package's name is made from: blind to the number of rows of tables."""
-    data = json.loads(json.dumps(code.to_json()))
-    for position in data["data"]["tables"]:
-        data["data"]["inputs"][position][1][0] = "rows"
-    return json.dumps(data)

@@ -67,10 +67,17 @@ class SegmentCode:
 
     def key(self) -> str:
         """Name of the code, blind to the number of rows of its tables."""
-        data = self.to_json()
-        for position in self.tables:
-            data["inputs"][position][1][0] = "rows"
-        return hashlib.sha256(json.dumps(data).encode()).hexdigest()[:16]
+        return code_key(self.to_json())
+
+
+def code_key(data: dict[str, Any], *more: int) -> str:
+    """Name of segment code as JSON, blind to the number of rows of its tables."""
+    inputs = [
+        [dtype, ["rows", *shape[1:]] if at in data["tables"] else shape]
+        for at, (dtype, shape) in enumerate(data["inputs"])
+    ]
+    named = json.dumps([{**data, "inputs": inputs}, *more])
+    return hashlib.sha256(named.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

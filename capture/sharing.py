@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from recreplay.capture.generalise import DynamicCode, content, generalise
+from recreplay.capture.generalise import DynamicCode, generalise
 from recreplay.capture.segments import BoundSegment, SegmentCode
 
 Code = SegmentCode | DynamicCode
@@ -34,11 +33,7 @@ def share(
         for segment in members:
             shared = merged.get(segment.operators) if bucket in common[segment.operators] else None
             code: Code = segment.code if shared is None else shared
-            key = segment.code.key() if shared is None else _key(shared)
+            key = code.key()
             codes.setdefault(key, code)
             keys[bucket].append(key)
     return codes, keys
-
-
-def _key(code: DynamicCode) -> str:
-    return hashlib.sha256(content(code).encode()).hexdigest()[:16]

@@ -86,6 +86,13 @@ class Program:
             node.meta["val"] = target(*values)
         return node
 
+    def replace(self, old: fx.Node, new: fx.Node) -> None:
+        """Have everything that reads `old`, the program's outputs included, read `new`."""
+        for name, node in self.outputs.items():
+            if node is old:
+                self.outputs[name] = new
+        old.replace_all_uses_with(new)
+
     def sort(self) -> None:
         """Put the operators into a topological order again, as near to the present one as can
         be."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from recreplay.runtime.devices.base import Device, Graph, Launch, Staging
+from recreplay.runtime.devices.base import Device, Graph, Launch
 from recreplay.runtime.fill import Check, Fill, Filler, blocks
 from recreplay.runtime.manifest import Bucket, Manifest
 from recreplay.runtime.plan import check_plan
@@ -56,8 +56,7 @@ class Lane:
         tensors: Mapping[str, torch.Tensor],
         check: Check,
     ) -> None:
-        largest = [total_bytes(b.inputs) for b in manifest.buckets]
-        self._in = device.staging(max(largest))
+        self._in = device.staging(max(total_bytes(b.inputs) for b in manifest.buckets))
         self._out = device.staging(max(total_bytes(b.outputs) for b in manifest.buckets))
         arena = max(total_bytes(b.buffers) for b in manifest.buckets)
         self._arena = torch.zeros(arena, dtype=torch.uint8, device=device.torch_device)
@@ -97,10 +96,6 @@ class Lane:
         outputs = [(name, output[:n]) for name, output in captured.outputs]
         return Prepared(size, captured.filler.prepare(n), captured.graph.replay, outputs)
 
-    def replay(self, size: int) -> None:
-        """Replay a bucket on whatever its buffers hold: the segments' own time, for measuring."""
-        self._captured[size].graph.replay()
-
     def host_inputs(self) -> Array:
         """The staging bytes of this lane's requests."""
         return self._in.host
@@ -119,22 +114,17 @@ class Lane:
     ) -> list[Launch]:
         values = dict(tensors)
         for kind, slots, memory in (
-            ("input", bucket.inputs, self._in),
-            ("staged", bucket.staged, self._in),
-            ("output", bucket.outputs, self._out),
+            ("input", bucket.inputs, self._in.device),
+            ("staged", bucket.staged, self._in.device),
+            ("output", bucket.outputs, self._out.device),
+            ("buffer", bucket.buffers, self._arena),
         ):
             for slot in slots:
-                values[f"{kind}:{slot.name}"] = _typed(memory, slot)
-        for slot in bucket.buffers:
-            values[f"buffer:{slot.name}"] = _view(self._arena, slot)
+                values[f"{kind}:{slot.name}"] = _view(memory, slot)
         return [
             packages[s.package].bind([values[n] for n in s.inputs], [values[n] for n in s.outputs])
             for s in bucket.segments
         ]
-
-
-def _typed(staging: Staging, slot: Slot) -> torch.Tensor:
-    return _view(staging.device, slot)
 
 
 def _view(memory: torch.Tensor, slot: Slot) -> torch.Tensor:

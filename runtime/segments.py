@@ -37,7 +37,6 @@ class EagerPackage:
         data = json.loads(path.read_text())
         try:
             self._operators = [Operator.from_json(op) for op in data["operators"]]
-            self._count = len(data["inputs"])
             self._results = [str(r) for r in data["results"]]
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactCorruptError(f"{path} is not a stored segment: {error!r}") from error

@@ -7,7 +7,6 @@ that neither the data nor a shared stream asks for.
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,9 +27,6 @@ class CapturedGraph:
     types: tuple[str, ...]
     edges: tuple[tuple[int, int], ...]
     launches: tuple[tuple[int, ...], ...]
-
-    def type_counts(self) -> dict[str, int]:
-        return dict(Counter(self.types))
 
     def descendants(self) -> list[int]:
         """For each node, the set of nodes that run after it, as bits of a number."""

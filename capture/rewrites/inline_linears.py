@@ -52,7 +52,4 @@ def _inline(program: Program, node: fx.Node) -> None:
         result = program.call(aten.sum.dim_IntList, product, [-1])
     if bias and bias[0] is not None:
         result = program.call(aten.add.Tensor, result, bias[0])
-    for name, output in program.outputs.items():
-        if output is node:
-            program.outputs[name] = result
-    node.replace_all_uses_with(result)
+    program.replace(node, result)

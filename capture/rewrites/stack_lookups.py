@@ -75,7 +75,7 @@ def stack_lookups(program: Program, stacks: list[TableStack]) -> None:
                 group = f"{name}_{pooling}_{len(program.staged)}"
                 for member, piece in _rewrite_group(program, group, by_name[name], part):
                     piece.meta["features"] = features[member.output]
-                    _replace(program, member.output, piece)
+                    program.replace(member.output, piece)
                 program.sort()
     program.prune()
 
@@ -161,9 +161,7 @@ def _look_up(
 
 def _whole_input(lookup: Lookup, members: list[Lookup]) -> str | None:
     """The input that is exactly this lookup's ids, in order, and no other member's."""
-    node = lookup.ids
-    while node.target in (aten.view.default, aten.reshape.default):
-        node = node.args[0]  # type: ignore[assignment]
+    node = _root(lookup.ids)
     target = str(node.target)
     if not target.startswith("input:") or node.meta["val"].dtype != torch.int64:
         return None
@@ -175,10 +173,3 @@ def _root(node: fx.Node) -> fx.Node:
     while node.target in (aten.view.default, aten.reshape.default):
         node = node.args[0]  # type: ignore[assignment]
     return node
-
-
-def _replace(program: Program, old: fx.Node, new: fx.Node) -> None:
-    for name, node in program.outputs.items():
-        if node is old:
-            program.outputs[name] = new
-    old.replace_all_uses_with(new)

@@ -15,8 +15,6 @@ from recreplay.tools.describe import describe
 from recreplay.tools.view.bucket import bucket_view, strategies
 from recreplay.tools.view.measured import Measured
 
-BENCH = "recreplay-bench"
-
 
 def overview(
     artifact: Artifact,
