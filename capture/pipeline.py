@@ -23,11 +23,13 @@ from recreplay.capture.layout import lay_out
 from recreplay.capture.lookups import id_bounds
 from recreplay.capture.operator_graph import all_strategies, operator_graph
 from recreplay.capture.rewrites.inline_linears import inline_linears
-from recreplay.capture.rewrites.stack_lookups import TableStack, plan_stacks, stack_lookups
+from recreplay.capture.rewrites.stack_branches import plan_weight_stacks, stack_branches
+from recreplay.capture.rewrites.stack_lookups import plan_stacks, stack_lookups
 from recreplay.capture.segments import BoundSegment, cut
 from recreplay.capture.sharing import share
 from recreplay.capture.specialise import Program, specialise
 from recreplay.capture.verify import verify
+from recreplay.capture.weight_stacks import WeightStack
 from recreplay.capture.writer import artifact_folder, save_tensors, seal
 from recreplay.runtime.artifact import CONSTANTS, SELFTEST, WEIGHTS, Artifact
 from recreplay.runtime.devices import open_device
@@ -38,7 +40,7 @@ from recreplay.runtime.manifest import Manifest, TableView
 from recreplay.runtime.plan import Plan, check_plan
 from recreplay.runtime.spec import IdBound
 
-REWRITES = ("stack_lookups", "inline_linears")
+REWRITES = ("stack_lookups", "stack_branches", "inline_linears")
 DEFAULT_BUCKETS = (1, 8, 64, 256)
 # CPU graphs replay serially, so that more streams only mean more and smaller segments.
 DEFAULT_STRATEGY: dict[str, Strategy] = {"cpu": "single", "cuda": "matching"}
@@ -216,11 +218,12 @@ def _plan(
     strategy: str,
     streams: int,
     progress: Progress,
-) -> tuple[list[_Planned], list[TableStack], list[IdBound], list[str]]:
+) -> tuple[list[_Planned], list[WeightStack], list[IdBound], list[str]]:
     planned: list[_Planned] = []
-    stacks: list[TableStack] = []
+    stacks: list[WeightStack] = []
     bounds: list[IdBound] = []
     unchecked: list[str] = []
+    branches: list[WeightStack] = []
     for size in sizes:
         program = specialise(model, size)
         if size == sizes[0]:
@@ -228,6 +231,10 @@ def _plan(
             stacks = plan_stacks(program) if "stack_lookups" in rewrites else []
         before = _described(program, strategy, streams) if rewrites else None
         stack_lookups(program, stacks)
+        if "stack_branches" in rewrites:
+            if size == sizes[0]:
+                branches = plan_weight_stacks(program)
+            stack_branches(program, branches)
         # It pays in the smallest bucket only, which has packages of its own; the others share.
         if "inline_linears" in rewrites and size == sizes[0]:
             inline_linears(program)
@@ -244,7 +251,7 @@ def _plan(
             f"bucket {size}: {len(nodes)} operators, {len(segments)} segments, {plan.streams} "
             "streams"
         )
-    return planned, stacks, bounds, unchecked
+    return planned, [*stacks, *branches], bounds, unchecked
 
 
 def _described(program: Program, strategy: str, streams: int) -> OperatorGraph:
@@ -254,7 +261,7 @@ def _described(program: Program, strategy: str, streams: int) -> OperatorGraph:
 
 
 def _write_weights(
-    folder: Path, model: Ingested, planned: Sequence[_Planned], stacks: Sequence[TableStack]
+    folder: Path, model: Ingested, planned: Sequence[_Planned], stacks: Sequence[WeightStack]
 ) -> dict[str, TableView]:
     """Store each weight once: stacked tables inside of their stack, the others as they are."""
     state = {**model.exported.state_dict, **model.exported.constants}
@@ -265,13 +272,9 @@ def _write_weights(
     for stack in stacks:
         if stack.name not in read:
             continue
-        first = state[stack.tables[0]]
-        storage = torch.zeros((stack.rows, stack.dim), dtype=first.dtype)
-        for table, start in zip(stack.tables, stack.starts, strict=True):
-            rows = state[table].shape[0]
-            storage[start : start + rows].copy_(state[table].detach())
-            tables[table] = TableView(stack.name, start, rows)
-        stored[stack.name] = storage
+        for member, start in zip(stack.members, stack.starts, strict=True):
+            tables[member] = TableView(stack.name, start, len(state[member]))
+        stored[stack.name] = stack.store(state)
     for name in sorted(read - stacked - set(tables)):
         stored[name] = state[name]
     save_tensors(folder / WEIGHTS, stored)

@@ -78,12 +78,12 @@ class Program:
         with self.fake_mode:
             return cast(FakeTensor, torch.empty(tuple(shape), dtype=dtype))
 
-    def call(self, target: Callable[..., Any], *args: Any) -> fx.Node:
+    def call(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
         """Append an operator at the graph's insertion point, with its fake value."""
-        node = self.graph.call_function(target, args)
+        node = self.graph.call_function(target, args, kwargs)
         with self.fake_mode:
-            values = pytree.tree_map_only(fx.Node, lambda n: n.meta["val"], args)
-            node.meta["val"] = target(*values)
+            values, options = pytree.tree_map_only(fx.Node, lambda n: n.meta["val"], (args, kwargs))
+            node.meta["val"] = target(*values, **options)
         return node
 
     def replace(self, old: fx.Node, new: fx.Node) -> None:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from threading import get_ident
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,9 @@ import numpy as np
 
 from recreplay.runtime.artifact import CONSTANTS, SELFTEST, WEIGHTS, Artifact, open_artifact
 from recreplay.runtime.artifact import check_environment as _check_environment
+from recreplay.runtime.borrow import Borrow
 from recreplay.runtime.errors import (
+    BorrowError,
     EnvironmentMismatchError,
     InputError,
     ParityError,
@@ -27,7 +30,7 @@ from recreplay.runtime.metrics import Metrics
 from recreplay.runtime.request import RequestChecker
 
 if TYPE_CHECKING:
-    from recreplay.runtime.lane import Lane
+    from recreplay.runtime.lane import Lane, Prepared
 
 Array = np.ndarray[Any, Any]
 
@@ -54,6 +57,7 @@ class Runtime:
         self._largest = self.manifest.buckets[-1].size
         self._worker: ThreadPoolExecutor | None = None
         self._closing = self._closed = False
+        self._borrower: int | None = None  # the thread that holds a borrow
 
     @classmethod
     def load(
@@ -95,16 +99,38 @@ class Runtime:
         """
         try:
             arrays, n = self._checker.check(inputs)
-            with self._lock:
-                if self._closed:
-                    raise RuntimeClosedError("this Runtime was closed; load the artifact again")
+            self._take()
+            try:
                 results = self._replay(arrays, n) if n <= self._largest else self._split(arrays, n)
                 self._metrics.requests += 1
+            finally:
+                self._lock.release()
+        except BorrowError:
+            raise
         except BaseException:
             with self._lock:
                 self._metrics.failed += 1
             raise
         return results
+
+    def borrow(self, n: int) -> Borrow:
+        """The staging memory for one request of n rows, to be written without a copy.
+
+            with rt.borrow(n) as request:
+                request.inputs["ids_0"][:] = ids
+                scores = request.run()["output"]
+
+        `inputs` are views `[n, ...]`. All other requests wait until the block ends. Raises
+        `BorrowError` if n is not 1 to the largest bucket, or if this thread holds a borrow.
+        """
+        if not 1 <= n <= self._largest:
+            raise BorrowError(
+                f"cannot borrow {n} rows; expected 1 to {self._largest}, the largest bucket (`run` "
+                "splits larger requests)"
+            )
+        self._take()
+        self._borrower = get_ident()
+        return Borrow(self._lane.prepare(n), self._run_borrowed, self._return)
 
     def submit(self, inputs: Mapping[str, Any]) -> Future[dict[str, Array]]:
         """`run` on the runtime's own thread; the inputs must not change until the future is
@@ -147,6 +173,30 @@ class Runtime:
     ) -> None:
         self.close()
 
+    def _take(self) -> None:
+        """The lane, for this thread; `_lock` is held then."""
+        if self._borrower == get_ident():
+            raise BorrowError(
+                "this thread holds a borrow, which has the only lane; end its `with` block first"
+            )
+        self._lock.acquire()
+        if self._closed:
+            self._lock.release()
+            raise RuntimeClosedError("this Runtime was closed; load the artifact again")
+
+    def _run_borrowed(self, prepared: Prepared) -> dict[str, Array]:
+        try:
+            results = self._launch(prepared, prepared.fill.in_place())
+        except BaseException:
+            self._metrics.failed += 1
+            raise
+        self._metrics.requests += 1
+        return results
+
+    def _return(self) -> None:
+        self._borrower = None
+        self._lock.release()
+
     def _replay(self, arrays: Sequence[Array], n: int, first_row: int = 0) -> dict[str, Array]:
         prepared = self._lane.prepare(n)
         try:
@@ -155,6 +205,9 @@ class Runtime:
             if isinstance(error, InputError):
                 raise
             clamped = prepared.fill(self._checker.convert(arrays)[0], first_row)
+        return self._launch(prepared, clamped)
+
+    def _launch(self, prepared: Prepared, clamped: int) -> dict[str, Array]:
         try:
             prepared.replay()
         except (IndexError, RuntimeError) as error:  # what torch's operators raise
@@ -163,7 +216,7 @@ class Runtime:
                 f"replaying bucket {prepared.bucket} failed: {error}; ids that no check covers are "
                 f"the usual cause (tables: {open_tables}; all with check='off')"
             ) from error
-        self._metrics.count(prepared.bucket, n, clamped)
+        self._metrics.count(prepared.bucket, prepared.rows, clamped)
         return {name: view.copy() for name, view in prepared.outputs}
 
     def _split(self, arrays: Sequence[Array], n: int) -> dict[str, Array]:

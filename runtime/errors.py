@@ -39,6 +39,10 @@ class IdRangeError(InputError):
     """An id is negative or not below the number of rows of the table it looks up."""
 
 
+class BorrowError(RecReplayError):
+    """Staging memory was asked for, or used, where it cannot be had."""
+
+
 class CaptureError(RecReplayError):
     """The model, or an argument of `capture`, cannot be captured."""
 

@@ -67,7 +67,7 @@ class _IdCheck:
     def holds(self) -> bool:
         """True if every id is in range. A negative integer is a very large unsigned one."""
         if self.limit is not None:
-            return bool(np.maximum.reduce(self.ids, axis=None) < self.limit)
+            return bool(self.ids.item(self.ids.argmax()) < self.limit)  # half the cost of `max`
         if self.columns is None:
             worst = np.maximum.reduce(self.ids, axis=1)
             # Compared as bytes: `all` of a small array takes longer than its reduction.
@@ -131,6 +131,19 @@ class Fill:
             raise ValueError("inputs have different numbers of rows")
         for padding, first in self._padding:
             padding[...] = first
+        return self._check(first_row)
+
+    def in_place(self) -> int:
+        """Pad and check a request that was written into staging; returns how many ids were
+        clamped."""
+        for joint in self._joint:
+            if joint.rows is not None:
+                joint.target[:, self._n :] = joint.target[:, :1]
+        for padding, first in self._padding:
+            padding[...] = first
+        return self._check(0)
+
+    def _check(self, first_row: int) -> int:
         for check in self._checks:
             # One reduction where all is well; which id is wrong is worked out only when one is.
             if not check.holds():

@@ -29,7 +29,8 @@ _PREPARED = 1024  # numbers of rows whose views are kept
 class _Captured:
     filler: Filler
     graph: Graph
-    outputs: list[tuple[str, Array]]  # host views, full bucket
+    inputs: list[tuple[str, Array]]  # host views, full bucket
+    outputs: list[tuple[str, Array]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +38,11 @@ class Prepared:
     """All that a request of one number of rows needs, looked up once."""
 
     bucket: int
+    rows: int
     fill: Fill
     replay: Launch
     outputs: list[tuple[str, Array]]  # host views of the rows asked for; overwritten by the next
+    inputs: dict[str, Array]  # the same of the inputs
 
 
 class Lane:
@@ -74,8 +77,9 @@ class Lane:
             )
             graph = device.record(bucket.plan.streams, queue)
             filler = Filler(bucket, manifest.bounds, self._in.host, check)
+            inputs = [(slot.name, slot.view(self._in.host)) for slot in bucket.inputs]
             outputs = [(slot.name, slot.view(self._out.host)) for slot in bucket.outputs]
-            self._captured[bucket.size] = _Captured(filler, graph, outputs)
+            self._captured[bucket.size] = _Captured(filler, graph, inputs, outputs)
         self._sizes = sorted(self._captured)
         self.order = [s.name for block in blocks(manifest.buckets[0]) for s in block]
         self._prepared: dict[int, Prepared] = {}
@@ -93,8 +97,14 @@ class Lane:
     def prepare_in(self, size: int, n: int) -> Prepared:
         """Bucket `size`, whether or not a smaller one would do."""
         captured = self._captured[size]
-        outputs = [(name, output[:n]) for name, output in captured.outputs]
-        return Prepared(size, captured.filler.prepare(n), captured.graph.replay, outputs)
+        return Prepared(
+            size,
+            n,
+            captured.filler.prepare(n),
+            captured.graph.replay,
+            [(name, view[:n]) for name, view in captured.outputs],
+            {name: view[:n] for name, view in captured.inputs},
+        )
 
     def host_inputs(self) -> Array:
         """The staging bytes of this lane's requests."""

@@ -19,6 +19,10 @@ aten = torch.ops.aten
 # 338 us with 65,536, which however makes batch 128 40 % slower; always inlining one-column layers
 # nearly doubles it.
 _SMALL = 8192
+# The same for one lane of a batched product. Where one of 40 branches scores its 20 items, inlining
+# gains 7 % at batch 1 (640 multiply-adds a lane) and makes batch 16 (10,240) 60 % slower.
+_SMALL_LANE = 1024
+_BATCHED = (aten.bmm.default, aten.baddbmm.default)
 
 
 def inline_linears(program: Program) -> None:
@@ -26,6 +30,8 @@ def inline_linears(program: Program) -> None:
     for node in list(program.graph.nodes):
         if node.target is aten.linear.default and _is_small(node):
             _inline(program, node)
+        elif node.target in _BATCHED and _is_small_batched(node):
+            _inline_batched(program, node)
     program.sort()
     program.prune()
 
@@ -37,6 +43,13 @@ def _is_small(node: fx.Node) -> bool:
     out_features, in_features = weight.meta["val"].shape
     rows = prod(source.meta["val"].shape[:-1])
     return bool(rows * out_features * in_features <= _SMALL)
+
+
+def _is_small_batched(node: fx.Node) -> bool:
+    lanes, rows, out_features = node.meta["val"].shape
+    source = node.args[-2]
+    assert isinstance(source, fx.Node)
+    return bool(rows * out_features * source.meta["val"].shape[2] <= _SMALL_LANE)
 
 
 def _inline(program: Program, node: fx.Node) -> None:
@@ -51,5 +64,23 @@ def _inline(program: Program, node: fx.Node) -> None:
         product = program.call(aten.mul.Tensor, wide, weight)
         result = program.call(aten.sum.dim_IntList, product, [-1])
     if bias and bias[0] is not None:
+        result = program.call(aten.add.Tensor, result, bias[0])
+    program.replace(node, result)
+
+
+def _inline_batched(program: Program, node: fx.Node) -> None:
+    """`[bias +] source @ weight` of each lane: `[F, N, in]`, `[F, in, out]` to `[F, N, out]`."""
+    *bias, source, weight = node.args
+    turned = program.call(aten.transpose.int, weight, 1, 2)
+    if node.meta["val"].shape[2] == 1:
+        product = program.call(aten.mul.Tensor, source, turned)
+        result = program.call(aten.sum.dim_IntList, product, [-1], True)
+    else:
+        wide = program.call(aten.unsqueeze.default, source, 2)
+        product = program.call(
+            aten.mul.Tensor, wide, program.call(aten.unsqueeze.default, turned, 1)
+        )
+        result = program.call(aten.sum.dim_IntList, product, [-1])
+    if bias:
         result = program.call(aten.add.Tensor, result, bias[0])
     program.replace(node, result)

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import operator
 from collections import defaultdict
-from dataclasses import dataclass
-from math import gcd, prod
+from collections.abc import Sequence
+from math import prod
 
 import torch
 from torch import fx
@@ -19,24 +19,12 @@ from torch import fx
 from recreplay.capture.features import dependencies
 from recreplay.capture.lookups import Lookup, find_lookups
 from recreplay.capture.specialise import Program
+from recreplay.capture.weight_stacks import WeightStack, lay_end_to_end
 
 aten = torch.ops.aten
-_ALIGNMENT = 64  # bytes at which each table of a stack begins: one cache line
 
 
-@dataclass(frozen=True)
-class TableStack:
-    """Tables laid end to end: `starts[i]` is the first row of `tables[i]`, `rows` the rows in
-    all."""
-
-    name: str
-    tables: tuple[str, ...]
-    starts: tuple[int, ...]
-    rows: int
-    dim: int
-
-
-def plan_stacks(program: Program) -> list[TableStack]:
+def plan_stacks(program: Program) -> list[WeightStack]:
     """The stacks of a program: tables of one width and dtype, where there are two or more.
 
     The same for every bucket, since it depends on the tables alone.
@@ -46,23 +34,16 @@ def plan_stacks(program: Program) -> list[TableStack]:
         if lookup.stackable:
             dtype = lookup.node.args[0].meta["val"].dtype  # type: ignore[union-attr]
             groups[lookup.dim, dtype][lookup.weight] = lookup.rows
-    stacks = []
-    for (dim, dtype), tables in groups.items():
-        if len(tables) < 2:
-            continue
-        step = _ALIGNMENT // gcd(_ALIGNMENT, dim * dtype.itemsize)
-        starts, end = [], 0
-        for rows in tables.values():
-            starts.append(end)
-            end += -(-rows // step) * step
-        name = f"stack_{str(dtype).removeprefix('torch.')}_{dim}"
-        stacks.append(TableStack(name, tuple(tables), tuple(starts), end, dim))
-    return stacks
+    return [
+        lay_end_to_end(f"stack_{str(dtype).removeprefix('torch.')}_{dim}", tables, (dim,), dtype)
+        for (dim, dtype), tables in groups.items()
+        if len(tables) > 1
+    ]
 
 
-def stack_lookups(program: Program, stacks: list[TableStack]) -> None:
+def stack_lookups(program: Program, stacks: Sequence[WeightStack]) -> None:
     """Rewrite `program` in place."""
-    stack_of = {table: stack for stack in stacks for table in stack.tables}
+    stack_of = {table: stack for stack in stacks for table in stack.members}
     groups: dict[tuple[str, str], list[Lookup]] = defaultdict(list)
     for lookup in find_lookups(program):
         if lookup.stackable and lookup.weight in stack_of:
@@ -94,7 +75,7 @@ def _ready_together(program: Program, members: list[Lookup]) -> list[list[Lookup
 
 
 def _rewrite_group(
-    program: Program, group: str, stack: TableStack, members: list[Lookup]
+    program: Program, group: str, stack: WeightStack, members: list[Lookup]
 ) -> list[tuple[Lookup, fx.Node]]:
     """One lookup for all members; what takes the place of each one's output."""
     taken = {name for names in program.staged.values() for name in names}
@@ -105,7 +86,7 @@ def _rewrite_group(
     # Inputs of one shape side by side, so that the host copies and checks them as one block.
     staged.sort(key=lambda m: m.length)
     ordered = [*staged, *rest]
-    start = dict(zip(stack.tables, stack.starts, strict=True))
+    start = dict(zip(stack.members, stack.starts, strict=True))
     counts = [prod(m.ids.meta["val"].shape) for m in ordered]
     pieces = []
     if staged:
@@ -126,7 +107,7 @@ def _rewrite_group(
     table = program.source(
         "weight",
         stack.name,
-        program.fake((stack.rows, stack.dim), ordered[0].output.meta["val"].dtype),
+        program.fake((stack.rows, *stack.row), ordered[0].output.meta["val"].dtype),
     )
     rows = _look_up(program, table, ids, ordered, counts)
     replaced = []

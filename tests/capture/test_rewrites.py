@@ -296,10 +296,10 @@ def test_stacked_tables_begin_on_cache_lines() -> None:
     sizes = {"a": (3, 4), "b": (5, 4), "c": (17, 4), "d": (1, 24), "e": (2, 24)}
     model = Model(sizes, lambda t, x: torch.cat([summed(t[k], x[k]) for k in sizes], dim=1))
     stacks = plan_stacks(program(model, {f"x_{k}": ids(4, 1, 2) for k in sizes}))
-    assert sorted(stack.dim for stack in stacks) == [4, 24]
+    assert sorted(stack.row for stack in stacks) == [(4,), (24,)]
     for stack in stacks:
-        assert [start * stack.dim * 4 % 64 for start in stack.starts] == [0] * len(stack.starts)
-        ends = [s + sizes[t[-1]][0] for s, t in zip(stack.starts, stack.tables, strict=True)]
+        assert [start * stack.row[0] * 4 % 64 for start in stack.starts] == [0] * len(stack.starts)
+        ends = [s + sizes[t[-1]][0] for s, t in zip(stack.starts, stack.members, strict=True)]
         assert all(e <= s for e, s in zip(ends, [*stack.starts[1:], stack.rows], strict=True))
 
 

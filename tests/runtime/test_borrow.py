@@ -1,0 +1,136 @@
+"""Borrowed staging memory: what is written there is what is scored, and nobody else meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from threading import Thread
+
+import numpy as np
+import pytest
+
+from recreplay.models import dlrm
+from recreplay.runtime import Runtime
+from recreplay.runtime.errors import BorrowError, IdRangeError, RuntimeClosedError
+
+Capture = Callable[..., Path]
+MODEL = dlrm(tables=3, rows=50, lookups=4, dim=8, dense=5)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from recreplay.capture import capture
+
+    out = tmp_path_factory.mktemp("borrow") / "model.rr"
+    capture(MODEL, out=out, buckets=[1, 4, 8], compiler="eager")
+    return out
+
+
+@pytest.fixture
+def runtime(path: Path) -> Iterator[Runtime]:
+    with Runtime.load(path) as loaded:
+        yield loaded
+
+
+def request(rows: int, seed: int = 0) -> dict[str, np.ndarray]:
+    return {k: v.numpy() for k, v in MODEL.example_inputs(rows, seed).items()}
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 8])
+def test_scores_are_those_of_run(runtime: Runtime, rows: int) -> None:
+    for seed in range(3):  # whatever the requests before have left behind
+        values = request(rows, seed)
+        want = runtime.run(values)["output"]
+        runtime.run(request(8, seed + 10))
+        with runtime.borrow(rows) as borrowed:
+            assert {k: v.shape for k, v in borrowed.inputs.items()} == {
+                k: v.shape for k, v in values.items()
+            }
+            for name, value in values.items():
+                borrowed.inputs[name][:rows] = value
+            np.testing.assert_array_equal(borrowed.run()["output"], want)
+            np.testing.assert_array_equal(borrowed.run()["output"], want)
+    assert runtime.stats()["requests"] == 12
+    assert runtime.stats()["rows"] == 9 * rows + 3 * 8
+
+
+def test_ids_are_checked_in_place(runtime: Runtime) -> None:
+    with runtime.borrow(3) as borrowed:
+        for name, value in request(3).items():
+            borrowed.inputs[name][:] = value
+        borrowed.inputs["ids_1"][2, 3] = 50
+        with pytest.raises(
+            IdRangeError, match=r"input 'ids_1', row 2, position 3: id 50 is out of range"
+        ):
+            borrowed.run()
+        borrowed.inputs["ids_1"][2, 3] = 49
+        borrowed.run()
+    assert runtime.stats()["failed"] == 1
+
+
+def test_clamping_in_place(path: Path) -> None:
+    with Runtime.load(path, check="clamp") as runtime:
+        values = request(3)
+        with runtime.borrow(3) as borrowed:
+            for name, value in values.items():
+                borrowed.inputs[name][:] = value
+            borrowed.inputs["ids_0"][0, 0] = -5
+            got = borrowed.run()["output"]
+        values["ids_0"][0, 0] = 0
+        np.testing.assert_array_equal(got, runtime.run(values)["output"])
+        assert runtime.stats()["clamped_ids"] == 1
+
+
+@pytest.mark.parametrize("rows", [0, -1, 9])
+def test_only_what_one_bucket_holds(runtime: Runtime, rows: int) -> None:
+    with pytest.raises(BorrowError, match=rf"cannot borrow {rows} rows; expected 1 to 8"):
+        runtime.borrow(rows)
+
+
+def test_results_outlive_the_borrow(runtime: Runtime) -> None:
+    values = request(2)
+    want = runtime.run(values)["output"].copy()
+    with runtime.borrow(2) as borrowed:
+        for name, value in values.items():
+            borrowed.inputs[name][:] = value
+        got = borrowed.run()["output"]
+    runtime.run(request(8, 3))
+    np.testing.assert_array_equal(got, want)
+
+
+def test_an_ended_borrow_runs_no_more(runtime: Runtime) -> None:
+    with runtime.borrow(1) as borrowed:
+        pass
+    with pytest.raises(BorrowError, match="this borrow has ended"):
+        borrowed.run()
+
+
+def test_a_thread_does_not_wait_for_itself(runtime: Runtime) -> None:
+    with runtime.borrow(1):
+        with pytest.raises(BorrowError, match="this thread holds a borrow"):
+            runtime.run(request(1))
+        with pytest.raises(BorrowError, match="this thread holds a borrow"):
+            runtime.borrow(2)
+    runtime.run(request(1))
+
+
+def test_other_threads_wait(runtime: Runtime) -> None:
+    values, other, done = request(4), request(4, 9), []
+    want = runtime.run(values)["output"]
+    thread = Thread(target=lambda: done.append(runtime.run(other)))
+    with runtime.borrow(4) as borrowed:
+        for name, value in values.items():
+            borrowed.inputs[name][:] = value
+        thread.start()
+        thread.join(0.1)
+        assert not done
+        np.testing.assert_array_equal(borrowed.run()["output"], want)
+    thread.join(10)
+    assert len(done) == 1
+
+
+def test_a_closed_runtime_lends_nothing(path: Path) -> None:
+    runtime = Runtime.load(path)
+    runtime.close()
+    with pytest.raises(RuntimeClosedError):
+        runtime.borrow(1)
