@@ -141,9 +141,9 @@ def _signature(node: fx.Node, kind: dict[fx.Node, int]) -> Hashable:
 
 def _is_cut(node: fx.Node) -> bool:
     """A piece along the first dimension: `x[a:b]` or `x[a]`."""
-    if node.target is aten.slice.Tensor:
-        return len(node.args) == 4 and node.args[1] == 0
-    return node.target is aten.select.int and node.args[1] == 0
+    if node.target is aten.slice.Tensor and len(node.args) != 4:
+        return False
+    return node.target in (aten.slice.Tensor, aten.select.int) and 0 in node.args[1:2]
 
 
 def _lanes(members: list[fx.Node], place: dict[fx.Node, tuple[Group, int]]) -> list[list[fx.Node]]:
@@ -156,7 +156,7 @@ def _lanes(members: list[fx.Node], place: dict[fx.Node, tuple[Group, int]]) -> l
     parts: dict[Hashable, list[tuple[int, fx.Node]]] = defaultdict(list)
     times: dict[Hashable, int] = defaultdict(int)
     for member in members:
-        read = [place[n] if n in place else (None, 0) for n in leaves(member)]
+        read = [place.get(n, (None, 0)) for n in leaves(member)]
         groups = tuple(group for group, _ in read)
         lane = next((lane for group, lane in read if group is not None), None)
         if lane is None:

@@ -46,7 +46,7 @@ def _is_small(node: fx.Node) -> bool:
 
 
 def _is_small_batched(node: fx.Node) -> bool:
-    lanes, rows, out_features = node.meta["val"].shape
+    _, rows, out_features = node.meta["val"].shape
     source = node.args[-2]
     assert isinstance(source, fx.Node)
     return bool(rows * out_features * source.meta["val"].shape[2] <= _SMALL_LANE)
