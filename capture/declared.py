@@ -174,4 +174,13 @@ def _capacity(members: Sequence[Jagged], example: Mapping[str, torch.Tensor], ro
                 "torch.export takes a size of 0 or 1 for a constant"
             )
     given = [j.capacity for j in members if j.capacity is not None]
-    return max(given) if given else max(1, ceil(SLACK * total / rows))
+    return max(given) if given else usual_capacity(total, rows)
+
+
+def usual_capacity(values: int, rows: int) -> int:
+    """Room per row where `rows` rows had so many values.
+
+    A whole number, so that the room of a bucket is a multiple of its rows and one compiled package
+    serves all buckets.
+    """
+    return max(1, ceil(SLACK * values / rows))

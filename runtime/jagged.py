@@ -96,7 +96,7 @@ def _from_offsets(spec: InputSpec, offsets: Array, name: str, total: int) -> Arr
     falls = starts[1:] < starts[:-1]
     if falls.any():
         row = int(np.argmax(falls))
-        if row == len(offsets) - 1:
+        if row == len(starts) - 2:
             raise OffsetsError(
                 f"input {what!r}, row {row}: offset {starts[row]}, but input {name!r} has {total} "
                 "values; an offset is at most their number"
