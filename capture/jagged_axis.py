@@ -132,9 +132,7 @@ def _involves(size: Any, symbol: Any) -> bool:
     return symbol in getattr(size, "free_symbols", ())
 
 
-def _refuse_unless(
-    fine: bool, node: fx.Node, axes: Mapping[Any, str], problem: str
-) -> None:
+def _refuse_unless(fine: bool, node: fx.Node, axes: Mapping[Any, str], problem: str) -> None:
     if fine:
         return
     about = [axes[s] for n in (node, *node.all_input_nodes) for s in _axes_of(n, axes)]

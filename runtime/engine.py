@@ -41,9 +41,7 @@ class Runtime:
     Requests of several threads take turns on one lane.
     """
 
-    def __init__(
-        self, artifact: Artifact, lane: Lane, close: Sequence[Any], check: Check
-    ) -> None:
+    def __init__(self, artifact: Artifact, lane: Lane, close: Sequence[Any], check: Check) -> None:
         self.manifest: Manifest = artifact.manifest
         self.path = artifact.path
         self._lane = lane
