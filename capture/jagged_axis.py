@@ -107,8 +107,9 @@ def _check_operator(node: fx.Node, axes: Mapping[Any, str]) -> None:
     _refuse_unless(allowed, node, axes, "not worked on value by value")
     # The axis must stay what it was: dimension 0, whole, and no other.
     kept = [s for s in axes if _involves(first_symbol(node), s)]
+    assert isinstance(value, torch.Tensor)
     shape = [symbolic(d) for d in value.shape]
-    whole = len(kept) == 1 and shape[0] == kept[0] and not _axes_in(shape[1:], axes)
+    whole = len(kept) == 1 and bool(shape[0] == kept[0]) and not _axes_in(shape[1:], axes)
     _refuse_unless(whole, node, axes, "not kept as dimension 0, whole")
     same = all(first_symbol(n) in (kept[0], None, 1) for n in touched)
     _refuse_unless(same, node, axes, "mixed with another jagged input")

@@ -76,7 +76,7 @@ class Program:
 
     def find(self, target: str) -> fx.Node:
         """A placeholder that is there."""
-        return next(n for n in self.graph.find_nodes(op="placeholder") if n.target == target)
+        return cast(fx.Node, next(iter(self.graph.find_nodes(op="placeholder", target=target))))
 
     def constant(self, value: torch.Tensor) -> fx.Node:
         """A placeholder for a folded value, stored once by content."""

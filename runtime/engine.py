@@ -41,7 +41,9 @@ class Runtime:
     Requests of several threads take turns on one lane.
     """
 
-    def __init__(self, artifact: Artifact, lane: Lane, close: Sequence[Any], check: Check) -> None:
+    def __init__(
+        self, artifact: Artifact, lane: Lane, close: Sequence[Any], check: Check = "error"
+    ) -> None:
         self.manifest: Manifest = artifact.manifest
         self.path = artifact.path
         self._lane = lane

@@ -179,4 +179,4 @@ def _widens(node: fx.Node) -> bool:
     if node.target not in (aten._to_copy.default, aten.to.dtype):
         return False
     before = node.args[0].meta["val"].dtype  # type: ignore[union-attr]
-    return before == torch.int32 and node.meta["val"].dtype == torch.int64
+    return bool(before == torch.int32 and node.meta["val"].dtype == torch.int64)
