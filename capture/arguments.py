@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from recreplay.capture.declared import Declared
 from recreplay.runtime.errors import CaptureError, UnsupportedModelError
 
 Example = Mapping[str, torch.Tensor] | Sequence[Any]
@@ -83,7 +84,7 @@ def named_positions(names: Sequence[str], example: Sequence[Any]) -> list[Any]:
     return leaves
 
 
-def check_example(example: Mapping[str, Any]) -> int:
+def check_tensors(example: Mapping[str, Any]) -> None:
     for name, tensor in example.items():
         if not isinstance(tensor, torch.Tensor):
             raise CaptureError(
@@ -91,7 +92,15 @@ def check_example(example: Mapping[str, Any]) -> int:
             )
         if tensor.ndim == 0:
             raise CaptureError(f"example input {name!r} is a scalar; expected a tensor [B, ...]")
-    batches = {name: t.shape[0] for name, t in example.items()}
+
+
+def check_rows(example: Mapping[str, torch.Tensor], declared: Mapping[str, Declared]) -> int:
+    """The batch of the example inputs, which all must have."""
+    batches = {
+        name: t.shape[0] - (declared[name].kind == "offsets")
+        for name, t in example.items()
+        if declared[name].kind != "values"
+    }
     if len(set(batches.values())) != 1:
         raise CaptureError(
             f"example inputs have different batch sizes: {batches}; all need the same number of "

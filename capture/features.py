@@ -53,7 +53,8 @@ def _features_of(
     target = str(node.target)
     if node.op == "placeholder":
         if target.startswith("input:"):
-            return frozenset([target.removeprefix("input:")])
+            name = target.removeprefix("input:")
+            return frozenset() if name in program.dividers else frozenset([name])
         if target.startswith("staged:"):
             return frozenset(program.staged[target.removeprefix("staged:")])
         return frozenset()

@@ -4,8 +4,8 @@ helps."""
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,18 @@ from torch.utils._sympy.numbers import int_oo
 
 from recreplay.capture.arguments import (
     Example,
-    check_example,
+    check_rows,
+    check_tensors,
     forward_arguments,
     name_outputs,
     named_leaves,
     named_positions,
 )
+from recreplay.capture.declared import Declared, Jagged, declare
+from recreplay.capture.jagged_axis import check_jagged
 from recreplay.capture.refusals import LastCall, refusal, refuse_operators
 from recreplay.runtime.errors import CaptureError, UnsupportedModelError
-from recreplay.runtime.spec import DTYPES, InputSpec, OutputSpec
+from recreplay.runtime.spec import DTYPES, USER_INDEX, InputSpec, OutputSpec
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,8 @@ class Ingested:
     """A model as one functional ATen graph whose batch is symbolic.
 
     `eager(inputs)` runs the original model on named tensors and gives its named outputs; it is what
-    every bucket is verified against.
+    every bucket is verified against. Where there are several `users`, the last input is the index
+    of users, which the model does not have.
     """
 
     name: str
@@ -41,17 +45,31 @@ class Ingested:
     outputs: tuple[OutputSpec, ...]
     example: dict[str, torch.Tensor]
     eager: Callable[[Mapping[str, torch.Tensor]], dict[str, torch.Tensor]]
+    users: int = 0  # the most users of a request; 0 where no input is a user's
 
 
-def ingest(model: torch.nn.Module | ExportedProgram, example_inputs: Example | None) -> Ingested:
+def ingest(
+    model: torch.nn.Module | ExportedProgram,
+    example_inputs: Example | None,
+    *,
+    jagged: Sequence[Jagged] = (),
+    user_inputs: Sequence[str] = (),
+    users: int = 1,
+) -> Ingested:
     """Export `model` with a dynamic batch.
 
     `example_inputs`: named tensors `{name: [B, ...]}`, or a tuple in the order of `forward`'s
     parameters; B must be 2 or more. A list or dict parameter `p` is given as `p_0`, `p_1`, … or
-    `p_key`. Not needed for an `ExportedProgram` that carries its own.
+    `p_key`. Not needed for an `ExportedProgram` that carries its own. Inputs of `jagged` have a
+    first dimension of their own, see `Jagged`. `user_inputs` are given as if every row had a user
+    of its own, as the model takes them; `users` is how many a request may have.
     """
+
+    def told(example: Mapping[str, torch.Tensor]) -> dict[str, Declared]:
+        return declare(example, jagged, user_inputs, users)
+
     if isinstance(model, ExportedProgram):
-        return _from_exported(model, example_inputs)
+        return _with_users(_from_exported(model, example_inputs, told), users)
     if model.training:
         raise CaptureError(
             f"{type(model).__name__} is in training mode, where dropout and batch statistics are "
@@ -64,11 +82,12 @@ def ingest(model: torch.nn.Module | ExportedProgram, example_inputs: Example | N
         )
     arguments = forward_arguments(model, example_inputs)
     example = named_leaves(arguments)
-    batch = check_example(example)
+    check_tensors(example)
+    declared = told(example)
+    batch = check_rows(example, declared)
     # torch.export takes one tensor given twice for one input.
     arguments = pytree.tree_map(torch.clone, arguments)
-    dynamic = Dim("batch", min=1)
-    shapes = pytree.tree_map(lambda t: {0: dynamic}, arguments)
+    shapes = pytree.tree_unflatten(_dynamic_shapes(declared), pytree.tree_structure(arguments))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of its own deprecations
         with LastCall() as last:
@@ -82,7 +101,24 @@ def ingest(model: torch.nn.Module | ExportedProgram, example_inputs: Example | N
         with torch.inference_mode():
             return name_outputs(model(**forward_arguments(model, inputs)))
 
-    return _finish(type(model).__name__, exported, list(example), example, eager)
+    name = type(model).__name__
+    return _with_users(_finish(name, exported, declared, example, eager), users)
+
+
+def _dynamic_shapes(declared: Mapping[str, Declared]) -> list[dict[int, Any]]:
+    """Dimension 0 of each input: the batch, one more, or the number of values of a jagged group."""
+    batch = Dim("batch", min=1)
+    divisions = [name for name, d in declared.items() if d.kind in ("offsets", "starts", "lengths")]
+    totals = {name: Dim(f"values_{i}", min=1) for i, name in enumerate(divisions)}
+    dims = {"values": lambda d: totals[d.along], "offsets": lambda d: batch + 1}
+    return [{0: dims.get(d.kind, lambda d: batch)(d)} for d in declared.values()]
+
+
+def _with_users(model: Ingested, users: int) -> Ingested:
+    if not any(spec.user for spec in model.inputs):
+        return model
+    index = (InputSpec(USER_INDEX, "int64", (), "index"),) if users > 1 else ()
+    return replace(model, users=users, inputs=(*model.inputs, *index))
 
 
 def load_pt2(path: str | Path) -> ExportedProgram:
@@ -96,7 +132,11 @@ def load_pt2(path: str | Path) -> ExportedProgram:
         ) from error
 
 
-def _from_exported(exported: ExportedProgram, example_inputs: Example | None) -> Ingested:
+def _from_exported(
+    exported: ExportedProgram,
+    example_inputs: Example | None,
+    told: Callable[[Mapping[str, torch.Tensor]], dict[str, Declared]],
+) -> Ingested:
     args_spec, kwargs_spec = exported.call_spec.in_spec.children()
     positional = [
         n
@@ -127,7 +167,9 @@ def _from_exported(exported: ExportedProgram, example_inputs: Example | None) ->
                 f"example inputs are named {sorted(given)}; the exported program takes {names}"
             )
         example = {n: given[n] for n in names}
-    check_example(example)
+    check_tensors(example)
+    declared = told(example)
+    check_rows(example, declared)
     module = exported.module()
 
     def eager(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -136,13 +178,13 @@ def _from_exported(exported: ExportedProgram, example_inputs: Example | None) ->
         with torch.inference_mode():
             return name_outputs(module(*args, **kwargs))
 
-    return _finish("program", exported.run_decompositions({}), names, example, eager)
+    return _finish("program", exported.run_decompositions({}), declared, example, eager)
 
 
 def _finish(
     name: str,
     exported: ExportedProgram,
-    names: list[str],
+    declared: Mapping[str, Declared],
     example: dict[str, torch.Tensor],
     eager: Callable[[Mapping[str, torch.Tensor]], dict[str, torch.Tensor]],
 ) -> Ingested:
@@ -156,13 +198,13 @@ def _finish(
             "be a function of its inputs, so keep such state outside the model"
         )
     inputs: list[InputSpec] = []
-    symbols: set[str] = set()
+    symbols: set[str] = set()  # of the batch
     user = [
         node
         for node, (_, kind) in zip(exported.graph.nodes, _placeholders(exported), strict=False)
         if kind == torch.export.graph_signature.InputKind.USER_INPUT
     ]
-    for input_name, node in zip(names, user, strict=True):
+    for (input_name, told), node in zip(declared.items(), user, strict=True):
         value = node.meta.get("val")
         if not isinstance(value, torch.Tensor):
             raise UnsupportedModelError(
@@ -179,17 +221,30 @@ def _finish(
                 f"input {input_name!r} has shape {tuple(value.shape)}; only dimension 0, the "
                 "batch, may vary"
             )
+        if told.kind != "values":
+            head = head - 1 if told.kind == "offsets" else head
+            symbols.add(str(head))
         _check_range(exported, head)
-        symbols.add(str(head))
-        inputs.append(InputSpec(input_name, _dtype(value, f"input {input_name!r}"), tuple(row)))
+        inputs.append(
+            InputSpec(
+                input_name,
+                _dtype(value, f"input {input_name!r}"),
+                tuple(row),
+                told.kind,
+                told.user,
+                told.along,
+                told.capacity,
+            )
+        )
     if len(symbols) > 1:
         raise UnsupportedModelError(
             f"inputs have different batch symbols ({', '.join(sorted(symbols))}); all must share "
             "one"
         )
+    check_jagged(exported, user, declared)
     produced = eager(example)
     outputs = []
-    batch = next(iter(example.values())).shape[0]
+    batch = check_rows(example, declared)
     for output_name, tensor in produced.items():
         if not isinstance(tensor, torch.Tensor) or tensor.ndim == 0 or tensor.shape[0] != batch:
             got = tuple(tensor.shape) if isinstance(tensor, torch.Tensor) else type(tensor).__name__

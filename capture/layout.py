@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from recreplay.capture.segments import BoundSegment
 from recreplay.capture.specialise import Program
@@ -18,9 +18,11 @@ def lay_out(
     keys: Sequence[str],
     inputs: Sequence[InputSpec],
     outputs: Sequence[OutputSpec],
+    users: int,
 ) -> Bucket:
     """The manifest's bucket: `keys[i]` names the package of `segments[i]`."""
-    input_slots, staged_slots = _inputs(program, inputs)
+    shapes = {s.name: s.staged(users if s.user else program.bucket) for s in inputs}
+    input_slots, staged_slots = _inputs(program, inputs, shapes)
     sizes: dict[str, tuple[str, tuple[int, ...]]] = {}
     for segment in segments:
         for name, kind in zip(segment.outputs, segment.code.outputs, strict=True):
@@ -43,7 +45,7 @@ def lay_out(
 
 
 def _inputs(
-    program: Program, inputs: Sequence[InputSpec]
+    program: Program, inputs: Sequence[InputSpec], shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[tuple[Slot, ...], tuple[Slot, ...]]:
     """Groups that are staged together side by side, each other input on a boundary of its own."""
     specs = {spec.name: spec for spec in inputs}
@@ -54,7 +56,7 @@ def _inputs(
         end = start = align(end)
         for name in names:
             spec = specs[name]
-            slots[name] = Slot(name, spec.dtype, (program.bucket, *spec.row), end)
+            slots[name] = Slot(name, spec.dtype, shapes[name], end)
             end += slots[name].nbytes
         first = slots[names[0]]
         items = (end - start) // (first.nbytes // _items(first))
@@ -62,7 +64,7 @@ def _inputs(
     for spec in inputs:
         if spec.name not in slots:
             end = align(end)
-            slots[spec.name] = Slot(spec.name, spec.dtype, (program.bucket, *spec.row), end)
+            slots[spec.name] = Slot(spec.name, spec.dtype, shapes[spec.name], end)
             end += slots[spec.name].nbytes
     return tuple(slots[spec.name] for spec in inputs), tuple(staged)
 

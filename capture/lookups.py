@@ -9,9 +9,10 @@ from typing import Literal
 import torch
 from torch import fx
 
+from recreplay.capture.jagged_axis import bag_arguments
 from recreplay.capture.specialise import Program
 from recreplay.capture.views import base
-from recreplay.runtime.spec import IdBound
+from recreplay.runtime.spec import USER_INDEX, IdBound
 
 aten = torch.ops.aten
 Pooling = Literal["none", "sum", "mean"]
@@ -92,6 +93,8 @@ def _indexing(node: fx.Node) -> list[Lookup]:
     ids = index[0] if len(index) == 1 else None
     if not by_rows or not isinstance(ids, fx.Node) or ids.meta["val"].dtype == torch.bool:
         return []
+    if _is_user_index(ids):
+        return []  # checked against the users of the request
     rows = int(table.meta["val"].shape[0])
     return [Lookup(node, node, _table_name(table), 0, rows, ids, "none", 1, False)]
 
@@ -126,7 +129,7 @@ def _pooled_by(node: fx.Node) -> tuple[fx.Node, Pooling] | None:
 
 
 def _embedding_bag(program: Program, node: fx.Node) -> Lookup:
-    arguments = dict(zip(_BAG_ARGUMENTS, node.args, strict=False)) | dict(node.kwargs)
+    arguments = bag_arguments(node)
     table, ids, offsets = (arguments[k] for k in ("weight", "indices", "offsets"))
     assert isinstance(table, fx.Node)
     assert isinstance(ids, fx.Node)
@@ -156,19 +159,6 @@ def _embedding_bag(program: Program, node: fx.Node) -> Lookup:
     return Lookup(node, output, name, dim, rows, ids, pooling, length, plain)
 
 
-_BAG_ARGUMENTS = (
-    "weight",
-    "indices",
-    "offsets",
-    "scale_grad_by_freq",
-    "mode",
-    "sparse",
-    "per_sample_weights",
-    "include_last_offset",
-    "padding_idx",
-)
-
-
 def origin(ids: fx.Node) -> Origin | None:
     """Walk back from ids to the input they are, or None where arithmetic made them."""
     column: int | None = None
@@ -193,11 +183,17 @@ def origin(ids: fx.Node) -> Origin | None:
             else:
                 return None
             del end
+        elif node.target is aten.index_select.default and _is_user_index(node.args[2]):
+            pass  # each user's ids, for each of their rows
         elif node.target not in _MOVES:
             return None
         node = before
     target = str(node.target)
     return Origin(target.removeprefix("input:"), column) if target.startswith("input:") else None
+
+
+def _is_user_index(node: object) -> bool:
+    return isinstance(node, fx.Node) and node.target == f"input:{USER_INDEX}"
 
 
 def _is_column_of_input(node: fx.Node, dim: object) -> bool:

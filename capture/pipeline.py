@@ -17,6 +17,7 @@ from recreplay.capture.arguments import Example
 from recreplay.capture.assign import STRATEGIES, Strategy, assign
 from recreplay.capture.compilers import COMPILERS, get_compiler
 from recreplay.capture.compilers.toolchain import inductor_problem
+from recreplay.capture.declared import Jagged
 from recreplay.capture.features import to_dag
 from recreplay.capture.ingest import Ingested, ingest
 from recreplay.capture.layout import lay_out
@@ -37,6 +38,7 @@ from recreplay.runtime.engine import make_lane
 from recreplay.runtime.errors import CaptureError
 from recreplay.runtime.graph import BucketGraph, OperatorGraph, write_graph
 from recreplay.runtime.manifest import Manifest, TableView
+from recreplay.runtime.mixed import make_checker
 from recreplay.runtime.plan import Plan, check_plan
 from recreplay.runtime.spec import IdBound
 
@@ -69,6 +71,9 @@ def capture(
     compiler: str | None = None,
     rewrites: Sequence[str] = REWRITES,
     threads: int = 1,
+    jagged: Sequence[Jagged] = (),
+    user_inputs: Sequence[str] = (),
+    users: int = 1,
     rtol: float = 1e-4,
     atol: float = 1e-5,
     overwrite: bool = False,
@@ -88,6 +93,10 @@ def capture(
       else eager with a notice.
     - `rewrites`: which of `REWRITES` to apply.
     - `threads`: CPU threads that compiled segments use inside of one request.
+    - `jagged`: which inputs hold values of a varying number per row, and what divides them.
+    - `user_inputs`: inputs that all rows of a request share, or that have a row for each of at
+      most `users` users, which the input `user_index` then gives for each row. The example has
+      them for every row, as the model takes them.
     - `rtol`, `atol`: how far a replay may be from eager.
 
     Raises `CaptureError` (what cannot be captured and why) or `ParityError`; nothing is written
@@ -106,7 +115,13 @@ def capture(
     applied = tuple(r for r in rewrites if r != "inline_linears" or compiler == "inductor")
     with artifact_folder(Path(out), overwrite) as folder:
         progress("exporting")
-        ingested = ingest(model, _example(model, example_inputs))
+        ingested = ingest(
+            model,
+            _example(model, example_inputs),
+            jagged=jagged,
+            user_inputs=user_inputs,
+            users=users,
+        )
         planned, stacks, bounds, unchecked = _plan(
             ingested, sizes, applied, strategy, streams, progress
         )
@@ -140,17 +155,20 @@ def capture(
                     keys[p.program.bucket],
                     ingested.inputs,
                     ingested.outputs,
+                    ingested.users,
                 )
                 for p in planned
             ),
             parity=(),
             notices=tuple(notices),
             capture_seconds=0.0,
+            users=ingested.users,
         )
         progress("recording and verifying")
         lane, resources = make_lane(Artifact(folder, manifest), device, "error")
         try:
-            parity, stored = verify(ingested, lane, sizes, bounds, rtol, atol)
+            checker = make_checker(manifest, "error")
+            parity, stored = verify(ingested, lane, checker, sizes, bounds, rtol, atol)
         finally:
             lane.close()
             for resource in resources:

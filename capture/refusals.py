@@ -76,19 +76,19 @@ def refuse_operators(exported: ExportedProgram) -> None:
     for node in exported.graph.nodes:
         if isinstance(node.target, torch._ops.HigherOrderOperator):
             raise UnsupportedModelError(
-                f"operator {node.target} runs one of several programs{_stack_line(node)}; a "
+                f"operator {node.target} runs one of several programs{stack_line(node)}; a "
                 "captured graph always runs the same one, so compute both and select by "
                 "torch.where"
             )
         if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace != "aten":
             raise UnsupportedModelError(
-                f"operator {node.target} is not one of torch's own{_stack_line(node)}; an artifact "
+                f"operator {node.target} is not one of torch's own{stack_line(node)}; an artifact "
                 "runs without your code, so write it with torch operators"
             )
         if node.meta.get("unbacked_bindings"):
             raise UnsupportedModelError(
                 f"operator {node.target} has an output whose size or value depends on the data"
-                f"{_stack_line(node)}; a captured graph has fixed shapes, so compute with masks "
+                f"{stack_line(node)}; a captured graph has fixed shapes, so compute with masks "
                 "or a fixed capacity instead"
             )
         if isinstance(node.target, torch._ops.OpOverload) and (
@@ -96,12 +96,12 @@ def refuse_operators(exported: ExportedProgram) -> None:
             and str(node.target) not in ("aten.dropout.default", "aten.rrelu.default")
         ):
             raise UnsupportedModelError(
-                f"operator {node.target} draws random numbers{_stack_line(node)}; a replay must "
+                f"operator {node.target} draws random numbers{stack_line(node)}; a replay must "
                 "be a function of its inputs"
             )
 
 
-def _stack_line(node: torch.fx.Node) -> str:
+def stack_line(node: torch.fx.Node) -> str:
     """` at file:line: source` of the user's line that made this node."""
     lines = [line.strip() for line in (node.stack_trace or "").splitlines() if line.strip()]
     for at in range(len(lines) - 1, -1, -1):

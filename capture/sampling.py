@@ -4,10 +4,13 @@ example."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 
 from recreplay.runtime.spec import IdBound, InputSpec
+
+Room = Literal["typical", "none", "full"]
 
 
 def sample_request(
@@ -16,34 +19,68 @@ def sample_request(
     example: Mapping[str, torch.Tensor],
     rows: int,
     seed: int,
+    *,
+    users: int = 0,
+    room: Room = "typical",
+    bucket: int | None = None,
 ) -> dict[str, torch.Tensor]:
-    """`rows` random rows on the CPU.
+    """`rows` random rows on the CPU, for 1 to `users` users where the model has a user side.
 
     Each value comes from the same column of the example, so that it has a meaning; floats are
     moved by a tenth of their spread, so that no two rows are alike; bounded ids are uniform in
-    their table.
+    their table. Jagged inputs have as many values per row as rows of the example do, cut to the
+    capacity of the rows; with `room`, none at all or all that `bucket` (by default as many rows)
+    holds.
     """
     generator = torch.Generator().manual_seed(seed)
-    request = {}
+    request: dict[str, torch.Tensor] = {}
+    present = int(torch.randint(1, users + 1, (), generator=generator)) if users else 0
     for spec in inputs:
-        source = example[spec.name].detach().cpu()
-        flat = source.reshape(source.shape[0], -1)
-        pick = torch.randint(0, flat.shape[0], (rows, flat.shape[1]), generator=generator)
-        values = flat.gather(0, pick)
-        if values.is_floating_point():
-            spread = flat.float().std(dim=0, keepdim=True).nan_to_num(0.0)
-            noise = torch.randn(values.shape, generator=generator) * spread * 0.1
-            values = (values.float() + noise).to(values.dtype)
-        values = values.reshape(rows, *source.shape[1:])
-        for bound in bounds:
-            if bound.input == spec.name:
-                where = values if bound.column is None else values[:, bound.column]
-                limit = _limit(bound, bounds)
-                if not where.is_floating_point():
-                    limit = min(limit, torch.iinfo(where.dtype).max + 1)
-                where.copy_(torch.randint(0, limit, where.shape, generator=generator))
-        request[spec.name] = values
-    return request
+        count = present if spec.user else rows
+        if spec.kind == "index":
+            request[spec.name] = torch.randint(0, present, (rows,), generator=generator)
+        elif spec.kind == "rows":
+            source = example[spec.name].detach().cpu()
+            request[spec.name] = _draw(spec.name, source, count, bounds, generator)
+        elif spec.kind != "values":
+            members = [s for s in inputs if s.along == spec.name]
+            most = members[0].capacity * (users if spec.user else bucket or rows)
+            usual = _lengths(spec, example, len(example[members[0].name]))
+            lengths = _some_lengths(usual, count, most, room, generator)
+            request[spec.name] = _divided(spec, lengths).to(example[spec.name].dtype)
+            for member in members:
+                source = example[member.name].detach().cpu()
+                total = int(lengths.sum())
+                request[member.name] = _draw(member.name, source, total, bounds, generator)
+    return {spec.name: request[spec.name] for spec in inputs}
+
+
+def _draw(
+    name: str,
+    source: torch.Tensor,
+    count: int,
+    bounds: Sequence[IdBound],
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """`count` items like those of `source`; zeros where it has none."""
+    if not len(source):
+        source = torch.zeros((1, *source.shape[1:]), dtype=source.dtype)
+    flat = source.reshape(source.shape[0], -1)
+    pick = torch.randint(0, flat.shape[0], (count, flat.shape[1]), generator=generator)
+    values = flat.gather(0, pick)
+    if values.is_floating_point():
+        spread = flat.float().std(dim=0, keepdim=True).nan_to_num(0.0)
+        noise = torch.randn(values.shape, generator=generator) * spread * 0.1
+        values = (values.float() + noise).to(values.dtype)
+    values = values.reshape(count, *source.shape[1:])
+    for bound in bounds:
+        if bound.input == name:
+            where = values if bound.column is None else values[:, bound.column]
+            limit = _limit(bound, bounds)
+            if not where.is_floating_point():
+                limit = min(limit, torch.iinfo(where.dtype).max + 1)
+            where.copy_(torch.randint(0, limit, where.shape, generator=generator))
+    return values
 
 
 def _limit(bound: IdBound, bounds: Sequence[IdBound]) -> int:
@@ -53,3 +90,33 @@ def _limit(bound: IdBound, bounds: Sequence[IdBound]) -> int:
         for b in bounds
         if b.input == bound.input and (None in (b.column, bound.column) or b.column == bound.column)
     )
+
+
+def _lengths(spec: InputSpec, example: Mapping[str, torch.Tensor], total: int) -> torch.Tensor:
+    """How many values the rows of the example have."""
+    division = example[spec.name].detach().cpu().to(torch.int64)
+    if spec.kind == "lengths":
+        return division
+    end = torch.tensor([total]) if spec.kind == "starts" else division[:0]
+    return torch.cat([division, end]).diff()
+
+
+def _some_lengths(
+    usual: torch.Tensor, rows: int, most: int, room: Room, generator: torch.Generator
+) -> torch.Tensor:
+    if room == "none":
+        return torch.zeros(rows, dtype=torch.int64)
+    if room == "full":
+        cuts = torch.randint(0, most + 1, (rows - 1,), generator=generator).sort().values
+        return torch.cat([torch.tensor([0]), cuts, torch.tensor([most])]).diff()
+    lengths = usual[torch.randint(0, len(usual), (rows,), generator=generator)]
+    ends = lengths.cumsum(0).clamp(max=most)
+    return torch.cat([torch.tensor([0]), ends]).diff()
+
+
+def _divided(spec: InputSpec, lengths: torch.Tensor) -> torch.Tensor:
+    """Offsets or lengths of rows that have so many values."""
+    if spec.kind == "lengths":
+        return lengths
+    ends = torch.cat([torch.tensor([0]), lengths.cumsum(0)])
+    return ends if spec.kind == "offsets" else ends[:-1]

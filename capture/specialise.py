@@ -4,6 +4,9 @@ The dynamic graph is interpreted once on fake tensors of the bucket's shapes. Wh
 a Python number disappears into its users; whatever depends on no input and no weight is computed
 now. Dependencies must be taken from this graph: on the dynamic one every `arange` would hang on
 the symbolic size of one feature.
+
+Operators of the user side are emitted for the number of users instead, and what leaves that side
+is brought to the rows of the bucket where it is first read.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -22,7 +25,11 @@ from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from recreplay.capture.ingest import Ingested
+from recreplay.capture.jagged_axis import bag_arguments, first_symbol, name_bag_arguments
+from recreplay.capture.jagged_bags import bag_with_room
+from recreplay.capture.user_side import number, user_operators, user_sizes
 from recreplay.capture.views import base
+from recreplay.runtime.spec import USER_INDEX, InputSpec
 
 aten = torch.ops.aten
 _ASSERTS = {
@@ -50,6 +57,7 @@ class Program:
     constants: dict[str, torch.Tensor]
     fake_mode: FakeTensorMode
     staged: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    dividers: frozenset[str] = frozenset()
 
     def source(self, kind: str, name: str, value: FakeTensor) -> fx.Node:
         """The placeholder `kind:name`, made when it is first asked for."""
@@ -65,6 +73,10 @@ class Program:
             node = self.graph.create_node("placeholder", target, name=_identifier(kind, name))
         node.meta["val"] = value
         return node
+
+    def find(self, target: str) -> fx.Node:
+        """A placeholder that is there."""
+        return cast(fx.Node, next(iter(self.graph.find_nodes(op="placeholder", target=target))))
 
     def constant(self, value: torch.Tensor) -> fx.Node:
         """A placeholder for a folded value, stored once by content."""
@@ -122,32 +134,38 @@ class Program:
 
 
 def specialise(model: Ingested, bucket: int) -> Program:
-    """The program of `model` for exactly `bucket` rows."""
+    """The program of `model` for exactly `bucket` rows, and as many users as a request may have."""
     program = Program(bucket, fx.Graph(), {}, {}, FakeTensorMode(allow_non_fake_inputs=True))
+    program.dividers = frozenset(s.name for s in model.inputs if s.kind not in ("rows", "values"))
     exported = model.exported
-    state = {**exported.state_dict, **exported.constants}
-    specs = iter(exported.graph_signature.input_specs)
-    inputs = iter(model.inputs)
-    values: dict[fx.Node, Any] = {}  # old node -> new node, or a Python value
+    inputs = _inputs(model)
+    side = user_operators(exported.graph, inputs, _ASSERTS) if model.users else frozenset()
+    by_user = _UserSide(program, model, inputs)
+    values = _Candidates(program, model, by_user.values)  # old node -> new node or Python value
     seen: dict[Any, fx.Node] = {}
+    specs = iter(exported.graph_signature.input_specs)
+    state = {**exported.state_dict, **exported.constants}
     for node in exported.graph.nodes:
         if node.op == "placeholder":
             spec = next(specs)
             if spec.kind == InputKind.USER_INPUT:
-                given = next(inputs)
-                dtype = getattr(torch, given.dtype)
-                values[node] = program.source(
-                    "input", given.name, program.fake((bucket, *given.row), dtype)
-                )
-            elif spec.kind == InputKind.CONSTANT_TENSOR:
+                given = inputs[node]
+                home = by_user.values if node in side else values
+                home[node] = _placeholder(program, given, model.users if given.user else bucket)
+                continue
+            if spec.kind == InputKind.CONSTANT_TENSOR:
                 values[node] = program.constant(state[spec.target])
             else:
                 weight = state[spec.target]
                 values[node] = program.source(
                     "weight", spec.target, program.fake(weight.shape, weight.dtype)
                 )
+            by_user.values[node] = values[node]
         elif node.op == "call_function":
-            values[node] = _emit(program, node, values, seen)
+            if side:
+                by_user.visit(node, node in side, seen)
+            if node not in side:
+                values[node] = _emit(program, node, values, seen, inputs)
         elif node.op == "output":
             args = pytree.tree_leaves(_mapped(node.args, values))
             kinds = [s.kind for s in exported.graph_signature.output_specs]
@@ -158,6 +176,69 @@ def specialise(model: Ingested, bucket: int) -> Program:
     return program
 
 
+def _inputs(model: Ingested) -> dict[fx.Node, InputSpec]:
+    """The placeholders of the exported program that are inputs, and what they are."""
+    placeholders = model.exported.graph.find_nodes(op="placeholder")
+    kinds = [spec.kind for spec in model.exported.graph_signature.input_specs]
+    nodes = [n for n, k in zip(placeholders, kinds, strict=True) if k == InputKind.USER_INPUT]
+    return dict(zip(nodes, [s for s in model.inputs if s.kind != "index"], strict=True))
+
+
+def _placeholder(program: Program, given: InputSpec, rows: int) -> fx.Node:
+    """An input as the model sees it: of offsets, without what is staged behind them."""
+    dtype = getattr(torch, given.dtype)
+    node = program.source("input", given.name, program.fake(given.staged(rows), dtype))
+    if given.kind in ("offsets", "starts"):
+        return program.call(aten.slice.Tensor, node, 0, 0, rows + (given.kind == "offsets"))
+    return node
+
+
+class _UserSide:
+    """Emits operators for the number of users instead of for the rows of the bucket."""
+
+    def __init__(self, program: Program, model: Ingested, inputs: dict[fx.Node, InputSpec]) -> None:
+        self.values: dict[fx.Node, Any] = {}
+        self._program = program
+        self._inputs = inputs
+        self._sizes = user_sizes(inputs, model.users) if model.users else {}
+
+    def visit(self, node: fx.Node, mine: bool, seen: dict[Any, fx.Node]) -> None:
+        """Emit `node` if it is of this side or depends on no input, and know it if a number."""
+        value = node.meta.get("val")
+        if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool, int, float, bool)):
+            self.values[node] = number(value, self._sizes)
+        elif mine or all(n in self.values for n in node.all_input_nodes):
+            last = next(iter(reversed(self._program.graph.nodes)), None)
+            self.values[node] = _emit(self._program, node, self.values, seen, self._inputs)
+            for made in reversed(self._program.graph.nodes) if mine else ():
+                if made is last:
+                    break
+                made.meta["user"] = True
+
+
+class _Candidates(dict[fx.Node, Any]):
+    """Values for the rows of the bucket; those of the user side are brought there when asked
+    for."""
+
+    def __init__(self, program: Program, model: Ingested, by_user: dict[fx.Node, Any]) -> None:
+        super().__init__()
+        self._program = program
+        self._users = model.users
+        self._by_user = by_user
+
+    def __missing__(self, node: fx.Node) -> fx.Node:
+        value, rows = self._by_user[node], self._program.bucket
+        row = list(value.meta["val"].shape[1:])
+        if self._users > 1:
+            fake = self._program.fake((rows,), torch.int64)
+            index = self._program.source("input", USER_INDEX, fake)
+            value = self._program.call(aten.index_select.default, value, 0, index)
+        elif rows > 1:
+            value = self._program.call(aten.expand.default, value, [rows, *row])
+        self[node] = value
+        return cast(fx.Node, value)
+
+
 def _own_node(program: Program, value: fx.Node) -> fx.Node:
     """The output as an operator of its own: no view of an input or a weight, no other output."""
     if base(value).op == "placeholder" or value in program.outputs.values():
@@ -165,13 +246,25 @@ def _own_node(program: Program, value: fx.Node) -> fx.Node:
     return value
 
 
-def _emit(program: Program, node: fx.Node, values: dict[fx.Node, Any], seen: dict[Any, Any]) -> Any:
+def _emit(
+    program: Program,
+    node: fx.Node,
+    values: dict[fx.Node, Any],
+    seen: dict[Any, Any],
+    inputs: Mapping[fx.Node, InputSpec],
+) -> Any:
     if node.target in _ASSERTS:
         return None
     function = cast("Callable[..., Any]", node.target)
     args, kwargs = _mapped(node.args, values), _mapped(node.kwargs, values)
     # A model is exported where it lives and captured for where it will run.
     kwargs = {k: None if k == "device" else v for k, v in kwargs.items()}
+    if node.target is aten.embedding_bag.padding_idx:
+        division = _division(node, inputs)
+        if division is not None:
+            staged = program.find(f"input:{division.name}")
+            bag = bag_with_room(program, name_bag_arguments(args, kwargs), division, staged)
+            return [bag]
     used = [a for a in pytree.tree_leaves((args, kwargs)) if isinstance(a, fx.Node)]
     key = _cse_key(node.target, args, kwargs)
     if key in seen:
@@ -202,6 +295,15 @@ def _emit(program: Program, node: fx.Node, values: dict[fx.Node, Any], seen: dic
     }
     seen[key] = new
     return new
+
+
+def _division(bag: fx.Node, inputs: Mapping[fx.Node, InputSpec]) -> InputSpec | None:
+    """What divides the ids of an exported `embedding_bag` among rows, if they are jagged."""
+    axis = first_symbol(bag_arguments(bag)["indices"])
+    for node, spec in inputs.items():
+        if spec.kind == "values" and first_symbol(node) == axis:
+            return next(s for s in inputs.values() if s.name == spec.along)
+    return None
 
 
 def _mapped(arg: Any, values: dict[fx.Node, Any]) -> Any:

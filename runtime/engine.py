@@ -24,10 +24,10 @@ from recreplay.runtime.errors import (
     ReplayError,
     RuntimeClosedError,
 )
-from recreplay.runtime.fill import CHECKS, Check, blocks
+from recreplay.runtime.fill import CHECKS, Check, Fill
 from recreplay.runtime.manifest import Manifest
 from recreplay.runtime.metrics import Metrics
-from recreplay.runtime.request import RequestChecker
+from recreplay.runtime.mixed import Cutter, is_mixed, make_checker
 
 if TYPE_CHECKING:
     from recreplay.runtime.lane import Lane, Prepared
@@ -41,19 +41,17 @@ class Runtime:
     Requests of several threads take turns on one lane.
     """
 
-    def __init__(self, artifact: Artifact, lane: Lane, close: Sequence[Any]) -> None:
+    def __init__(
+        self, artifact: Artifact, lane: Lane, close: Sequence[Any], check: Check = "error"
+    ) -> None:
         self.manifest: Manifest = artifact.manifest
         self.path = artifact.path
         self._lane = lane
         self._close = list(close)
         self._lock = threading.Lock()
         self._metrics = Metrics()
-        specs = {spec.name: spec for spec in self.manifest.inputs}
-        order = blocks(self.manifest.buckets[0])  # the same for every bucket
-        self._checker = RequestChecker(
-            [specs[slot.name] for block in order for slot in block],
-            [len(block) > 1 for block in order for _ in block],
-        )
+        self._checker = make_checker(self.manifest, check)
+        self._cutter = Cutter(self.manifest) if is_mixed(self.manifest) else None
         self._largest = self.manifest.buckets[-1].size
         self._worker: ThreadPoolExecutor | None = None
         self._closing = self._closed = False
@@ -81,7 +79,7 @@ class Runtime:
                 f"{artifact.path} was captured for {manifest.device!r} and cannot run on "
                 f"{wanted!r}; capture it again with device={wanted.partition(':')[0]!r}"
             )
-        runtime = cls(artifact, *make_lane(artifact, wanted, check))
+        runtime = cls(artifact, *make_lane(artifact, wanted, check), check)
         try:
             runtime._self_test()
         except BaseException:
@@ -94,14 +92,21 @@ class Runtime:
 
         `inputs`: an array `[n, ...]` for each input, n >= 1, as numpy or torch arrays or anything
         with `__array__` or DLPack. Runs in the smallest bucket that holds n rows, split if none
-        does. Returns new arrays `[n, ...]` by output name. Raises a subclass of `InputError` that
-        says what is wrong with the request; the runtime goes on.
+        does. Inputs of the user side have a row a user; jagged values come with their offsets or
+        lengths, and need a bucket with room for them too. Returns new arrays `[n, ...]` by output
+        name. Raises a subclass of `InputError` that says what is wrong with the request; the
+        runtime goes on.
         """
         try:
             arrays, n = self._checker.check(inputs)
             self._take()
             try:
-                results = self._replay(arrays, n) if n <= self._largest else self._split(arrays, n)
+                if self._cutter is not None:
+                    results = self._replay_parts(self._cutter, arrays, n)
+                elif n <= self._largest:
+                    results = self._replay(arrays, n)
+                else:
+                    results = self._split(arrays, n)
                 self._metrics.requests += 1
             finally:
                 self._lock.release()
@@ -121,12 +126,18 @@ class Runtime:
                 scores = request.run()["output"]
 
         `inputs` are views `[n, ...]`. All other requests wait until the block ends. Raises
-        `BorrowError` if n is not 1 to the largest bucket, or if this thread holds a borrow.
+        `BorrowError` if n is not 1 to the largest bucket, if this thread holds a borrow, or if the
+        model has jagged inputs or a user side.
         """
         if not 1 <= n <= self._largest:
             raise BorrowError(
                 f"cannot borrow {n} rows; expected 1 to {self._largest}, the largest bucket (`run` "
                 "splits larger requests)"
+            )
+        if self._cutter is not None:
+            raise BorrowError(
+                "the model has jagged inputs or a user side, whose rows are not the request's; use "
+                "`run`"
             )
         self._take()
         self._borrower = get_ident()
@@ -185,6 +196,7 @@ class Runtime:
             raise RuntimeClosedError("this Runtime was closed; load the artifact again")
 
     def _run_borrowed(self, prepared: Prepared) -> dict[str, Array]:
+        assert isinstance(prepared.fill, Fill)
         try:
             results = self._launch(prepared, prepared.fill.in_place())
         except BaseException:
@@ -228,7 +240,21 @@ class Runtime:
             for start in range(0, n, step)
         ]
         self._metrics.split_requests += 1
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return join(parts)
+
+    def _replay_parts(self, cutter: Cutter, arrays: Sequence[Array], n: int) -> dict[str, Array]:
+        """A request with a user side or jagged values, in the buckets that hold both its rows and
+        its values."""
+        parts = cutter.parts(arrays, n)
+        results = []
+        for part in parts:
+            prepared = self._lane.prepare_in(part.bucket, part.stop - part.start)
+            clamped = prepared.fill(cutter.take(arrays, part), part.start)
+            results.append(self._launch(prepared, clamped))
+            self._metrics.capacity_moves += part.moved
+        self._metrics.split_requests += len(parts) > 1
+        self._metrics.capacity_splits += len(parts) > cutter.rows_alone(n)
+        return join(results)
 
     def _self_test(self) -> None:
         """Replay the stored requests and compare with what the eager model answered at capture."""
@@ -250,6 +276,13 @@ class Runtime:
                         "here"
                     )
         self._metrics = Metrics()
+
+
+def join(parts: Sequence[dict[str, Array]]) -> dict[str, Array]:
+    """The outputs of a request from those of its parts."""
+    if len(parts) == 1:
+        return parts[0]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def make_lane(artifact: Artifact, wanted: str, check: Check) -> tuple[Lane, list[Any]]:

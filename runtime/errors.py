@@ -43,6 +43,14 @@ class BorrowError(RecReplayError):
     """Staging memory was asked for, or used, where it cannot be had."""
 
 
+class OffsetsError(InputError):
+    """Offsets or lengths do not divide the values that they come with."""
+
+
+class CapacityError(InputError):
+    """One row, or the user side, has more jagged values than the largest bucket holds."""
+
+
 class CaptureError(RecReplayError):
     """The model, or an argument of `capture`, cannot be captured."""
 

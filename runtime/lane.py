@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from recreplay.runtime.devices.base import Device, Graph, Launch
-from recreplay.runtime.fill import Check, Fill, Filler, blocks
+from recreplay.runtime.fill import Check, Fill, Filler
 from recreplay.runtime.manifest import Bucket, Manifest
+from recreplay.runtime.mixed import MixedFill, MixedFiller, make_filler
 from recreplay.runtime.plan import check_plan
 from recreplay.runtime.record import issue
 from recreplay.runtime.segments import LoadedPackage
@@ -27,7 +28,7 @@ _PREPARED = 1024  # numbers of rows whose views are kept
 
 @dataclass(frozen=True)
 class _Captured:
-    filler: Filler
+    filler: Filler | MixedFiller
     graph: Graph
     inputs: list[tuple[str, Array]]  # host views, full bucket
     outputs: list[tuple[str, Array]]
@@ -39,7 +40,7 @@ class Prepared:
 
     bucket: int
     rows: int
-    fill: Fill
+    fill: Fill | MixedFill
     replay: Launch
     outputs: list[tuple[str, Array]]  # host views of the rows asked for; overwritten by the next
     inputs: dict[str, Array]  # the same of the inputs
@@ -76,13 +77,13 @@ class Lane:
                 self._out.part(total_bytes(bucket.outputs)),
             )
             graph = device.record(bucket.plan.streams, queue)
-            filler = Filler(bucket, manifest.bounds, self._in.host, check)
+            filler = make_filler(bucket, manifest, self._in.host, check)
             inputs = [(slot.name, slot.view(self._in.host)) for slot in bucket.inputs]
             outputs = [(slot.name, slot.view(self._out.host)) for slot in bucket.outputs]
             self._captured[bucket.size] = _Captured(filler, graph, inputs, outputs)
         self._sizes = sorted(self._captured)
-        self.order = [s.name for block in blocks(manifest.buckets[0]) for s in block]
         self._prepared: dict[int, Prepared] = {}
+        self._prepared_in: dict[tuple[int, int], Prepared] = {}
 
     def prepare(self, n: int) -> Prepared:
         """The smallest bucket that holds `n` rows, and its views of so many."""
@@ -96,15 +97,20 @@ class Lane:
 
     def prepare_in(self, size: int, n: int) -> Prepared:
         """Bucket `size`, whether or not a smaller one would do."""
-        captured = self._captured[size]
-        return Prepared(
-            size,
-            n,
-            captured.filler.prepare(n),
-            captured.graph.replay,
-            [(name, view[:n]) for name, view in captured.outputs],
-            {name: view[:n] for name, view in captured.inputs},
-        )
+        found = self._prepared_in.get((size, n))
+        if found is None:
+            if len(self._prepared_in) >= _PREPARED:
+                self._prepared_in.clear()
+            captured = self._captured[size]
+            found = self._prepared_in[size, n] = Prepared(
+                size,
+                n,
+                captured.filler.prepare(n),
+                captured.graph.replay,
+                [(name, view[:n]) for name, view in captured.outputs],
+                {name: view[:n] for name, view in captured.inputs},
+            )
+        return found
 
     def host_inputs(self) -> Array:
         """The staging bytes of this lane's requests."""
@@ -115,6 +121,7 @@ class Lane:
             captured.graph.close()
         self._captured.clear()
         self._prepared.clear()
+        self._prepared_in.clear()
 
     def _bind(
         self,

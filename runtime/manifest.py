@@ -91,6 +91,7 @@ class Manifest:
     parity: tuple[Parity, ...]
     notices: tuple[str, ...]  # what was done otherwise than asked, in words
     capture_seconds: float
+    users: int = 0  # the most users of one request; 0 where the model has no user side
     files: dict[str, str] = field(default_factory=dict)  # path -> sha256
 
     def to_json(self) -> dict[str, Any]:
@@ -120,6 +121,7 @@ class Manifest:
             parity=tuple(Parity(**p) for p in data["parity"]),
             notices=tuple(data["notices"]),
             capture_seconds=data["capture_seconds"],
+            users=data["users"],
             files=dict(data["files"]),
         )
 

@@ -16,6 +16,8 @@ class Metrics:
     split_requests: int = 0
     padded_rows: int = 0
     clamped_ids: int = 0
+    capacity_moves: int = 0  # replays in a larger bucket than their rows need, for their values
+    capacity_splits: int = 0  # requests in more parts than their rows need
     replays: dict[int, int] = field(default_factory=dict)  # by bucket
 
     def count(self, size: int, n: int, clamped: int) -> None:
@@ -32,5 +34,7 @@ class Metrics:
             "split_requests": self.split_requests,
             "padded_rows": self.padded_rows,
             "clamped_ids": self.clamped_ids,
+            "capacity_moves": self.capacity_moves,
+            "capacity_splits": self.capacity_splits,
             "replays": dict(sorted(self.replays.items())),
         }

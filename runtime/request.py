@@ -19,7 +19,9 @@ from recreplay.runtime.errors import (
     InputShapeError,
     InputTypeError,
 )
-from recreplay.runtime.spec import DTYPES, InputSpec
+from recreplay.runtime.fill import Check
+from recreplay.runtime.narrow import narrow_ids
+from recreplay.runtime.spec import DTYPES, IdBound, InputSpec
 
 Array = np.ndarray[Any, Any]
 
@@ -29,10 +31,20 @@ class RequestChecker:
 
     `joint[i]` says that input i is copied together with its neighbours, by a call that refuses any
     other dtype or shape itself. Numbers of rows are compared by whoever copies.
+
+    Ids may be wider integers than captured, where they fit; with `check="clamp"` they are made to.
     """
 
-    def __init__(self, specs: Sequence[InputSpec], joint: Sequence[bool]) -> None:
+    def __init__(
+        self,
+        specs: Sequence[InputSpec],
+        joint: Sequence[bool],
+        bounds: Sequence[IdBound],
+        check: Check,
+    ) -> None:
         self._specs = tuple(specs)
+        self._bounds = {s.name: [b for b in bounds if b.input == s.name] for s in specs}
+        self._clamp = check == "clamp"
         self._names = [s.name for s in specs]
         getter = itemgetter(*self._names)
         self._get = getter if len(specs) > 1 else lambda request: (getter(request),)
@@ -47,9 +59,9 @@ class RequestChecker:
         try:
             values = self._get(request)
         except (KeyError, TypeError):
-            raise self._name_error(request) from None
+            raise self.name_error(request) from None
         if len(request) != len(self._names):
-            raise self._name_error(request)
+            raise self.name_error(request)
         try:
             n = len(values[0])
             if n:
@@ -66,12 +78,7 @@ class RequestChecker:
     def convert(self, values: Sequence[Any]) -> tuple[list[Array], int]:
         """Anything array-like as arrays of exactly the captured dtypes, or the error that says why
         not."""
-        arrays = [_to_array(v, spec) for v, spec in zip(values, self._specs, strict=True)]
-        for array, spec in zip(arrays, self._specs, strict=True):
-            if array.ndim != len(spec.row) + 1 or array.shape[1:] != spec.row:
-                raise InputShapeError(
-                    f"input {spec.name!r} has shape {array.shape}; expected {spec.describe()}"
-                )
+        arrays = self.arrays(values)
         n = len(arrays[0])
         for array, spec in zip(arrays, self._specs, strict=True):
             if len(array) != n:
@@ -83,7 +90,17 @@ class RequestChecker:
             raise EmptyBatchError("the request has no rows; expected 1 or more")
         return arrays, n
 
-    def _name_error(self, request: Any) -> Exception:
+    def arrays(self, values: Sequence[Any]) -> list[Array]:
+        """The inputs in order, of the captured dtypes and widths; of any numbers of rows."""
+        arrays = [self._to_array(v, spec) for v, spec in zip(values, self._specs, strict=True)]
+        for array, spec in zip(arrays, self._specs, strict=True):
+            if array.ndim != len(spec.row) + 1 or array.shape[1:] != spec.row:
+                raise InputShapeError(
+                    f"input {spec.name!r} has shape {array.shape}; expected {spec.describe()}"
+                )
+        return arrays
+
+    def name_error(self, request: Any) -> Exception:
         if not isinstance(request, Mapping):
             return InputTypeError(
                 f"a request is a dict of arrays by input name; got {type(request).__name__}"
@@ -99,26 +116,30 @@ class RequestChecker:
             f"inputs do not match the model: {'; '.join(parts)}; expected {', '.join(self._names)}"
         )
 
-
-def _to_array(value: Any, spec: InputSpec) -> Array:
-    """Anything array-like as an array that copies into the captured dtype without loss."""
-    free_dtype = not hasattr(value, "dtype")  # Python numbers have no dtype to insist on
-    array = _as_numpy(value, spec)
-    if array.dtype.kind not in "biuf":
-        raise InputTypeError(
-            f"input {spec.name!r} is {_kind(value, array)}; expected an array {spec.describe()}"
+    def _to_array(self, value: Any, spec: InputSpec) -> Array:
+        """Anything array-like as an array that copies into the captured dtype without loss."""
+        free_dtype = not hasattr(value, "dtype")  # Python numbers have no dtype to insist on
+        array = _as_numpy(value, spec)
+        if array.dtype.kind not in "biuf":
+            raise InputTypeError(
+                f"input {spec.name!r} is {_kind(value, array)}; expected an array {spec.describe()}"
+            )
+        wanted = DTYPES[spec.dtype]
+        if array.dtype == wanted or _widens(array.dtype, wanted):
+            return array.astype(wanted, copy=False)
+        if free_dtype and (not array.size or np.can_cast(array.dtype, wanted, "same_kind")):
+            cast = array.astype(wanted)
+            if wanted.kind == "f" or bool((cast == array).all()):
+                return cast
+        bounds = self._bounds[spec.name]
+        if bounds and array.dtype.kind == wanted.kind == "i":
+            narrow = narrow_ids(array, wanted, bounds, self._clamp)
+            if narrow is not None:
+                return narrow
+        raise InputDtypeError(
+            f"input {spec.name!r} has dtype {array.dtype}; expected {spec.dtype}, or one that "
+            f"widens to it without loss; convert it with .astype({spec.dtype!r})"
         )
-    wanted = DTYPES[spec.dtype]
-    if array.dtype == wanted or _widens(array.dtype, wanted):
-        return array.astype(wanted, copy=False)
-    if free_dtype and np.can_cast(array.dtype, wanted, "same_kind"):
-        cast = array.astype(wanted)
-        if wanted.kind == "f" or bool((cast == array).all()):
-            return cast
-    raise InputDtypeError(
-        f"input {spec.name!r} has dtype {array.dtype}; expected {spec.dtype}, or one that widens "
-        f"to it without loss; convert it with .astype({spec.dtype!r})"
-    )
 
 
 def _as_numpy(value: Any, spec: InputSpec) -> Array:

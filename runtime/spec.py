@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -27,16 +27,47 @@ DTYPES: dict[str, np.dtype[Any]] = {
 ALIGNMENT = 256  # bytes; what CUDA allocations give, and more than any vector load needs
 
 
+Kind = Literal["rows", "index", "values", "offsets", "starts", "lengths"]
+USER_INDEX = "user_index"  # the input of kind `index`
+
+
 @dataclass(frozen=True, slots=True)
 class InputSpec:
-    """One feature: `dtype[B, *row]`."""
+    """One input. What its first dimension counts is its `kind`, in a bucket of B rows:
+
+    - `rows`: `dtype[B, *row]`, one item a row;
+    - `index`: `dtype[B]`, which user each row is for;
+    - `values`: `dtype[N]`, the values of all rows end to end, divided by the input `along`; a
+      bucket holds `capacity * B` of them;
+    - `offsets`, `starts` or `lengths`: `dtype[B + 1]`, `[B]` or `[B]`, where each row's values
+      begin (with or without their number at the end), or how many it has.
+
+    Where `user` is set, the rows are those of users and not of candidates: B is then the largest
+    number of users in a request, whatever the bucket.
+    """
 
     name: str
     dtype: str
     row: tuple[int, ...]
+    kind: Kind = "rows"
+    user: bool = False
+    along: str = ""
+    capacity: int = 0
 
     def describe(self) -> str:
-        return f"{self.dtype}[n{''.join(f', {d}' for d in self.row)}]"
+        rows = "users" if self.user else "n"
+        first = {"values": "N", "offsets": f"{rows} + 1"}.get(self.kind, rows)
+        return f"{self.dtype}[{first}{''.join(f', {d}' for d in self.row)}]"
+
+    def staged(self, rows: int) -> tuple[int, ...]:
+        """Its shape in the staging memory of a bucket of so many rows, or for so many users.
+
+        Offsets are staged with two more than rows: the number of values, and the capacity. The
+        values between the two belong to no row.
+        """
+        if self.kind == "values":
+            return (self.capacity * rows,)
+        return (rows + 2 if self.kind in ("offsets", "starts") else rows, *self.row)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from recreplay.tools import options, strict, tables
+from recreplay.tools import input_options, options, strict, tables
 from recreplay.tools.console import NOTICE, Progress, print_json, report_notice, show
 from recreplay.tools.files import read_npz
 
@@ -39,6 +39,10 @@ def capture_command(
     threads: options.Threads = 1,
     arg: options.FactoryArgs = None,
     inputs: options.ExampleFile = None,
+    jagged: input_options.JaggedInputs = None,
+    capacity: input_options.Capacity = None,
+    user_inputs: input_options.UserInputs = None,
+    users: input_options.Users = 1,
     overwrite: options.Overwrite = False,
     strict_mode: options.Strict = False,
     as_json: options.AsJson = False,
@@ -51,6 +55,7 @@ def capture_command(
 
     sizes = options.parse_sizes(buckets, "--buckets")
     example = None if inputs is None else read_example(inputs)
+    shapes = input_options.parse_jagged(jagged or (), capacity or ())
     with Progress() as progress:
         progress(f"loading {target}")
         manifest = capture_target(
@@ -67,6 +72,9 @@ def capture_command(
             compiler=compiler,
             rewrites=options.parse_rewrites(rewrites),
             threads=threads,
+            jagged=shapes,
+            user_inputs=input_options.parse_names(user_inputs),
+            users=users,
         )
     summary = finite(overview(Artifact(out, manifest), read_graph(out), {}))
     if as_json:

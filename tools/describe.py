@@ -34,10 +34,16 @@ def describe(path: Path, manifest: Manifest) -> dict[str, Any]:
                 "name": s.name,
                 "dtype": s.dtype,
                 "row": list(s.row),
+                "kind": s.kind,
+                "user": s.user,
+                "along": s.along,
+                "capacity": s.capacity,
+                "shape": s.describe(),
                 "rows_of_table": _limits(s.name, manifest),
             }
             for s in manifest.inputs
         ],
+        "users": manifest.users,
         "outputs": [
             {"name": s.name, "dtype": s.dtype, "row": list(s.row)} for s in manifest.outputs
         ],

@@ -111,7 +111,9 @@ def _overview(summary: dict[str, Any]) -> Iterator[RenderableType]:
         ],
     )
     yield tables.table(
-        "Inputs", ("name", "inputs>", "row", "ids below"), _input_rows(summary["inputs"])
+        "Inputs",
+        ("name", "inputs>", "shape", "what", "ids below"),
+        _input_rows(summary["inputs"], summary["users"]),
     )
     yield tables.table(
         "Outputs",
@@ -147,12 +149,29 @@ def _plan(strategy: str, counts: dict[str, Any], steps: list[dict[str, Any]]) ->
     )
 
 
-def _input_rows(inputs: list[dict[str, Any]]) -> Iterator[tuple[str, int, str, str]]:
+def _input_rows(
+    inputs: list[dict[str, Any]], users: int
+) -> Iterator[tuple[str, int, str, str, str]]:
     """A row for each run of inputs that differ in nothing but their name."""
-    for (row, limits), run in groupby(inputs, lambda i: (_row(i), _limits(i))):
+    for (shape, what, limits), run in groupby(
+        inputs, lambda i: (i["shape"], _what(i, users), _limits(i))
+    ):
         names = [item["name"] for item in run]
         name = names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}"
-        yield name, len(names), row, limits
+        yield name, len(names), shape, what, limits
+
+
+def _what(item: dict[str, Any], users: int) -> str:
+    words = []
+    if item["user"]:
+        words.append("of the user" if users == 1 else f"of at most {users} users")
+    if item["kind"] == "values":
+        words.append(f"divided by {item['along']}, room for {item['capacity']} a row")
+    elif item["kind"] == "index":
+        words.append("which user")
+    elif item["kind"] != "rows":
+        words.append(item["kind"])
+    return ", ".join(words) or "-"
 
 
 def _limits(item: dict[str, Any]) -> str:

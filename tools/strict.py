@@ -31,6 +31,8 @@ def request_remarks(stats: Mapping[str, Any]) -> list[str]:
         "split_requests": "requests were larger than the largest bucket and were split",
         "padded_rows": "rows of padding were replayed",
         "clamped_ids": "ids were out of range and were clamped",
+        "capacity_moves": "replays ran in a larger bucket for room for their jagged values",
+        "capacity_splits": "requests were split for room for their jagged values",
     }
     return [f"{stats[key]} {text}" for key, text in words.items() if stats[key]]
 

@@ -44,13 +44,15 @@ def plan_stacks(program: Program) -> list[WeightStack]:
 def stack_lookups(program: Program, stacks: Sequence[WeightStack]) -> None:
     """Rewrite `program` in place."""
     stack_of = {table: stack for stack in stacks for table in stack.members}
-    groups: dict[tuple[str, str], list[Lookup]] = defaultdict(list)
+    # The user side apart: its inputs have other numbers of rows, so they are staged apart.
+    groups: dict[tuple[str, str, bool], list[Lookup]] = defaultdict(list)
     for lookup in find_lookups(program):
         if lookup.stackable and lookup.weight in stack_of:
-            groups[stack_of[lookup.weight].name, lookup.pooling].append(lookup)
+            by_user = bool(lookup.node.meta.get("user"))
+            groups[stack_of[lookup.weight].name, lookup.pooling, by_user].append(lookup)
     by_name = {stack.name: stack for stack in stacks}
     features = dependencies(program)
-    for (name, pooling), members in groups.items():
+    for (name, pooling, _), members in groups.items():
         for part in _ready_together(program, members):
             if len(part) > 1:
                 group = f"{name}_{pooling}_{len(program.staged)}"
@@ -79,7 +81,8 @@ def _rewrite_group(
 ) -> list[tuple[Lookup, fx.Node]]:
     """One lookup for all members; what takes the place of each one's output."""
     taken = {name for names in program.staged.values() for name in names}
-    staged = [m for m in members if _whole_input(m, members) not in (None, *taken)]
+    dtype = _ids_dtype(stack, members)
+    staged = [m for m in members if _whole_input(m, members, dtype) not in (None, *taken)]
     rest = [m for m in members if m not in staged]
     if len(staged) < 2:
         staged, rest = [], members
@@ -90,18 +93,18 @@ def _rewrite_group(
     counts = [prod(m.ids.meta["val"].shape) for m in ordered]
     pieces = []
     if staged:
-        program.staged[group] = tuple(str(_whole_input(m, members)) for m in staged)
+        program.staged[group] = tuple(str(_whole_input(m, members, dtype)) for m in staged)
         total = sum(counts[: len(staged)])
-        pieces.append(program.source("staged", group, program.fake((total,), torch.int64)))
+        pieces.append(program.source("staged", group, program.fake((total,), dtype)))
     for member in rest:
-        flat = program.call(aten.reshape.default, member.ids, [-1])
-        if flat.meta["val"].dtype != torch.int64:
-            flat = program.call(aten.to.dtype, flat, torch.int64)
+        flat = program.call(aten.reshape.default, _narrowest(member.ids), [-1])
+        if flat.meta["val"].dtype != dtype:
+            flat = program.call(aten.to.dtype, flat, dtype)
         pieces.append(flat)
     ids = pieces[0] if len(pieces) == 1 else program.call(aten.cat.default, pieces)
     # One number to add per id, not one per table: broadcasting would need a division per id where
     # the batch is dynamic (7 % of a request of 26 tables at batch 16).
-    first_rows = torch.tensor([start[m.weight] for m in ordered])
+    first_rows = torch.tensor([start[m.weight] for m in ordered], dtype=dtype)
     repeated = program.constant(first_rows.repeat_interleave(torch.tensor(counts)))
     ids = program.call(aten.add.Tensor, ids, repeated)
     table = program.source(
@@ -132,7 +135,9 @@ def _look_up(
     lengths = torch.tensor([m.length for m in members])
     bags = torch.tensor(counts) // lengths
     sizes = lengths.repeat_interleave(bags)
-    offsets = program.constant(torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)[:-1]]))
+    # Of the dtype of the ids: torch would widen the one that is narrower at every replay.
+    first = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)[:-1]])
+    offsets = program.constant(first.to(ids.meta["val"].dtype))
     mode = 1 if pooling == "mean" else 0
     bag = program.call(
         aten.embedding_bag.padding_idx, table, ids, offsets, False, mode, False, None, False, None
@@ -140,17 +145,38 @@ def _look_up(
     return program.call(operator.getitem, bag, 0)
 
 
-def _whole_input(lookup: Lookup, members: list[Lookup]) -> str | None:
+def _ids_dtype(stack: WeightStack, members: list[Lookup]) -> torch.dtype:
+    """int32 where all ids come as int32 and the rows of the stack can be counted so."""
+    narrow = all(_narrowest(m.ids).meta["val"].dtype == torch.int32 for m in members)
+    return torch.int32 if narrow and stack.rows <= torch.iinfo(torch.int32).max else torch.int64
+
+
+def _whole_input(lookup: Lookup, members: list[Lookup], dtype: torch.dtype) -> str | None:
     """The input that is exactly this lookup's ids, in order, and no other member's."""
     node = _root(lookup.ids)
     target = str(node.target)
-    if not target.startswith("input:") or node.meta["val"].dtype != torch.int64:
+    if not target.startswith("input:") or node.meta["val"].dtype != dtype:
         return None
     readers = [m for m in members if _root(m.ids) is node]
     return target.removeprefix("input:") if readers == [lookup] else None
 
 
 def _root(node: fx.Node) -> fx.Node:
-    while node.target in (aten.view.default, aten.reshape.default):
+    """What ids are a view of, or were widened from."""
+    while node.target in (aten.view.default, aten.reshape.default) or _widens(node):
         node = node.args[0]  # type: ignore[assignment]
     return node
+
+
+def _narrowest(ids: fx.Node) -> fx.Node:
+    """The same ids before they were widened, if that is the last that was done to them."""
+    while _widens(ids):
+        ids = ids.args[0]  # type: ignore[assignment]
+    return ids
+
+
+def _widens(node: fx.Node) -> bool:
+    if node.target not in (aten._to_copy.default, aten.to.dtype):
+        return False
+    before = node.args[0].meta["val"].dtype  # type: ignore[union-attr]
+    return bool(before == torch.int32 and node.meta["val"].dtype == torch.int64)

@@ -61,7 +61,7 @@ def test_every_batch_equals_eager(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def export_once(model: Any, example: Any) -> Ingested:
+    def export_once(model: Any, example: Any, **told: Any) -> Ingested:
         return exported.ingested
 
     monkeypatch.setattr(pipeline, "ingest", export_once)

@@ -95,9 +95,9 @@ def test_a_request_that_is_no_dict(runtime: Runtime, shop: Any, request_: Any) -
         ),
         (
             "tag",
-            lambda a: a.astype("i8"),
+            lambda a: a.astype("u4"),
             InputDtypeError,
-            "input 'tag' has dtype int64; expected int32, or one that widens to it without loss; "
+            "input 'tag' has dtype uint32; expected int32, or one that widens to it without loss; "
             "convert it with .astype('int32')",
         ),
         (
@@ -422,6 +422,8 @@ def test_without_a_check_nothing_is_refused_or_clamped(shop_path: Path, shop: An
             "split_requests": 0,
             "padded_rows": 10,
             "clamped_ids": 0,
+            "capacity_moves": 0,
+            "capacity_splits": 0,
             "replays": {8: 2},
         }
 
@@ -563,6 +565,8 @@ def test_counters_say_what_happened(shop_path: Path, shop: Any) -> None:
             "split_requests": 0,
             "padded_rows": 0,
             "clamped_ids": 0,
+            "capacity_moves": 0,
+            "capacity_splits": 0,
             "replays": {},
         }
         for rows in (1, 2, 3, 8, 9, 20):
@@ -576,5 +580,7 @@ def test_counters_say_what_happened(shop_path: Path, shop: Any) -> None:
             "split_requests": 2,
             "padded_rows": 1 + 0 + 5 + 0 + 1 + 4,
             "clamped_ids": 0,
+            "capacity_moves": 0,
+            "capacity_splits": 0,
             "replays": {2: 3, 8: 6},
         }

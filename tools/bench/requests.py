@@ -40,7 +40,10 @@ def random_requests(
     prefix = f"{manifest.buckets[-1].size}/in/"
     stored = load_file(artifact.path / SELFTEST)
     example = {k.removeprefix(prefix): v for k, v in stored.items() if k.startswith(prefix)}
-    return [sample_request(manifest.inputs, manifest.bounds, example, rows, s) for s in seeds]
+    return [
+        sample_request(manifest.inputs, manifest.bounds, example, rows, s, users=manifest.users)
+        for s in seeds
+    ]
 
 
 def as_arrays(request: dict[str, Tensor]) -> dict[str, Array]:

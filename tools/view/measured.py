@@ -80,11 +80,13 @@ def measure(
 
 
 def _measure_one(artifact: Artifact, lane: Any, size: int, calls: Any, runs: int) -> Measured:
+    from recreplay.runtime.mixed import make_checker
     from recreplay.tools.view.samples import sample_requests
 
     segments = calls[1:-1]  # the first call uploads and the last downloads: nothing, on the CPU
     requests = sample_requests(artifact, size, REQUESTS)
-    arrays = [[request[name] for name in lane.order] for request in requests]
+    checker = make_checker(artifact.manifest, "off")
+    arrays = [checker.check(request)[0] for request in requests]
     prepared = lane.prepare_in(size, size)
     clock = time.perf_counter_ns
     stamps = np.zeros((runs, len(segments) + 1), dtype=np.int64)

@@ -27,7 +27,7 @@ def sample_requests(
         {
             name: value.numpy()
             for name, value in sample_request(
-                manifest.inputs, manifest.bounds, example, rows, seed + i
+                manifest.inputs, manifest.bounds, example, rows, seed + i, users=manifest.users
             ).items()
         }
         for i in range(count)

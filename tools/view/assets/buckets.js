@@ -28,7 +28,7 @@ views.buckets = {
       ])),
       this.card("Environment", "The artifact loads where these agree.", el("div", {}, facts(Object.entries(a.environment)),
         a.notices.length ? el("h3", {}, "Notices") : null, el("ul", {}, a.notices.map((n) => el("li", { class: "note" }, n))))),
-      this.card("Inputs", null, table(["name", "row", "ids below"], this.inputRows()), "full")));
+      this.card("Inputs", null, table(["name", "shape", "ids below"], this.inputRows()), "full")));
     this.refresh();
   },
   update(changed) {
@@ -39,7 +39,7 @@ views.buckets = {
   },
   inputRows() {
     const most = 60, all = data.artifact.inputs;
-    const rows = all.slice(0, most).map((i) => [format.short(i.name, 120), `${i.dtype}[n${i.row.map((d) => `, ${d}`).join("")}]`,
+    const rows = all.slice(0, most).map((i) => [format.short(i.name, 120), i.shape,
       i.rows_of_table.map((t) => format.count(t.rows) + (t.column === null ? "" : ` in column ${t.column}`)).join(", ") || "–"]);
     if (all.length > most) rows.push([`and ${all.length - most} more: recreplay inspect --json lists them`, "", ""]);
     return rows;
@@ -70,6 +70,7 @@ views.buckets = {
       ["Padding", value(() => `${format.count(s.padded_rows)} rows, ${format.share(asked ? s.padded_rows / asked : 0)}`)],
       ["Split", value(() => format.count(s.split_requests))],
       ["Clamped ids", value(() => format.count(s.clamped_ids))],
+      ["For capacity", value(() => `${format.count(s.capacity_moves)} in a larger bucket, ${format.count(s.capacity_splits)} split`)],
       ["Failed", value(() => format.count(s.failed))],
       ["Fallbacks", "none exist: the runtime replays or refuses"],
     ]));

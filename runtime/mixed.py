@@ -1,0 +1,275 @@
+"""Requests whose inputs do not all have one item a row: a user side, jagged values, or both.
+
+A request is checked into a list of arrays in the order of filling: inputs by row, inputs by user,
+then for each jagged group where its rows begin (int64 `[rows + 1]`) and its values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from recreplay.runtime.errors import CapacityError, EmptyBatchError, IdRangeError, InputShapeError
+from recreplay.runtime.fill import Check, Fill, Filler, blocks
+from recreplay.runtime.jagged import Group, GroupFiller, divide, groups, rows_of
+from recreplay.runtime.manifest import Bucket, Manifest
+from recreplay.runtime.parts import Load, Part, cut_rows
+from recreplay.runtime.request import RequestChecker
+from recreplay.runtime.spec import IdBound, InputSpec
+
+Array = np.ndarray[Any, Any]
+
+
+class Order:
+    """The inputs of a model in the order of filling."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        specs = {spec.name: spec for spec in manifest.inputs}
+        first = manifest.buckets[0]  # the order is the same for every bucket
+        whole = [s for s in manifest.inputs if s.kind in ("rows", "index")]
+        self.users = manifest.users
+        self.rows = _filled(only(first, [s for s in whole if not s.user]), specs)
+        self.by_user = _filled(only(first, [s for s in whole if s.user]), specs)
+        self.groups = groups(manifest.inputs)
+        self.specs = [
+            *self.rows,
+            *self.by_user,
+            *(spec for g in self.groups for spec in (g.division, *g.values)),
+        ]
+
+    def divided(self, values: Sequence[Array]) -> list[tuple[Group, Array, Sequence[Array]]]:
+        """Each jagged group of a checked request, where its rows begin, and its values."""
+        found = []
+        at = len(self.rows) + len(self.by_user)
+        for group in self.groups:
+            stop = at + 1 + len(group.values)
+            found.append((group, values[at], values[at + 1 : stop]))
+            at = stop
+        return found
+
+
+def is_mixed(manifest: Manifest) -> bool:
+    return any(spec.user or spec.kind != "rows" for spec in manifest.inputs)
+
+
+def only(bucket: Bucket, specs: Sequence[InputSpec]) -> Bucket:
+    """The bucket with some of its inputs alone."""
+    names = {spec.name for spec in specs}
+    return replace(bucket, inputs=tuple(slot for slot in bucket.inputs if slot.name in names))
+
+
+def _filled(bucket: Bucket, specs: Mapping[str, InputSpec]) -> list[InputSpec]:
+    return [specs[slot.name] for block in blocks(bucket) for slot in block]
+
+
+class MixedChecker(RequestChecker):
+    """Turns a request into the arrays that `MixedFill` takes, and its number of rows."""
+
+    def __init__(self, order: Order, bounds: Sequence[IdBound], check: Check) -> None:
+        # Offsets and lengths become int64 to be checked, whatever they are staged as.
+        specs = [
+            replace(s, dtype="int64") if s.kind in ("offsets", "starts", "lengths") else s
+            for s in order.specs
+        ]
+        super().__init__(specs, [False] * len(specs), bounds, check)
+        self._order = order
+
+    def check(self, request: Mapping[str, Any]) -> tuple[Sequence[Any], int]:
+        order = self._order
+        try:
+            found = [request[name] for name in self._names]
+        except (KeyError, TypeError, IndexError):
+            raise self.name_error(request) from None
+        if len(request) != len(self._names):
+            raise self.name_error(request)
+        given = self.arrays(found)
+        whole = len(order.rows) + len(order.by_user)
+        counts = {
+            spec.name: len(array) if spec.kind == "rows" else rows_of(spec, array)
+            for spec, array in zip(self._specs, given, strict=True)
+            if spec.kind != "values"
+        }
+        candidates = [s.name for s in order.specs if s.name in counts and not s.user]
+        users = [s.name for s in order.specs if s.name in counts and s.user]
+        n = _same_rows(candidates, counts, "all inputs of a request need the same number of rows")
+        if n < 1:
+            raise EmptyBatchError("the request has no rows; expected 1 or more")
+        if users:
+            m = _same_rows(users, counts, "all user inputs need the same number of users")
+            self._check_users(users[0], m)
+        arrays = given[:whole]
+        for group in order.groups:
+            division, *values = given[len(arrays) : len(arrays) + 1 + len(group.values)]
+            arrays += [divide(group, division, values), *values]
+        return arrays, n
+
+    def _check_users(self, name: str, m: int) -> None:
+        users = self._order.users
+        if users == 1 and m != 1:
+            raise InputShapeError(
+                f"input {name!r} has {m} rows; it is a user input, which all rows of a request "
+                "share, so expected 1"
+            )
+        if not 1 <= m <= users:
+            raise InputShapeError(
+                f"input {name!r} has {m} rows; the model was captured for requests of 1 to "
+                f"{users} users"
+            )
+
+
+def _same_rows(names: Sequence[str], counts: Mapping[str, int], rule: str) -> int:
+    first = counts[names[0]]
+    for name in names:
+        if counts[name] != first:
+            raise InputShapeError(
+                f"input {name!r} has {counts[name]} rows, but input {names[0]!r} has {first}; "
+                f"{rule}"
+            )
+    return first
+
+
+class Cutter:
+    """Chooses buckets for checked requests, and cuts those that fit in none."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._order = Order(manifest)
+        self._sizes = [bucket.size for bucket in manifest.buckets]
+
+    def parts(self, values: Sequence[Array], n: int) -> list[Part]:
+        for group, starts, _ in self._order.divided(values):
+            if group.user and starts[-1] > group.capacity * self._order.users:
+                raise CapacityError(
+                    f"input {group.values[0].name!r} has {starts[-1]} values for the users of the "
+                    f"request; there is room for {group.capacity * self._order.users}; send fewer, "
+                    f"or capture with a capacity above {group.capacity} a user"
+                )
+        loads = [
+            Load(group.values[0].name, starts, group.capacity)
+            for group, starts, _ in self._order.divided(values)
+            if not group.user
+        ]
+        return cut_rows(n, self._sizes, loads)
+
+    def rows_alone(self, n: int) -> int:
+        """In how many parts a request of n rows would run if its values took no room."""
+        return -(-n // self._sizes[-1])
+
+    def take(self, values: Sequence[Array], part: Part) -> list[Array]:
+        """One part of a checked request. The user side goes with each part whole."""
+        rows, by_user = len(self._order.rows), len(self._order.by_user)
+        taken = [array[part.start : part.stop] for array in values[:rows]]
+        taken += values[rows : rows + by_user]
+        for group, starts, arrays in self._order.divided(values):
+            if group.user:
+                taken += [starts, *arrays]
+                continue
+            begin, end = starts[part.start], starts[part.stop]
+            taken.append(starts[part.start : part.stop + 1] - begin)
+            taken += [array[begin:end] for array in arrays]
+        return taken
+
+
+class MixedFill:
+    """Copies checked requests of one number of rows into staging; made by `MixedFiller.prepare`."""
+
+    def __init__(self, filler: MixedFiller, n: int) -> None:
+        self._filler = filler
+        self._n = n
+        self._rows = filler.rows.prepare(n)
+
+    def __call__(self, values: Sequence[Array], first_row: int = 0) -> int:
+        """Copy, pad, check; returns how many ids were clamped."""
+        filler, order = self._filler, self._filler.order
+        rows, stop = len(order.rows), len(order.rows) + len(order.by_user)
+        clamped = self._rows(values[:rows], first_row) if rows else 0
+        users = 0
+        if stop > rows:
+            users = len(values[rows])
+            clamped += filler.user_fill(users)(values[rows:stop])
+        for fill, (group, starts, arrays) in zip(filler.groups, order.divided(values), strict=True):
+            clamped += fill(starts, arrays, 0 if group.user else first_row)
+            users = len(starts) - 1 if group.user else users
+        if filler.index is not None:
+            clamped += filler.check_index(filler.index, self._n, users, first_row)
+        return clamped
+
+
+class MixedFiller:
+    """Fills the staging memory of one bucket of one lane."""
+
+    def __init__(self, bucket: Bucket, manifest: Manifest, memory: Array, check: Check) -> None:
+        self.order = order = Order(manifest)
+        self.rows = _filler(bucket, order.rows, manifest.bounds, memory, check)
+        by_user = replace(bucket, size=manifest.users)
+        self._by_user = _filler(by_user, order.by_user, manifest.bounds, memory, check)
+        self._user_fills: dict[int, Fill] = {}
+        self.groups = [
+            GroupFiller(group, bucket, manifest.bounds, memory, check) for group in order.groups
+        ]
+        slots = {slot.name: slot for slot in bucket.inputs}
+        self.index = next(
+            (slots[spec.name].view(memory) for spec in order.rows if spec.kind == "index"), None
+        )
+        self._check = check
+
+    def prepare(self, n: int) -> MixedFill:
+        return MixedFill(self, n)
+
+    def user_fill(self, users: int) -> Fill:
+        found = self._user_fills.get(users)
+        if found is None:
+            found = self._user_fills[users] = self._by_user.prepare(users)
+        return found
+
+    def check_index(self, index: Array, n: int, users: int, first_row: int) -> int:
+        """Refuse or clamp what names no user of this request."""
+        mine = index[:n]
+        bad = (mine < 0) | (mine >= users)
+        if self._check == "off" or not bad.any():
+            return 0
+        if self._check == "error":
+            row = int(np.argmax(bad))
+            raise IdRangeError(
+                f"input {next(s.name for s in self.order.rows if s.kind == 'index')!r}, row "
+                f"{first_row + row}: user {mine[row]} is out of range; the request has {users} "
+                f"users, so it is 0 to {users - 1}"
+            )
+        np.clip(mine, 0, users - 1, out=mine)
+        index[n:] = index[0]
+        return int(bad.sum())
+
+
+def _filler(
+    bucket: Bucket,
+    specs: Sequence[InputSpec],
+    bounds: Sequence[IdBound],
+    memory: Array,
+    check: Check,
+) -> Filler:
+    names = {spec.name for spec in specs}
+    return Filler(only(bucket, specs), [b for b in bounds if b.input in names], memory, check)
+
+
+def make_checker(manifest: Manifest, check: Check) -> RequestChecker:
+    """The request checker of a model, for requests that are filled in the order of its blocks."""
+    if is_mixed(manifest):
+        return MixedChecker(Order(manifest), manifest.bounds, check)
+    specs = {spec.name: spec for spec in manifest.inputs}
+    order = blocks(manifest.buckets[0])  # the same for every bucket
+    return RequestChecker(
+        [specs[slot.name] for block in order for slot in block],
+        [len(block) > 1 for block in order for _ in block],
+        manifest.bounds,
+        check,
+    )
+
+
+def make_filler(
+    bucket: Bucket, manifest: Manifest, memory: Array, check: Check
+) -> Filler | MixedFiller:
+    if is_mixed(manifest):
+        return MixedFiller(bucket, manifest, memory, check)
+    return Filler(bucket, manifest.bounds, memory, check)

@@ -1,0 +1,46 @@
+"""Ids wider than the captured dtype: taken where they fit, refused or clamped where they do not.
+
+Narrowing comes after the check, never before: 2**32 + 5 must not become 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from recreplay.runtime.errors import IdRangeError
+from recreplay.runtime.spec import IdBound
+
+Array = np.ndarray[Any, Any]
+
+
+def narrow_ids(
+    ids: Array, wanted: np.dtype[Any], bounds: Sequence[IdBound], clamp: bool
+) -> Array | None:
+    """Integer `ids` of one input in the narrower integer dtype `wanted`.
+
+    `bounds` are the input's. None if a value that no bound covers does not fit. With `clamp`, what
+    does not fit becomes the nearest number that does, which the clamping of ids then sees.
+    """
+    limits = np.iinfo(wanted)
+    bad = (ids < limits.min) | (ids > limits.max)
+    if not bad.any():
+        return ids.astype(wanted)
+    covered = np.zeros_like(bad)
+    for bound in bounds:
+        where = (...,) if bound.column is None else (slice(None), bound.column)
+        covered[where] = True
+        if not clamp and bad[where].any():
+            place = np.argwhere(bad[where])[0]
+            position = f", position {', '.join(map(str, place[1:]))}" if len(place) > 1 else ""
+            column = "" if bound.column is None else f" column {bound.column}"
+            raise IdRangeError(
+                f"input {bound.input!r}{column}, row {place[0]}{position}: id "
+                f"{ids[where][tuple(place)]} is out of range; table {bound.table!r} has "
+                f"{bound.rows} rows, so ids are 0 to {bound.rows - 1}"
+            )
+    if (bad & ~covered).any():
+        return None
+    return ids.clip(limits.min, limits.max).astype(wanted)
