@@ -31,9 +31,9 @@ from recreplay.capture.verify import verify
 from recreplay.capture.writer import artifact_folder, save_tensors, seal
 from recreplay.runtime.artifact import CONSTANTS, SELFTEST, WEIGHTS, Artifact
 from recreplay.runtime.devices import open_device
-from recreplay.runtime.engine import make_lane
 from recreplay.runtime.errors import CaptureError
 from recreplay.runtime.graph import BucketGraph, OperatorGraph, write_graph
+from recreplay.runtime.loading import LaneLoader
 from recreplay.runtime.manifest import Manifest, TableView
 from recreplay.runtime.plan import Plan, check_plan
 from recreplay.runtime.spec import IdBound
@@ -146,13 +146,11 @@ def capture(
             capture_seconds=0.0,
         )
         progress("recording and verifying")
-        lane, resources = make_lane(Artifact(folder, manifest), device, "error")
+        lane = LaneLoader(Artifact(folder, manifest), device, "error").lane()
         try:
             parity, stored = verify(ingested, lane, sizes, bounds, rtol, atol)
         finally:
             lane.close()
-            for resource in resources:
-                resource.close()
         save_tensors(folder / SELFTEST, stored)
         write_graph(folder, [p.graph for p in planned])
         gc.collect()

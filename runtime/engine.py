@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recreplay.runtime.artifact import CONSTANTS, SELFTEST, WEIGHTS, Artifact, open_artifact
-from recreplay.runtime.artifact import check_environment as _check_environment
+from recreplay.runtime.artifact import SELFTEST, Artifact, open_artifact
+from recreplay.runtime.batching import cut, join
+from recreplay.runtime.dispatch import Dispatcher
 from recreplay.runtime.errors import (
     EnvironmentMismatchError,
     InputError,
+    LanesLostError,
     ParityError,
     RecReplayError,
     ReplayError,
-    RuntimeClosedError,
 )
 from recreplay.runtime.fill import CHECKS, Check, blocks
+from recreplay.runtime.lanes import LanePool
+from recreplay.runtime.loading import LaneLoader
 from recreplay.runtime.manifest import Manifest
 from recreplay.runtime.metrics import Metrics
+from recreplay.runtime.refresh import Refresher
 from recreplay.runtime.request import RequestChecker
+from recreplay.runtime.serving import Serving
 
 if TYPE_CHECKING:
     from recreplay.runtime.lane import Lane
@@ -35,16 +41,20 @@ Array = np.ndarray[Any, Any]
 class Runtime:
     """A loaded artifact, ready to replay. Make one with `Runtime.load`; thread-safe.
 
-    Requests of several threads take turns on one lane.
+    `run` replays on the caller's own thread, on a lane that is free; `submit` and `arun` queue.
     """
 
-    def __init__(self, artifact: Artifact, lane: Lane, close: Sequence[Any]) -> None:
+    def __init__(
+        self,
+        artifact: Artifact,
+        lane: Lane,
+        loader: LaneLoader | None = None,
+        serving: Serving | None = None,
+    ) -> None:
+        """`lane` is the first one; more are made by `loader`, which makes failed ones anew too."""
         self.manifest: Manifest = artifact.manifest
         self.path = artifact.path
-        self._lane = lane
-        self._close = list(close)
-        self._lock = threading.Lock()
-        self._metrics = Metrics()
+        self.serving = serving or Serving()
         specs = {spec.name: spec for spec in self.manifest.inputs}
         order = blocks(self.manifest.buckets[0])  # the same for every bucket
         self._checker = RequestChecker(
@@ -52,23 +62,43 @@ class Runtime:
             [len(block) > 1 for block in order for _ in block],
         )
         self._largest = self.manifest.buckets[-1].size
-        self._worker: ThreadPoolExecutor | None = None
-        self._closing = self._closed = False
+        self._loader = loader
+        self._lock = threading.Lock()
+        self._failed = 0
+        self._lanes = LanePool(self._more_lanes(lane), self._new_lane, self._prove)
+        self._dispatcher = Dispatcher(
+            self.manifest,
+            self.serving,
+            self._checker.check,
+            self._checker.convert,
+            self._answer,
+            self._count_failure,
+        )
+        self._refresher = Refresher(self.manifest, loader, self._lanes)
 
     @classmethod
     def load(
-        cls, path: str | Path, *, device: str | None = None, check: Check = "error"
+        cls,
+        path: str | Path,
+        *,
+        device: str | None = None,
+        check: Check = "error",
+        lanes: int | None = None,
+        serving: Serving | None = None,
     ) -> Runtime:
-        """Check the artifact, record its graphs (nothing is compiled), and prove it on stored
-        requests.
+        """Check the artifact, record its graphs (nothing is compiled), and prove every lane on
+        stored requests.
 
         `device`: where to run; the artifact's own if not given. `check`: what happens to ids
         outside their table: `"error"` refuses the request, `"clamp"` takes the nearest row and
         counts it, `"off"` trusts the caller (on a GPU a bad id then ends the process's CUDA
-        context).
+        context). `lanes`: how many requests replay at the same time; `serving` says that and how
+        requests are queued, batched and cut.
         """
         if check not in CHECKS:
             raise RecReplayError(f"unknown check {check!r}; expected one of {', '.join(CHECKS)}")
+        if lanes is not None and serving is not None:
+            raise RecReplayError("give lanes or serving, not both: serving has lanes as well")
         artifact = open_artifact(path)
         manifest = artifact.manifest
         wanted = device or manifest.device
@@ -77,7 +107,9 @@ class Runtime:
                 f"{artifact.path} was captured for {manifest.device!r} and cannot run on "
                 f"{wanted!r}; capture it again with device={wanted.partition(':')[0]!r}"
             )
-        runtime = cls(artifact, *make_lane(artifact, wanted, check))
+        options = serving or Serving(lanes=1 if lanes is None else lanes)
+        loader = LaneLoader(artifact, wanted, check)
+        runtime = cls(artifact, loader.lane(), loader, options)
         try:
             runtime._self_test()
         except BaseException:
@@ -95,46 +127,72 @@ class Runtime:
         """
         try:
             arrays, n = self._checker.check(inputs)
-            with self._lock:
-                if self._closed:
-                    raise RuntimeClosedError("this Runtime was closed; load the artifact again")
-                results = self._replay(arrays, n) if n <= self._largest else self._split(arrays, n)
-                self._metrics.requests += 1
+            return self._answer(arrays, n, 1)
         except BaseException:
-            with self._lock:
-                self._metrics.failed += 1
+            self._count_failure()
             raise
-        return results
 
-    def submit(self, inputs: Mapping[str, Any]) -> Future[dict[str, Array]]:
-        """`run` on the runtime's own thread; the inputs must not change until the future is
-        done."""
-        with self._lock:
-            if self._closing:
-                raise RuntimeClosedError("this Runtime was closed; load the artifact again")
-            if self._worker is None:
-                self._worker = ThreadPoolExecutor(1, thread_name_prefix="recreplay")
-            return self._worker.submit(self.run, inputs)
+    def submit(
+        self, inputs: Mapping[str, Any], *, deadline_us: int | None = None
+    ) -> Future[dict[str, Array]]:
+        """`run` on a lane's own thread; the inputs must not change until the future is done.
+
+        `deadline_us`: how long the request may wait for a lane, in place of the one that the
+        runtime was loaded with. Raises Overloaded where the queue is full; the future raises
+        DeadlineExceeded, and whatever `run` would raise.
+        """
+        return self._dispatcher.submit(inputs, deadline_us)
+
+    async def arun(
+        self, inputs: Mapping[str, Any], *, deadline_us: int | None = None
+    ) -> dict[str, Array]:
+        """`submit` for asyncio. A request that is cancelled while it waits is not replayed."""
+        return await asyncio.wrap_future(self.submit(inputs, deadline_us=deadline_us))
+
+    def update_rows(self, table: str, ids: Any, values: Any) -> None:
+        """Write rows of an embedding table in place, between replays.
+
+        `ids` `[k]` without repeats, `values` `[k, dim]` of the table's dtype or one that widens to
+        it. `table` is the weight's name in the model (`manifest.tables` and `weights` list
+        them). Replays that run are waited for, and none sees half of the rows. Raises RefreshError
+        before anything is written.
+        """
+        self._refresher.update_rows(table, ids, values)
+
+    def update_weights(self, weights: Mapping[str, Any]) -> None:
+        """Write whole weights in place, between replays: all of them or, if one does not fit,
+        none."""
+        self._refresher.update_weights(weights)
+
+    def weights(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Dtype and shape of every weight that `update_weights` takes, by name."""
+        return self._refresher.describe()
+
+    def lanes_alive(self) -> int:
+        """Lanes that serve; fewer than were asked for where some failed for good."""
+        return self._lanes.alive
 
     def stats(self) -> dict[str, Any]:
-        """Counters since load: requests, rows, failures, splits, padding, clamped ids, replays."""
+        """Counters since load: requests, rows, failures, splits, padding, clamped ids, replays; of
+        the queue; of lanes."""
         with self._lock:
-            return self._metrics.snapshot()
+            failed = self._failed
+        return {
+            **self._lanes.metrics().snapshot(),
+            "failed": failed,
+            "queue": self._dispatcher.stats(),
+            "lanes": {
+                "alive": self._lanes.alive,
+                "rebuilt": self._lanes.rebuilt,
+                "retired": self._lanes.retired,
+            },
+            "refreshes": self._refresher.count,
+        }
 
     def close(self) -> None:
         """Answer what was submitted, then free everything. Closing twice is fine."""
-        with self._lock:
-            self._closing = True  # nothing more is submitted, what was is answered
-            worker, self._worker = self._worker, None
-        if worker is not None:
-            worker.shutdown(wait=True)
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-            self._lane.close()
-            for resource in self._close:
-                resource.close()
+        self._dispatcher.close()
+        self._lanes.close()
 
     def __enter__(self) -> Runtime:
         return self
@@ -147,8 +205,32 @@ class Runtime:
     ) -> None:
         self.close()
 
-    def _replay(self, arrays: Sequence[Array], n: int, first_row: int = 0) -> dict[str, Array]:
-        prepared = self._lane.prepare(n)
+    def _count_failure(self) -> None:
+        with self._lock:
+            self._failed += 1
+
+    def _answer(self, arrays: Sequence[Array], n: int, requests: int) -> dict[str, Array]:
+        """The outputs of checked arrays, on the next lane that is free."""
+        lane = self._lanes.take()
+        try:
+            if n <= self._largest:
+                results = self._replay(lane, arrays, n)
+            else:
+                results = self._split(lane, arrays, n)
+            lane.metrics.requests += requests
+        except ReplayError:
+            self._lanes.mend(lane)
+            raise
+        except BaseException:
+            self._lanes.put(lane)
+            raise
+        self._lanes.put(lane)
+        return results
+
+    def _replay(
+        self, lane: Lane, arrays: Sequence[Array], n: int, first_row: int = 0
+    ) -> dict[str, Array]:
+        prepared = lane.prepare(n)
         try:
             clamped = prepared.fill(arrays, first_row)
         except (TypeError, ValueError) as error:
@@ -163,68 +245,79 @@ class Runtime:
                 f"replaying bucket {prepared.bucket} failed: {error}; ids that no check covers are "
                 f"the usual cause (tables: {open_tables}; all with check='off')"
             ) from error
-        self._metrics.count(prepared.bucket, n, clamped)
+        lane.metrics.count(prepared.bucket, n, clamped)
         return {name: view.copy() for name, view in prepared.outputs}
 
-    def _split(self, arrays: Sequence[Array], n: int) -> dict[str, Array]:
+    def _split(self, lane: Lane, arrays: Sequence[Array], n: int) -> dict[str, Array]:
         """A request above the largest bucket, in parts of that bucket."""
-        step = self._largest
         arrays, _ = self._checker.convert(arrays)  # so that messages speak of the whole request
+        step = self._largest
         parts = [
-            self._replay([a[start : start + step] for a in arrays], min(step, n - start), start)
-            for start in range(0, n, step)
+            self._replay(lane, part, len(part[0]), at * step)
+            for at, part in enumerate(cut(arrays, n, step))
         ]
-        self._metrics.split_requests += 1
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        lane.metrics.split_requests += 1
+        return join(parts)
+
+    def _new_lane(self) -> Lane:
+        if self._loader is None:
+            raise LanesLostError(
+                "this Runtime was made of a lane, and has no means to make another"
+            )
+        return self._loader.lane()
+
+    def _more_lanes(self, first: Lane) -> list[Lane]:
+        lanes = [first]
+        try:
+            for _ in range(self.serving.lanes - 1):
+                lanes.append(self._new_lane())
+        except BaseException:
+            for lane in lanes:
+                lane.close()
+            raise
+        return lanes
 
     def _self_test(self) -> None:
-        """Replay the stored requests and compare with what the eager model answered at capture."""
+        """Replay the stored requests on every lane and compare with what the eager model answered
+        at capture."""
+        stored = self._stored()
+        lanes = [self._lanes.take() for _ in range(self._lanes.alive)]
+        try:
+            for lane in lanes:
+                for parity in self.manifest.parity:
+                    self._test(lane, parity.bucket, stored)
+        finally:
+            for lane in lanes:
+                self._lanes.put(lane)
+
+    def _prove(self, lane: Lane) -> None:
+        """Replay one stored request. With refreshed weights, its stored answer says nothing."""
+        self._test(lane, self.manifest.buckets[0].size, self._stored(), self._refresher.count == 0)
+
+    def _stored(self) -> dict[str, Array]:
         from safetensors.numpy import load_file
 
-        stored = load_file(self.path / SELFTEST)
-        tolerance = {p.bucket: (p.rtol, p.atol) for p in self.manifest.parity}
-        for size, (rtol, atol) in tolerance.items():
-            inputs = {s.name: stored[f"{size}/in/{s.name}"] for s in self.manifest.inputs}
-            for name, got in self.run(inputs).items():
-                expected = stored[f"{size}/out/{name}"]
-                if not np.allclose(got, expected, rtol=rtol, atol=atol, equal_nan=True):
-                    worst = float(np.max(np.abs(got.astype(np.float64) - expected)))
-                    raise ParityError(
-                        f"{self.path}: self-test of bucket {size} failed: output {name!r} differs "
-                        f"by {worst:.3g} from the stored answer (rtol {rtol}, atol {atol}); this "
-                        "machine "
-                        "does not compute what the model was captured with, so capture it again "
-                        "here"
-                    )
-        self._metrics = Metrics()
+        return load_file(self.path / SELFTEST)
 
-
-def make_lane(artifact: Artifact, wanted: str, check: Check) -> tuple[Lane, list[Any]]:
-    """Load everything an artifact needs on its device; returns the lane and what to close after
-    it."""
-    from recreplay.runtime.devices import open_device
-    from recreplay.runtime.lane import Lane
-    from recreplay.runtime.segments import load_package
-    from recreplay.runtime.weights import load_tensors, with_views
-
-    manifest, root = artifact.manifest, artifact.path
-    device = open_device(wanted)
-    _check_environment(artifact, device.fingerprint())
-    target = device.torch_device
-    weights = with_views(load_tensors(root / WEIGHTS, target), manifest.tables)
-    constants = load_tensors(root / CONSTANTS, target)
-    tensors = {
-        **{f"weight:{k}": v for k, v in weights.items()},
-        **{f"const:{k}": v for k, v in constants.items()},
-    }
-    packages = {}
-    try:
-        for key, package in manifest.packages.items():
-            packages[key] = load_package(package.compiler, root / package.path, target)
-        lane = Lane(manifest, device, packages, tensors, check)
-    except BaseException:
-        for loaded in packages.values():
-            loaded.close()
-        device.close()
-        raise
-    return lane, [*packages.values(), device]
+    def _test(
+        self, lane: Lane, size: int, stored: Mapping[str, Array], compare: bool = True
+    ) -> None:
+        parity = next(p for p in self.manifest.parity if p.bucket == size)
+        inputs = {s.name: stored[f"{size}/in/{s.name}"] for s in self.manifest.inputs}
+        arrays, n = self._checker.check(inputs)
+        counted, lane.metrics = lane.metrics, Metrics()  # a test is no request
+        try:
+            outputs = self._replay(lane, arrays, n)
+        finally:
+            lane.metrics = counted
+        for name, got in outputs.items():
+            expected = stored[f"{size}/out/{name}"]
+            close = np.allclose(got, expected, parity.rtol, parity.atol, equal_nan=True)
+            if compare and not close:
+                worst = float(np.max(np.abs(got.astype(np.float64) - expected)))
+                raise ParityError(
+                    f"{self.path}: self-test of bucket {size} failed: output {name!r} differs by "
+                    f"{worst:.3g} from the stored answer (rtol {parity.rtol}, atol {parity.atol}); "
+                    "this machine does not compute what the model was captured with, so capture it "
+                    "again here"
+                )
