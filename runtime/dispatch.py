@@ -30,6 +30,8 @@ class Dispatched:
     packs: int = 0  # replays that answered more than one request
     packed: int = 0  # requests that were answered so
     cut: int = 0  # requests that were cut into chunks
+    queue_ns: int = 0  # that parts of requests waited in all
+    replay_ns: int = 0  # that lanes worked for them in all
 
 
 class Dispatcher:
@@ -123,11 +125,17 @@ class Dispatcher:
 
         torch.set_num_threads(1)  # of this thread, which else would use every core
         while (tickets := self._line.take()) is not None:
+            begun = time.monotonic()
             live = [ticket for ticket in tickets if ticket.reply.start()]
             if len(live) == 1:
                 self._serve_one(live[0])
             elif live:
                 self._serve_pack(live)
+            spent = time.monotonic() - begun
+            waited = sum(begun - ticket.arrived for ticket in live)
+            with self._lock:
+                self._counts.queue_ns += int(waited * 1e9)
+                self._counts.replay_ns += int(spent * 1e9)
 
     def _serve_one(self, ticket: Ticket) -> None:
         try:

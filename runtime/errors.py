@@ -101,3 +101,7 @@ class RefreshError(RecReplayError, ValueError):
 
 class RepositoryError(RecReplayError):
     """A model repository, or a model in it, cannot be used as asked."""
+
+
+class ModelNotFoundError(RepositoryError):
+    """The repository has no such model or version, or has not loaded it."""

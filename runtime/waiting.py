@@ -16,6 +16,7 @@ from recreplay.runtime.errors import DeadlineExceeded, Overloaded, RuntimeClosed
 from recreplay.runtime.lanes import CLOSED
 
 Array = np.ndarray[Any, Any]
+_WAKING = 100e-6  # seconds that a timed wait of a thread ends late, as measured on Linux
 
 
 class Reply:
@@ -130,7 +131,7 @@ class WaitingLine:
         taken, rows = [first], first.rows
         if self._delay is None:
             return taken
-        until = first.arrived + self._delay
+        until = first.arrived + max(0.0, self._delay - _WAKING)
         if first.due is not None:
             until = min(until, first.due)
         while rows < self._max_rows:

@@ -96,7 +96,7 @@ def test_the_first_of_a_pack_waits_no_longer_than_the_delay() -> None:
     now = time.monotonic()
     line.put([ticket(1, now)])
     assert line.take() is not None
-    assert 0.045 <= time.monotonic() - now < 0.5
+    assert 0.045 <= time.monotonic() - now < 0.5  # 50 ms, on a machine that may be busy
     line.put([ticket(4, time.monotonic()), ticket(4, time.monotonic())])
     now = time.monotonic()
     taken = line.take()
