@@ -97,7 +97,7 @@ def _check_operator(node: fx.Node, axes: Mapping[Any, str]) -> None:
         for name in ("weight", "offsets"):
             _refuse_unless(arguments[name] not in touched, node, axes, "no ids of a lookup")
         for user in node.users:
-            pooled = user.target is operator.getitem and user.args[1] == 0
+            pooled = user.target is operator.getitem and bool(user.args[1] == 0)
             _refuse_unless(pooled, node, axes, "read for more than its pooled rows")
         return
     if node.target is operator.getitem:

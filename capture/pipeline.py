@@ -34,9 +34,9 @@ from recreplay.capture.weight_stacks import WeightStack
 from recreplay.capture.writer import artifact_folder, save_tensors, seal
 from recreplay.runtime.artifact import CONSTANTS, SELFTEST, WEIGHTS, Artifact
 from recreplay.runtime.devices import open_device
-from recreplay.runtime.engine import make_lane
 from recreplay.runtime.errors import CaptureError
 from recreplay.runtime.graph import BucketGraph, OperatorGraph, write_graph
+from recreplay.runtime.loading import LaneLoader
 from recreplay.runtime.manifest import Manifest, TableView
 from recreplay.runtime.mixed import make_checker
 from recreplay.runtime.plan import Plan, check_plan
@@ -165,14 +165,12 @@ def capture(
             users=ingested.users,
         )
         progress("recording and verifying")
-        lane, resources = make_lane(Artifact(folder, manifest), device, "error")
+        lane = LaneLoader(Artifact(folder, manifest), device, "error").lane()
         try:
             checker = make_checker(manifest, "error")
             parity, stored = verify(ingested, lane, checker, sizes, bounds, rtol, atol)
         finally:
             lane.close()
-            for resource in resources:
-                resource.close()
         save_tensors(folder / SELFTEST, stored)
         write_graph(folder, [p.graph for p in planned])
         gc.collect()

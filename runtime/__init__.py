@@ -3,5 +3,7 @@
 from recreplay.runtime import errors
 from recreplay.runtime.engine import Runtime
 from recreplay.runtime.errors import InputError, RecReplayError
+from recreplay.runtime.repository import ModelRepository
+from recreplay.runtime.serving import Serving
 
-__all__ = ["InputError", "RecReplayError", "Runtime", "errors"]
+__all__ = ["InputError", "ModelRepository", "RecReplayError", "Runtime", "Serving", "errors"]

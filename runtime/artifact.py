@@ -24,6 +24,7 @@ SEAL = "manifest.sha256"
 WEIGHTS = "weights.safetensors"
 CONSTANTS = "constants.safetensors"
 SELFTEST = "selftest.safetensors"
+LAUNCHER = "segments/launch.so"  # calls AOTInductor packages on the CPU
 _AGAIN = "capture the model again"
 
 
@@ -74,7 +75,10 @@ def open_artifact(path: str | Path) -> Artifact:
 
 def _check_sealed(root: Path, manifest: Manifest) -> None:
     """Refuse an artifact that would load something whose digest the manifest does not list."""
-    for needed in (WEIGHTS, CONSTANTS, SELFTEST, *(p.path for p in manifest.packages.values())):
+    packages = manifest.packages.values()
+    native = manifest.device == "cpu" and any(p.compiler == "inductor" for p in packages)
+    launcher = (LAUNCHER,) if native else ()
+    for needed in (WEIGHTS, CONSTANTS, SELFTEST, *launcher, *(p.path for p in packages)):
         if not any(f == needed or f.startswith(f"{needed}/") for f in manifest.files):
             raise ArtifactCorruptError(f"{root}: the manifest has no digest of {needed}; {_AGAIN}")
 

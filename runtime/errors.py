@@ -93,3 +93,27 @@ class EnvironmentMismatchError(ArtifactError):
 
 class RuntimeClosedError(RecReplayError):
     """The runtime was closed."""
+
+
+class LanesLostError(RecReplayError):
+    """Every lane has failed and none could be made anew."""
+
+
+class Overloaded(RecReplayError):
+    """The queue is full: the request was refused before anything was done for it."""
+
+
+class DeadlineExceeded(RecReplayError):
+    """The request waited longer than its deadline, and was not replayed."""
+
+
+class RefreshError(RecReplayError, ValueError):
+    """New weights do not fit the captured ones; nothing was written."""
+
+
+class RepositoryError(RecReplayError):
+    """A model repository, or a model in it, cannot be used as asked."""
+
+
+class ModelNotFoundError(RepositoryError):
+    """The repository has no such model or version, or has not loaded it."""

@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ import torch
 from recreplay.runtime.devices.base import Device, Graph, Launch
 from recreplay.runtime.fill import Check, Fill, Filler
 from recreplay.runtime.manifest import Bucket, Manifest
+from recreplay.runtime.metrics import Metrics
 from recreplay.runtime.mixed import MixedFill, MixedFiller, make_filler
 from recreplay.runtime.plan import check_plan
 from recreplay.runtime.record import issue
@@ -24,6 +25,10 @@ Array = np.ndarray[Any, Any]
 
 
 _PREPARED = 1024  # numbers of rows whose views are kept
+
+
+class Closeable(Protocol):
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,8 @@ class Lane:
         arena = max(total_bytes(b.buffers) for b in manifest.buckets)
         self._arena = torch.zeros(arena, dtype=torch.uint8, device=device.torch_device)
         self.nbytes = self._in.device.numel() + self._out.device.numel() + arena
+        self.metrics = Metrics()
+        self.resources: list[Closeable] = []  # what goes when the lane goes, in this order
         self._captured: dict[int, _Captured] = {}
         for bucket in sorted(manifest.buckets, key=lambda b: b.size, reverse=True):
             launches = self._bind(bucket, packages, tensors)
@@ -122,6 +129,9 @@ class Lane:
         self._captured.clear()
         self._prepared.clear()
         self._prepared_in.clear()
+        for resource in self.resources:
+            resource.close()
+        self.resources.clear()
 
     def _bind(
         self,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 
 @dataclass
 class Metrics:
-    """Written under the runtime's lock; read through `snapshot`."""
+    """Of one lane: written by whoever has the lane, read by anybody through `total`."""
 
     requests: int = 0
     rows: int = 0
@@ -38,3 +39,16 @@ class Metrics:
             "capacity_splits": self.capacity_splits,
             "replays": dict(sorted(self.replays.items())),
         }
+
+
+def total(parts: Sequence[Metrics]) -> Metrics:
+    """The sum of the counters of several lanes."""
+    whole = Metrics()
+    for part in parts:
+        for field_ in fields(Metrics):
+            if field_.name != "replays":
+                value = getattr(whole, field_.name) + getattr(part, field_.name)
+                setattr(whole, field_.name, value)
+        for size, count in part.replays.copy().items():
+            whole.replays[size] = whole.replays.get(size, 0) + count
+    return whole

@@ -1,6 +1,6 @@
 """Compiled segments as the runtime calls them: bound once to tensors, then called with nothing.
 
-Two kinds of package, one small protocol: `load(path)` gives a factory, `factory.bind(inputs,
+Three kinds of package, one small protocol: `load(path)` gives a factory, `factory.bind(inputs,
 outputs)` gives a function that reads the one and writes the other.
 """
 
@@ -17,6 +17,7 @@ import torch
 
 from recreplay.runtime.aten import Operator, bind
 from recreplay.runtime.errors import ArtifactCorruptError
+from recreplay.runtime.native import NativePackage, native_library
 from recreplay.runtime.scratch import adopt, drop_scratch, make_scratch
 
 Launch = Callable[[], object]
@@ -59,7 +60,9 @@ class EagerPackage:
 
 
 class InductorPackage:
-    """An AOTInductor package. It checks neither shapes nor dtypes: the runtime did.
+    """An AOTInductor package behind torch's loader, which holds the interpreter lock meanwhile.
+
+    It checks neither shapes nor dtypes: the runtime did.
 
     The package's own runner is single-threaded: the other one takes locks and records events,
     which a stream capture forbids. One package is bound by one lane at a time.
@@ -123,5 +126,6 @@ def load_package(compiler: str, path: Path, device: torch.device) -> LoadedPacka
     if compiler == "eager":
         return EagerPackage(path, device)
     if compiler == "inductor":
-        return InductorPackage(path, device)
+        library = native_library(path) if device.type == "cpu" else None
+        return InductorPackage(path, device) if library is None else NativePackage(path, library)
     raise ArtifactCorruptError(f"{path} was made by the unknown segment compiler {compiler!r}")

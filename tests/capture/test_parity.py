@@ -108,8 +108,10 @@ def test_what_lies_in_the_padding_never_shows(
         expected = exact.run(request)
         first = padded.run(request)
         for byte in EXTREMES:
-            padded._lane.host_inputs().fill(byte)
-            padded._lane._arena.fill_(byte)
+            lane = padded._lanes.take()
+            lane.host_inputs().fill(byte)
+            lane._arena.fill_(byte)
+            padded._lanes.put(lane)
             again = padded.run(request)
             for key, value in expected.items():
                 np.testing.assert_array_equal(again[key], first[key])

@@ -51,7 +51,7 @@ def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*arguments: object) -> None:
         raise AssertionError("a part of the artifact was loaded")
 
-    monkeypatch.setattr(engine, "make_lane", never)
+    monkeypatch.setattr(engine, "LaneLoader", never)
 
 
 def files(folder: Path) -> list[Path]:

@@ -21,9 +21,9 @@ from torch import Tensor
 from recreplay.runtime import Runtime
 from recreplay.runtime.artifact import open_artifact
 from recreplay.runtime.devices.base import Launch
-from recreplay.runtime.engine import make_lane
 from recreplay.runtime.errors import ParityError
 from recreplay.runtime.lane import Lane, Prepared
+from recreplay.runtime.loading import LaneLoader
 from recreplay.tools.bench.eager import Call, EagerModel
 from recreplay.tools.bench.latency import Latency
 from recreplay.tools.bench.requests import COUNT, as_arrays, random_requests
@@ -94,8 +94,8 @@ class Session:
         self._target = target
         self._artifact = open_artifact(path)
         manifest = self._artifact.manifest
-        self.lane, resources = make_lane(self._artifact, device, "error")
-        self.runtime = Runtime(self._artifact, self.lane, resources)
+        self.lane = LaneLoader(self._artifact, device, "error").lane()
+        self.runtime = Runtime(self._artifact, self.lane)
         self.eager = EagerModel(target, device, [spec.name for spec in manifest.inputs])
 
     def __enter__(self) -> Session:
@@ -189,7 +189,7 @@ class Session:
         """Time whole runs and, inside of each, the replay."""
         timed = _TimedLane(self.lane)
         # It is never closed, since the lane is not its own.
-        run = Runtime(self._artifact, cast("Lane", timed), ()).run
+        run = Runtime(self._artifact, cast("Lane", timed)).run
         clock = time.perf_counter_ns
         for request in arrays[:WARM_UP]:
             run(request)
@@ -215,6 +215,7 @@ class _TimedLane:
 
     def __init__(self, lane: Lane) -> None:
         self._lane = lane
+        self.metrics = lane.metrics
         self._prepared: dict[int, Prepared] = {}
         self.replay_ns: list[int] = []
 

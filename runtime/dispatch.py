@@ -1,0 +1,179 @@
+"""Requests that are submitted: from the queue onto lanes, packed or cut on the way."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from recreplay.runtime.batching import cut, pack, unpack
+from recreplay.runtime.errors import InputError, RecReplayError
+from recreplay.runtime.manifest import Manifest
+from recreplay.runtime.serving import Serving
+from recreplay.runtime.waiting import Reply, Ticket, WaitingLine
+
+Array = np.ndarray[Any, Any]
+# Arrays of a request, its number of rows, and how many requests that is: the outputs.
+Answer = Callable[[Sequence[Array], int, int], dict[str, Array]]
+
+
+@dataclass
+class Dispatched:
+    """Counters of the queue, written under the dispatcher's lock."""
+
+    submitted: int = 0
+    packs: int = 0  # replays that answered more than one request
+    packed: int = 0  # requests that were answered so
+    cut: int = 0  # requests that were cut into chunks
+    queue_ns: int = 0  # that parts of requests waited in all
+    replay_ns: int = 0  # that lanes worked for them in all
+
+
+class Dispatcher:
+    """Threads, one a lane, that take requests from a bounded queue."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        serving: Serving,
+        check: Callable[[Mapping[str, Any]], tuple[Sequence[Array], int]],
+        convert: Callable[[Sequence[Array]], tuple[list[Array], int]],
+        answer: Answer,
+        failed: Callable[[], None],
+    ) -> None:
+        self._check, self._convert, self._answer, self._failed = check, convert, answer, failed
+        self._serving = serving
+        packs = serving.max_delay_us is not None
+        self._by_rows = packs or serving.chunk_rows is not None
+        if self._by_rows:
+            _check_by_rows(manifest)
+        most = manifest.buckets[-1].size
+        if serving.chunk_rows is not None:
+            most = min(most, serving.chunk_rows)
+        delay = serving.max_delay_us / 1e6 if serving.max_delay_us is not None else None
+        self._line = WaitingLine(serving.max_queue, most, delay)
+        self._lock = threading.Lock()
+        self._counts = Dispatched()
+        self._threads: list[threading.Thread] = []
+
+    def submit(
+        self, inputs: Mapping[str, Any], deadline_us: int | None
+    ) -> Future[dict[str, Array]]:
+        """Queue a request. Raises Overloaded or RuntimeClosedError; what is wrong with the request
+        itself is raised by the future."""
+        now = time.monotonic()
+        allowed = self._serving.deadline_us if deadline_us is None else deadline_us
+        due = None if allowed is None else now + allowed / 1e6
+        try:
+            arrays, n = self._check(inputs)
+            if self._by_rows and {*map(len, arrays)} != {n}:
+                arrays, n = self._convert(arrays)
+        except InputError as error:
+            self._failed()
+            reply = Reply(1)
+            reply.fail(error)
+            return reply.future
+        chunk = self._serving.chunk_rows
+        parts = [arrays] if chunk is None or n <= chunk else cut(arrays, n, chunk)
+        sizes = [n] if len(parts) == 1 else [len(part[0]) for part in parts]
+        reply = Reply(len(parts))
+        self._line.put(
+            [
+                Ticket(part, rows, reply, at, now, due)
+                for at, (part, rows) in enumerate(zip(parts, sizes, strict=True))
+            ]
+        )
+        with self._lock:
+            self._counts.submitted += 1
+            self._counts.cut += len(parts) > 1
+            if not self._threads:
+                self._start()
+        return reply.future
+
+    def stats(self) -> dict[str, int]:
+        with self._lock:
+            return {
+                **asdict(self._counts),
+                "waiting": len(self._line),
+                "overloaded": self._line.overloaded,
+                "expired": self._line.expired,
+            }
+
+    def close(self) -> None:
+        """Let nothing more in, and return when what was let in has been answered."""
+        self._line.close()
+        with self._lock:
+            threads = list(self._threads)
+        for thread in threads:
+            thread.join()
+
+    def _start(self) -> None:
+        for number in range(self._serving.lanes):
+            thread = threading.Thread(
+                target=self._work, name=f"recreplay-lane-{number}", daemon=True
+            )
+            thread.start()
+            self._threads.append(thread)
+
+    def _work(self) -> None:
+        import torch
+
+        torch.set_num_threads(1)  # of this thread, which else would use every core
+        while (tickets := self._line.take()) is not None:
+            begun = time.monotonic()
+            live = [ticket for ticket in tickets if ticket.reply.start()]
+            if len(live) == 1:
+                self._serve_one(live[0])
+            elif live:
+                self._serve_pack(live)
+            spent = time.monotonic() - begun
+            waited = sum(begun - ticket.arrived for ticket in live)
+            with self._lock:
+                self._counts.queue_ns += int(waited * 1e9)
+                self._counts.replay_ns += int(spent * 1e9)
+
+    def _serve_one(self, ticket: Ticket) -> None:
+        try:
+            outputs = self._answer(ticket.arrays, ticket.rows, ticket.at == 0)
+        except BaseException as error:
+            self._failed()
+            ticket.reply.fail(error)
+        else:
+            ticket.reply.give(ticket.at, outputs)
+
+    def _serve_pack(self, tickets: Sequence[Ticket]) -> None:
+        rows = [ticket.rows for ticket in tickets]
+        try:
+            packed = pack([ticket.arrays for ticket in tickets])
+            outputs = self._answer(packed, sum(rows), sum(ticket.at == 0 for ticket in tickets))
+        except InputError:
+            # One of them is at fault; by itself, it is told so and the others are answered.
+            for ticket in tickets:
+                self._serve_one(ticket)
+            return
+        except BaseException as error:
+            for ticket in tickets:
+                self._failed()
+                ticket.reply.fail(error)
+            return
+        with self._lock:
+            self._counts.packs += 1
+            self._counts.packed += len(tickets)
+        for ticket, own in zip(tickets, unpack(outputs, rows), strict=True):
+            ticket.reply.give(ticket.at, own)
+
+
+def _check_by_rows(manifest: Manifest) -> None:
+    """Requests can be packed and cut where every input has a row for each row of the request."""
+    other = [s.name for s in manifest.inputs if getattr(s, "kind", "rows") != "rows"]
+    other += [s.name for s in manifest.inputs if getattr(s, "user", False)]
+    if other:
+        raise RecReplayError(
+            f"inputs {', '.join(other)} are not by row, so requests cannot be packed or cut; load "
+            "without max_delay_us and chunk_rows"
+        )

@@ -1,0 +1,64 @@
+"""From an artifact to lanes: weights are loaded once, everything else once a lane."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from recreplay.runtime.artifact import CONSTANTS, WEIGHTS, Artifact, check_environment
+from recreplay.runtime.fill import Check
+
+if TYPE_CHECKING:
+    import torch
+
+    from recreplay.runtime.lane import Lane
+
+
+class LaneLoader:
+    """Holds the weights of an artifact on a device, and makes lanes that share them."""
+
+    def __init__(self, artifact: Artifact, wanted: str, check: Check) -> None:
+        from recreplay.runtime.devices import open_device
+        from recreplay.runtime.weights import load_tensors, with_views
+
+        self._artifact, self._wanted, self._check = artifact, wanted, check
+        root, manifest = artifact.path, artifact.manifest
+        device = open_device(wanted)
+        try:
+            check_environment(artifact, device.fingerprint())
+            target = device.torch_device
+            self.stored: dict[str, torch.Tensor] = load_tensors(root / WEIGHTS, target)
+            self.weights = with_views(self.stored, manifest.tables)
+            self._constants = load_tensors(root / CONSTANTS, target)
+        finally:
+            device.close()
+
+    def lane(self) -> Lane:
+        """One more lane: graphs, buffers, streams and packages of its own.
+
+        Packages are not shared, because their runner, the one that a stream capture allows, serves
+        one caller at a time.
+        """
+        from recreplay.runtime.devices import open_device
+        from recreplay.runtime.lane import Closeable, Lane
+        from recreplay.runtime.segments import load_package
+
+        manifest, root = self._artifact.manifest, self._artifact.path
+        tensors = {
+            **{f"weight:{k}": v for k, v in self.weights.items()},
+            **{f"const:{k}": v for k, v in self._constants.items()},
+        }
+        device = open_device(self._wanted)
+        packages = {}
+        try:
+            for key, package in manifest.packages.items():
+                path = root / package.path
+                packages[key] = load_package(package.compiler, path, device.torch_device)
+            lane = Lane(manifest, device, packages, tensors, self._check)
+        except BaseException:
+            for loaded in packages.values():
+                loaded.close()
+            device.close()
+            raise
+        resources: list[Closeable] = [*packages.values(), device]
+        lane.resources += resources
+        return lane

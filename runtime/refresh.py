@@ -1,0 +1,124 @@
+"""New weights for a runtime that serves: written in place, at the same addresses, between replays.
+
+What can be wrong with them is found before, and values are brought to the device before, so that
+requests wait for no more than the write itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from recreplay.runtime.errors import RefreshError
+from recreplay.runtime.lanes import LanePool
+from recreplay.runtime.loading import LaneLoader
+from recreplay.runtime.manifest import Manifest
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Refresher:
+    """Writes weights while no lane replays."""
+
+    def __init__(self, manifest: Manifest, loader: LaneLoader | None, lanes: LanePool) -> None:
+        self._lanes = lanes
+        storages = {view.storage for view in manifest.tables.values()}
+        weights = {} if loader is None else loader.weights
+        # A storage of several tables is written through its tables only.
+        self._weights = {k: v for k, v in weights.items() if k not in storages}
+        self.count = 0
+
+    def describe(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        return {
+            name: (str(weight.dtype).removeprefix("torch."), tuple(weight.shape))
+            for name, weight in sorted(self._weights.items())
+        }
+
+    def update_rows(self, table: str, ids: Any, values: Any) -> None:
+        import torch
+
+        weight = self._find(table)
+        where = _tensor(ids, f"ids of table {table!r}")
+        rows = _tensor(values, f"rows of table {table!r}")
+        if where.ndim != 1 or where.is_floating_point() or where.dtype == torch.bool:
+            raise RefreshError(
+                f"ids of table {table!r} are {_describe(where)}; expected integers [k]"
+            )
+        _check_fit(f"rows of table {table!r}", rows, weight.dtype, (len(where), *weight.shape[1:]))
+        where = where.to(torch.int64)
+        if not len(where):
+            return
+        low, high = int(where.min()), int(where.max())
+        if low < 0 or high >= len(weight):
+            raise RefreshError(
+                f"id {low if low < 0 else high} is out of range; table {table!r} has "
+                f"{len(weight)} rows, so ids are 0 to {len(weight) - 1}"
+            )
+        if len(np.unique(where.numpy())) != len(where):
+            raise RefreshError(f"ids of table {table!r} repeat, so that it is open which row wins")
+        where = where.to(weight.device)
+        rows = rows.to(weight)
+        with self._lanes.all_idle(), torch.no_grad():
+            weight.index_copy_(0, where, rows)
+            _settle(weight)
+            self.count += 1
+
+    def update_weights(self, weights: Mapping[str, Any]) -> None:
+        import torch
+
+        found = []
+        for name, value in weights.items():
+            weight = self._find(name)
+            new = _tensor(value, f"weight {name!r}")
+            _check_fit(f"weight {name!r}", new, weight.dtype, tuple(weight.shape))
+            found.append((weight, new.to(weight)))
+        with self._lanes.all_idle(), torch.no_grad():
+            for weight, new in found:
+                weight.copy_(new)
+                _settle(weight)
+            self.count += 1
+
+    def _find(self, name: str) -> torch.Tensor:
+        try:
+            return self._weights[name]
+        except KeyError:
+            raise RefreshError(
+                f"the captured model has no weight {name!r}; it has {', '.join(self._weights)}"
+            ) from None
+
+
+def _tensor(value: Any, what: str) -> torch.Tensor:
+    import torch
+
+    try:
+        return torch.as_tensor(value).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise RefreshError(f"{what}: {error}; expected an array") from error
+
+
+def _check_fit(what: str, value: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    import torch
+
+    same_family = value.is_floating_point() == dtype.is_floating_point
+    widens = same_family and torch.promote_types(value.dtype, dtype) == dtype
+    if tuple(value.shape) != shape or not widens:
+        name = str(dtype).removeprefix("torch.")
+        raise RefreshError(
+            f"{what}: got {_describe(value)}; expected {name}{list(shape)}, or a dtype that widens "
+            "to it without loss"
+        )
+
+
+def _describe(value: torch.Tensor) -> str:
+    return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+
+
+def _settle(weight: torch.Tensor) -> None:
+    """A replay is queued on another stream of the device, so the write must be over before it."""
+    if weight.is_cuda:
+        import torch
+
+        torch.cuda.synchronize(weight.device)

@@ -1,0 +1,89 @@
+"""One request on one lane: its bucket, or its parts where no bucket holds it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from recreplay.runtime.batching import cut, join
+from recreplay.runtime.errors import InputError, ReplayError
+from recreplay.runtime.fill import Check
+from recreplay.runtime.manifest import Manifest
+from recreplay.runtime.mixed import Cutter, is_mixed, make_checker
+
+if TYPE_CHECKING:
+    from recreplay.runtime.lane import Lane, Prepared
+
+Array = np.ndarray[Any, Any]
+
+
+class Replayer:
+    """What all lanes of a runtime do alike; it holds no state of a request."""
+
+    def __init__(self, manifest: Manifest, check: Check) -> None:
+        self.checker = make_checker(manifest, check)
+        self.largest = manifest.buckets[-1].size
+        self.by_rows = not is_mixed(manifest)  # every input has a row for each row of a request
+        self._cutter = Cutter(manifest) if is_mixed(manifest) else None
+        self._unchecked = manifest.unchecked
+
+    def replay(self, lane: Lane, arrays: Sequence[Array], n: int) -> dict[str, Array]:
+        """The outputs `[n, ...]` of checked arrays."""
+        if self._cutter is not None:
+            return self._parts(self._cutter, lane, arrays, n)
+        if n <= self.largest:
+            return self._rows(lane, arrays, n)
+        return self._split(lane, arrays, n)
+
+    def _rows(
+        self, lane: Lane, arrays: Sequence[Array], n: int, first_row: int = 0
+    ) -> dict[str, Array]:
+        prepared = lane.prepare(n)
+        try:
+            clamped = prepared.fill(arrays, first_row)
+        except (TypeError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            clamped = prepared.fill(self.checker.convert(arrays)[0], first_row)
+        return self.launch(lane, prepared, clamped)
+
+    def launch(self, lane: Lane, prepared: Prepared, clamped: int) -> dict[str, Array]:
+        try:
+            prepared.replay()
+        except (IndexError, RuntimeError) as error:  # what torch's operators raise
+            open_tables = ", ".join(self._unchecked) or "none"
+            raise ReplayError(
+                f"replaying bucket {prepared.bucket} failed: {error}; ids that no check covers are "
+                f"the usual cause (tables: {open_tables}; all with check='off')"
+            ) from error
+        lane.metrics.count(prepared.bucket, prepared.rows, clamped)
+        return {name: view.copy() for name, view in prepared.outputs}
+
+    def _split(self, lane: Lane, arrays: Sequence[Array], n: int) -> dict[str, Array]:
+        """A request above the largest bucket, in parts of that bucket."""
+        arrays, _ = self.checker.convert(arrays)  # so that messages speak of the whole request
+        step = self.largest
+        parts = [
+            self._rows(lane, part, len(part[0]), at * step)
+            for at, part in enumerate(cut(arrays, n, step))
+        ]
+        lane.metrics.split_requests += 1
+        return join(parts)
+
+    def _parts(
+        self, cutter: Cutter, lane: Lane, arrays: Sequence[Array], n: int
+    ) -> dict[str, Array]:
+        """A request with a user side or jagged values, in the buckets that hold both its rows and
+        its values."""
+        parts = cutter.parts(arrays, n)
+        results = []
+        for part in parts:
+            prepared = lane.prepare_in(part.bucket, part.stop - part.start)
+            clamped = prepared.fill(cutter.take(arrays, part), part.start)
+            results.append(self.launch(lane, prepared, clamped))
+            lane.metrics.capacity_moves += part.moved
+        lane.metrics.split_requests += len(parts) > 1
+        lane.metrics.capacity_splits += len(parts) > cutter.rows_alone(n)
+        return join(results)

@@ -1,0 +1,230 @@
+"""Models by name and version in a directory, one live version each, exchanged while they serve.
+
+ROOT/NAME/VERSION/      an artifact; VERSION is a whole number, the largest is the newest
+ROOT/NAME/serving.json  how to serve it (optional)
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+
+from recreplay.runtime.artifact import MANIFEST
+from recreplay.runtime.engine import Runtime
+from recreplay.runtime.errors import (
+    ModelNotFoundError,
+    RecReplayError,
+    RepositoryError,
+    RuntimeClosedError,
+)
+from recreplay.runtime.fill import Check
+from recreplay.runtime.serving import SERVING, Serving
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_VERSION = re.compile(r"[0-9]{1,18}")
+T = TypeVar("T")
+State = Literal["READY", "UNAVAILABLE", "LOADING"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelState:
+    """One version of a model; `version` is empty where the model has none on disk."""
+
+    name: str
+    version: str
+    state: State
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """The live version of a model."""
+
+    version: str
+    runtime: Runtime
+
+
+class ModelRepository:
+    """Loads, exchanges and unloads models; thread-safe.
+
+    A new version is loaded and self-tested beside the old one, then takes its place at once; what
+    the old one has accepted, it answers, and then it is freed. One that fails changes nothing.
+    """
+
+    def __init__(
+        self, root: str | Path, *, device: str | None = None, check: Check = "error"
+    ) -> None:
+        self.root = Path(root)
+        if not self.root.is_dir():
+            raise RepositoryError(f"no model repository at {self.root}: it is not a directory")
+        self._device, self._check = device, check
+        self._live: dict[str, Served] = {}
+        self._failed: dict[tuple[str, str], str] = {}
+        self._loading: set[tuple[str, str]] = set()
+        self._lock = threading.Lock()
+        self._turns: dict[str, threading.Lock] = {}  # one load or unload of a model at a time
+        self._closed = False
+
+    def names(self) -> list[str]:
+        """Models on disk."""
+        return sorted(p.name for p in self.root.iterdir() if p.is_dir() and _NAME.fullmatch(p.name))
+
+    def versions(self, name: str) -> list[str]:
+        """Versions of a model on disk, oldest first."""
+        if not _NAME.fullmatch(name) or not (self.root / name).is_dir():
+            return []
+        found = [
+            p.name
+            for p in (self.root / name).iterdir()
+            if _VERSION.fullmatch(p.name) and (p / MANIFEST).is_file()
+        ]
+        return sorted(found, key=int)
+
+    def index(self) -> list[ModelState]:
+        """Every version on disk or live, and why those that are not live are not."""
+        found = []
+        with self._lock:
+            for name in sorted({*self.names(), *self._live}):
+                live = self._live.get(name)
+                known = {*self.versions(name), *(v for n, v in self._failed if n == name)}
+                if live is not None:
+                    known.add(live.version)
+                for version in sorted(known, key=int) or [""]:
+                    found.append(self._state(name, version, live))
+        return found
+
+    def load(self, name: str, version: str | None = None) -> Served:
+        """Load a version, the newest if none is named, and let it take the live one's place.
+
+        Raises ModelNotFoundError, or RepositoryError where the version cannot be loaded; the live
+        one then goes on.
+        """
+        known = self.versions(name)
+        if not known or (version is not None and version not in known):
+            what = f"version {version} of model {name!r}" if version else f"model {name!r}"
+            raise ModelNotFoundError(f"the repository has no {what}")
+        chosen = version or known[-1]
+        with self._turn(name):
+            with self._lock:
+                if self._closed:
+                    raise RuntimeClosedError("this ModelRepository was closed")
+                self._loading.add((name, chosen))
+            try:
+                served = Served(chosen, self._open(name, chosen))
+            except (RecReplayError, OSError, RuntimeError, MemoryError) as error:
+                with self._lock:
+                    self._loading.discard((name, chosen))
+                    self._failed[name, chosen] = str(error)
+                raise RepositoryError(
+                    f"version {chosen} of model {name!r} was not loaded: {error}"
+                ) from error
+            with self._lock:
+                self._loading.discard((name, chosen))
+                self._failed.pop((name, chosen), None)
+                closed = self._closed
+                old = served if closed else self._live.get(name)
+                if not closed:
+                    self._live[name] = served
+            if old is not None:
+                old.runtime.close()
+            if closed:
+                raise RuntimeClosedError("this ModelRepository was closed")
+            return served
+
+    def load_all(self) -> list[RepositoryError]:
+        """Load the newest version of every model; what failed, the others being loaded."""
+        failed = []
+        for name in self.names():
+            try:
+                self.load(name)
+            except RepositoryError as error:
+                failed.append(error)
+        return failed
+
+    def unload(self, name: str) -> None:
+        """Take a model out of service; what it has accepted, it answers."""
+        with self._turn(name):
+            with self._lock:
+                served = self._live.pop(name, None)
+            if served is None:
+                raise ModelNotFoundError(f"model {name!r} is not loaded")
+            served.runtime.close()
+
+    def get(self, name: str, version: str | None = None) -> Served:
+        """The live version. Raises ModelNotFoundError where there is none, or another one."""
+        served = self._live.get(name)
+        if served is None:
+            with self._lock:
+                reasons = [why for (n, _), why in self._failed.items() if n == name]
+            why = f": {reasons[-1]}" if reasons else ""
+            raise ModelNotFoundError(f"model {name!r} is not loaded{why}")
+        if version is not None and served.version != version:
+            raise ModelNotFoundError(
+                f"version {version} of model {name!r} is not loaded; version {served.version} is"
+            )
+        return served
+
+    def run(
+        self, name: str, inputs: Mapping[str, Any], version: str | None = None
+    ) -> tuple[str, dict[str, np.ndarray[Any, Any]]]:
+        """`Runtime.run` on the live version; which one that was, and its outputs."""
+        return self._on_live(name, version, lambda runtime: runtime.run(inputs))
+
+    def submit(
+        self,
+        name: str,
+        inputs: Mapping[str, Any],
+        version: str | None = None,
+        *,
+        deadline_us: int | None = None,
+    ) -> tuple[str, Future[dict[str, np.ndarray[Any, Any]]]]:
+        """`Runtime.submit` on the live version; which one that was, and the future."""
+        return self._on_live(
+            name, version, lambda runtime: runtime.submit(inputs, deadline_us=deadline_us)
+        )
+
+    def close(self) -> None:
+        """Answer what was accepted, then free all models. Closing twice is fine."""
+        with self._lock:
+            self._closed = True
+            served = list(self._live.values())
+        for one in served:
+            one.runtime.close()
+
+    def _on_live(
+        self, name: str, version: str | None, call: Callable[[Runtime], T]
+    ) -> tuple[str, T]:
+        while True:
+            served = self.get(name, version)
+            try:
+                return served.version, call(served.runtime)
+            except RuntimeClosedError:
+                if self._live.get(name) is served:
+                    raise
+                # A newer version took its place between the two lines; that one answers.
+
+    def _open(self, name: str, version: str) -> Runtime:
+        path = self.root / name / SERVING
+        serving = Serving.read(path) if path.is_file() else Serving()
+        return Runtime.load(
+            self.root / name / version, device=self._device, check=self._check, serving=serving
+        )
+
+    def _state(self, name: str, version: str, live: Served | None) -> ModelState:
+        if live is not None and live.version == version:
+            return ModelState(name, version, "READY", "")
+        if (name, version) in self._loading:
+            return ModelState(name, version, "LOADING", "")
+        reason = self._failed.get((name, version), "" if version else "no version on disk")
+        return ModelState(name, version, "UNAVAILABLE", reason)
+
+    def _turn(self, name: str) -> threading.Lock:
+        with self._lock:
+            return self._turns.setdefault(name, threading.Lock())

@@ -1,0 +1,66 @@
+"""The proof that a lane computes what was captured: stored requests and their eager answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from recreplay.runtime.artifact import SELFTEST
+from recreplay.runtime.errors import ParityError
+from recreplay.runtime.manifest import Manifest
+from recreplay.runtime.metrics import Metrics
+from recreplay.runtime.replay import Replayer
+
+if TYPE_CHECKING:
+    from recreplay.runtime.lane import Lane
+
+Array = np.ndarray[Any, Any]
+
+
+class SelfTest:
+    """The stored requests of an artifact, one a bucket."""
+
+    def __init__(self, path: Path, manifest: Manifest, replayer: Replayer) -> None:
+        self._path, self._manifest, self._replayer = path, manifest, replayer
+
+    def all_buckets(self, lane: Lane) -> None:
+        """Raise `ParityError` where a bucket does not answer as the eager model did."""
+        stored = self._stored()
+        for parity in self._manifest.parity:
+            self._test(lane, parity.bucket, stored)
+
+    def smallest_bucket(self, lane: Lane, compare: bool) -> None:
+        """Whether a lane still replays and, with `compare`, answers right: with refreshed weights,
+        the stored answer says nothing."""
+        self._test(lane, self._manifest.buckets[0].size, self._stored(), compare)
+
+    def _stored(self) -> dict[str, Array]:
+        from safetensors.numpy import load_file
+
+        return load_file(self._path / SELFTEST)
+
+    def _test(
+        self, lane: Lane, size: int, stored: Mapping[str, Array], compare: bool = True
+    ) -> None:
+        parity = next(p for p in self._manifest.parity if p.bucket == size)
+        inputs = {s.name: stored[f"{size}/in/{s.name}"] for s in self._manifest.inputs}
+        arrays, n = self._replayer.checker.check(inputs)
+        counted, lane.metrics = lane.metrics, Metrics()  # a test is no request
+        try:
+            outputs = self._replayer.replay(lane, arrays, n)
+        finally:
+            lane.metrics = counted
+        for name, got in outputs.items():
+            expected = stored[f"{size}/out/{name}"]
+            close = np.allclose(got, expected, parity.rtol, parity.atol, equal_nan=True)
+            if compare and not close:
+                worst = float(np.max(np.abs(got.astype(np.float64) - expected)))
+                raise ParityError(
+                    f"{self._path}: self-test of bucket {size} failed: output {name!r} differs by "
+                    f"{worst:.3g} from the stored answer (rtol {parity.rtol}, atol {parity.atol}); "
+                    "this machine does not compute what the model was captured with, so capture it "
+                    "again here"
+                )

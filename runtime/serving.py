@@ -1,0 +1,62 @@
+"""How a runtime serves: lanes, batching, chunks, queue. The content of `serving.json`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from recreplay.runtime.errors import RecReplayError
+
+SERVING = "serving.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """Options of `Runtime.load`. All but `lanes` are about `submit` and `arun`.
+
+    `lanes`: how many requests replay at the same time.
+    `max_delay_us`: None runs each request by itself. A number packs requests that wait into one
+    replay, and lets the first of them wait so many microseconds for others; 0 packs only those
+    that wait already.
+    `chunk_rows`: requests of more rows are cut into parts of so many, which lanes share; None
+    leaves them whole.
+    `max_queue`: requests (or parts) that may wait; beyond, `Overloaded` is raised.
+    `deadline_us`: how long a request may wait before its replay begins, unless it says otherwise;
+    then it is answered by `DeadlineExceeded`.
+    """
+
+    lanes: int = 1
+    max_delay_us: int | None = None
+    chunk_rows: int | None = None
+    max_queue: int = 1024
+    deadline_us: int | None = None
+
+    def __post_init__(self) -> None:
+        least = {"lanes": 1, "max_queue": 1, "chunk_rows": 1, "max_delay_us": 0, "deadline_us": 1}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is None and field.default is None:
+                continue
+            if type(value) is not int or value < least[field.name]:
+                raise RecReplayError(
+                    f"{field.name} is {value!r}; expected a whole number, {least[field.name]} or "
+                    "more"
+                )
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def read(cls, path: str | Path) -> Serving:
+        """Read a `serving.json`; its key `report`, what a scheduler measured, is not read."""
+        try:
+            data = json.loads(Path(path).read_text())
+        except (OSError, ValueError) as error:
+            raise RecReplayError(f"{path} is no serving.json: {error}") from error
+        names = [field.name for field in fields(cls)]
+        if not isinstance(data, dict) or (unknown := sorted({*data} - {*names, "report"})):
+            what = f"unknown {', '.join(unknown)}" if isinstance(data, dict) else "not an object"
+            raise RecReplayError(f"{path}: {what}; expected {', '.join(names)}")
+        return cls(**{name: data[name] for name in names if name in data})

@@ -1,0 +1,181 @@
+"""Requests that wait: a bounded queue from which lanes take one, or as many as one replay holds."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+
+from recreplay.runtime.batching import join
+from recreplay.runtime.errors import DeadlineExceeded, Overloaded, RuntimeClosedError
+from recreplay.runtime.lanes import CLOSED
+
+Array = np.ndarray[Any, Any]
+_WAKING = 100e-6  # seconds that a timed wait of a thread ends late, as measured on Linux
+
+
+class Reply:
+    """The answer to one request, from as many parts as it was cut into."""
+
+    def __init__(self, parts: int) -> None:
+        self.future: Future[dict[str, Array]] = Future()
+        self._parts: list[dict[str, Array] | None] = [None] * parts
+        self._left = parts
+        self._lock = threading.Lock()
+        self._started = False
+
+    def start(self) -> bool:
+        """False if nobody waits any more: the request was cancelled, or a part of it failed."""
+        with self._lock:
+            if not self._started:
+                self._started = self.future.set_running_or_notify_cancel()
+            return self._started and not self.future.done()
+
+    def give(self, at: int, outputs: dict[str, Array]) -> None:
+        with self._lock:
+            self._parts[at] = outputs
+            self._left -= 1
+            if self._left or self.future.done():
+                return
+        self.future.set_result(join([part for part in self._parts if part is not None]))
+
+    def fail(self, error: BaseException) -> None:
+        with self._lock:
+            if self.future.done():
+                return
+            if not self._started:
+                self._started = self.future.set_running_or_notify_cancel()
+                if not self._started:
+                    return
+            self.future.set_exception(error)
+
+
+class Ticket:
+    """A request, or part `at` of one, in the queue. Times are of `time.monotonic`, in seconds."""
+
+    __slots__ = ("arrays", "arrived", "at", "due", "reply", "rows")
+
+    def __init__(
+        self,
+        arrays: Sequence[Array],
+        rows: int,
+        reply: Reply,
+        at: int,
+        arrived: float,
+        due: float | None,
+    ) -> None:
+        self.arrays, self.rows, self.reply, self.at = arrays, rows, reply, at
+        self.arrived, self.due = arrived, due
+
+
+class WaitingLine:
+    """First come, first served. `max_rows` and `delay` (seconds) say how tickets are packed;
+    without a delay each is taken alone."""
+
+    def __init__(
+        self,
+        limit: int,
+        max_rows: int,
+        delay: float | None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._limit, self._max_rows, self._delay, self._clock = limit, max_rows, delay, clock
+        self._waiting: deque[Ticket] = deque()
+        self._changed = threading.Condition()
+        self._turn = threading.Lock()  # one lane fills a pack at a time, or two would share it
+        self._closed = False
+        self.overloaded = self.expired = 0
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def put(self, tickets: Sequence[Ticket]) -> None:
+        """Add the parts of one request: all or none. Raises Overloaded or RuntimeClosedError."""
+        with self._changed:
+            if self._closed:
+                raise RuntimeClosedError(CLOSED)
+            # A request of many parts is let in where nothing waits, or it never could be.
+            if self._waiting and len(self._waiting) + len(tickets) > self._limit:
+                self.overloaded += 1
+                raise Overloaded(
+                    f"{len(self._waiting)} requests wait already and at most {self._limit} may "
+                    "(max_queue); try again later, or send to another server"
+                )
+            self._waiting.extend(tickets)
+            self._changed.notify(len(tickets))
+
+    def take(self) -> list[Ticket] | None:
+        """The next ticket, or tickets of at most `max_rows` rows in all; None when closed and
+        empty. Waits for the first one as long as it takes.
+
+        Those that are late already are not among them: they are answered here.
+        """
+        while True:
+            late: list[Ticket] = []
+            with self._turn, self._changed:
+                taken = self._fill(late)
+            for ticket in late:
+                ticket.reply.fail(_too_late(ticket, self._clock()))
+            if taken or not late:
+                return taken or None
+
+    def _fill(self, late: list[Ticket]) -> list[Ticket]:
+        first = self._next(None, self._max_rows, late)
+        if first is None:
+            return []
+        taken, rows = [first], first.rows
+        if self._delay is None:
+            return taken
+        until = first.arrived + max(0.0, self._delay - _WAKING)
+        if first.due is not None:
+            until = min(until, first.due)
+        while rows < self._max_rows:
+            ticket = self._next(until, self._max_rows - rows, late)
+            if ticket is None:
+                break
+            taken.append(ticket)
+            rows += ticket.rows
+        return taken
+
+    def close(self) -> None:
+        """Let nobody in any more. What waits is still taken."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _next(self, until: float | None, room: int, late: list[Ticket]) -> Ticket | None:
+        """The first ticket that is in time, waited for `until` then, or None.
+
+        None also where it has more than `room` rows, unless it is to be the first of its pack, and
+        where a late one was found, so that it is answered at once.
+        """
+        while True:
+            while self._waiting:
+                ticket = self._waiting[0]
+                if ticket.due is not None and self._clock() > ticket.due:
+                    late.append(self._waiting.popleft())
+                    self.expired += 1
+                    continue
+                if until is not None and ticket.rows > room:
+                    return None
+                return self._waiting.popleft()
+            if late or self._closed:
+                return None
+            left = None if until is None else until - self._clock()
+            if left is not None and left <= 0:
+                return None
+            self._changed.wait(left)
+
+
+def _too_late(ticket: Ticket, now: float) -> DeadlineExceeded:
+    assert ticket.due is not None
+    waited, allowed = now - ticket.arrived, ticket.due - ticket.arrived
+    return DeadlineExceeded(
+        f"the request waited {waited * 1e6:.0f} µs for a lane and was to wait at most "
+        f"{allowed * 1e6:.0f} µs; it was not replayed"
+    )

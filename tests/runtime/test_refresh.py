@@ -1,0 +1,118 @@
+"""New weights in place: seen by the next replay, never half, never a shape that does not fit."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from recreplay.capture import capture
+from recreplay.runtime import Runtime
+from recreplay.runtime.errors import RefreshError
+from recreplay.runtime.serving import Serving
+
+
+def agree(got: dict[str, Any], expected: dict[str, Any]) -> None:
+    for name, value in expected.items():
+        np.testing.assert_allclose(got[name], value, rtol=1e-4, atol=1e-5)
+
+
+def copy_of(shop: Any) -> Any:
+    other = type(shop)().eval()
+    other.load_state_dict(shop.state_dict())
+    return other
+
+
+@pytest.mark.parametrize("table", ["shelf", "aisle", "tag", "brand"])
+def test_rows_are_seen_by_the_next_replay(shop_path: Path, shop: Any, table: str) -> None:
+    model = copy_of(shop)
+    with Runtime.load(shop_path, lanes=2) as runtime:
+        weight = getattr(model, table).weight
+        ids = np.array([0, len(weight) - 1, 2])
+        rows = np.random.default_rng(1).standard_normal((3, weight.shape[1])).astype("f4")
+        runtime.update_rows(f"{table}.weight", ids, rows)
+        with torch.no_grad():
+            weight[ids] = torch.from_numpy(rows)
+        for rows_ in (1, 8, 20):
+            request = shop.request(rows_, seed=rows_)
+            for future in [runtime.submit(request) for _ in range(4)]:
+                agree(future.result(timeout=30), model.answer(request))
+        assert runtime.stats()["refreshes"] == 1
+
+
+def test_all_weights_at_once(shop_path: Path, shop: Any) -> None:
+    torch.manual_seed(31)
+    other = type(shop)().eval()
+    with Runtime.load(shop_path) as runtime:
+        assert set(runtime.weights()) == set(other.state_dict())
+        assert runtime.weights()["shelf.weight"] == ("float32", (50, 8))
+        runtime.update_weights(other.state_dict())
+        request = shop.request(20)
+        agree(runtime.run(request), other.answer(request))
+
+
+def refused(runtime: Runtime, message: str, *arguments: Any) -> None:
+    with pytest.raises(RefreshError, match=message):
+        runtime.update_rows(*arguments)
+
+
+def test_what_does_not_fit_is_refused_and_nothing_written(shop_path: Path, shop: Any) -> None:
+    rows = np.ones((2, 8), "f4")
+    with Runtime.load(shop_path) as runtime:
+        refused(runtime, r"^the captured model has no weight 'shelf'; it has", "shelf", [0], rows)
+        table = "shelf.weight"
+        refused(
+            runtime, r"^id 50 is out of range; table 'shelf.weight' has 50", table, [0, 50], rows
+        )
+        refused(runtime, r"^id -1 is out of range", table, [0, -1], rows)
+        refused(runtime, r"repeat, so that it is open which row wins$", table, [3, 3], rows)
+        refused(runtime, r"got float32\[2, 8\]; expected float32\[1, 8\]", table, [3], rows)
+        refused(runtime, r"got float64\[2, 8\]; expected", table, [3, 4], rows.astype("f8"))
+        refused(runtime, r"^ids of table .* are float32\[2\]; expected", table, rows[:, 0], rows)
+        with pytest.raises(RefreshError, match=r"^weight 'top.bias': got float32\[6\]; expected"):
+            runtime.update_weights({"top.weight": torch.zeros(5, 29), "top.bias": torch.zeros(6)})
+        agree(runtime.run(shop.request(8)), shop.answer(shop.request(8)))
+        assert runtime.stats()["refreshes"] == 0
+
+
+class Twin(nn.Module):
+    """Two weights that are always equal: a replay that sees one of them new and one old shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Embedding.from_pretrained(torch.zeros(64, 4))
+        self.b = nn.Embedding.from_pretrained(torch.zeros(64, 4))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.a(ids).sum(1) - self.b(ids).sum(1) + self.a(ids)[:, 0] * 0
+
+
+def test_no_replay_sees_half_of_a_refresh(tmp_path: Path) -> None:
+    out = tmp_path / "twin.rr"
+    capture(Twin().eval(), {"ids": torch.arange(4)}, out=out, buckets=[4, 64], compiler="eager")
+    torn, stop = [], threading.Event()
+    with Runtime.load(out, serving=Serving(lanes=2, max_delay_us=0)) as runtime:
+
+        def read(direct: bool) -> None:
+            ids = np.arange(64)
+            while not stop.is_set():
+                request = {"ids": ids}
+                got = runtime.run(request) if direct else runtime.submit(request).result()
+                if got["output"].any():
+                    torn.append(got)
+
+        threads = [threading.Thread(target=read, args=(i % 2 == 0,)) for i in range(6)]
+        for thread in threads:
+            thread.start()
+        for turn in range(1, 101):
+            value = torch.full((64, 4), float(turn))
+            runtime.update_weights({"a.weight": value, "b.weight": value})
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert torn == []

@@ -1,0 +1,169 @@
+"""Versions exchanged while they serve; what fails is refused and named, and the old one goes on."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from recreplay.capture import capture
+from recreplay.runtime import ModelRepository, Serving
+from recreplay.runtime.errors import ModelNotFoundError, RepositoryError, RuntimeClosedError
+from recreplay.runtime.repository import ModelState
+
+
+def agree(got: dict[str, Any], expected: dict[str, Any]) -> bool:
+    return all(np.allclose(got[k], v, rtol=1e-4, atol=1e-5) for k, v in expected.items())
+
+
+@pytest.fixture(scope="module")
+def second(shop: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """Another model of the same class, and its artifact."""
+    torch.manual_seed(8)
+    other = type(shop)().eval()
+    out = tmp_path_factory.mktemp("second") / "s.rr"
+    example = {k: torch.from_numpy(v) for k, v in shop.request(4).items()}
+    capture(other, example, out=out, buckets=[2, 8], compiler="eager")
+    return other, out
+
+
+@pytest.fixture
+def repository(shop_path: Path, tmp_path: Path) -> Iterator[ModelRepository]:
+    shutil.copytree(shop_path, tmp_path / "repo" / "shop" / "1")
+    found = ModelRepository(tmp_path / "repo")
+    yield found
+    found.close()
+
+
+def test_the_newest_version_is_loaded(repository: ModelRepository, shop: Any, second: Any) -> None:
+    shutil.copytree(second[1], repository.root / "shop" / "10")
+    shutil.copytree(second[1], repository.root / "shop" / "2")
+    assert repository.load_all() == []
+    assert [(s.version, s.state) for s in repository.index()] == [
+        ("1", "UNAVAILABLE"),
+        ("2", "UNAVAILABLE"),
+        ("10", "READY"),
+    ]
+    version, got = repository.run("shop", shop.request(3))
+    assert version == "10"
+    assert agree(got, second[0].answer(shop.request(3)))
+    repository.load("shop", "1")
+    version, future = repository.submit("shop", shop.request(3))
+    assert version == "1"
+    assert agree(future.result(timeout=30), shop.answer(shop.request(3)))
+
+
+def test_a_corrupt_version_leaves_the_old_one_serving(
+    repository: ModelRepository, shop: Any
+) -> None:
+    repository.load("shop")
+    bad = repository.root / "shop" / "2"
+    shutil.copytree(repository.root / "shop" / "1", bad)
+    weights = bad / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x00\x01")
+    message = r"^version 2 of model 'shop' was not loaded: .*weights.safetensors has sha256"
+    with pytest.raises(RepositoryError, match=message):
+        repository.load("shop")
+    states = {s.version: s for s in repository.index()}
+    assert states["1"].state == "READY"
+    assert states["2"].state == "UNAVAILABLE"
+    assert "weights.safetensors has sha256" in states["2"].reason
+    assert agree(repository.run("shop", shop.request(3))[1], shop.answer(shop.request(3)))
+
+
+def test_unloaded_models_and_unknown_ones(repository: ModelRepository, shop: Any) -> None:
+    with pytest.raises(ModelNotFoundError, match=r"^model 'shop' is not loaded$"):
+        repository.run("shop", shop.request(1))
+    repository.load("shop")
+    with pytest.raises(ModelNotFoundError, match=r"^version 7 of model 'shop' is not loaded; ver"):
+        repository.run("shop", shop.request(1), "7")
+    with pytest.raises(ModelNotFoundError, match=r"^the repository has no version 7 of model"):
+        repository.load("shop", "7")
+    repository.unload("shop")
+    with pytest.raises(ModelNotFoundError):
+        repository.run("shop", shop.request(1))
+    with pytest.raises(ModelNotFoundError, match=r"^model 'shop' is not loaded$"):
+        repository.unload("shop")
+
+
+@pytest.mark.parametrize("name", ["..", "../shop", "shop/1", "", ".", "/etc", "a\x00b", ".hidden"])
+def test_names_cannot_leave_the_repository(repository: ModelRepository, name: str) -> None:
+    with pytest.raises(ModelNotFoundError):
+        repository.load(name)
+    with pytest.raises(ModelNotFoundError):
+        repository.load("shop", f"../{name}")
+
+
+def test_serving_json_is_obeyed(repository: ModelRepository) -> None:
+    path = repository.root / "shop" / "serving.json"
+    path.write_text('{"lanes": 2, "max_delay_us": 0}')
+    assert repository.load("shop").runtime.serving == Serving(lanes=2, max_delay_us=0)
+    path.write_text('{"lanes": 0}')
+    with pytest.raises(RepositoryError, match=r"lanes is 0; expected a whole number"):
+        repository.load("shop")
+    assert repository.get("shop").runtime.serving.lanes == 2
+
+
+def test_what_is_empty_or_no_directory(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    repository = ModelRepository(tmp_path)
+    assert repository.index() == [ModelState("empty", "", "UNAVAILABLE", "no version on disk")]
+    with pytest.raises(RepositoryError, match=r"it is not a directory$"):
+        ModelRepository(tmp_path / "nowhere")
+
+
+def test_a_closed_repository(repository: ModelRepository, shop: Any) -> None:
+    repository.load("shop")
+    repository.close()
+    with pytest.raises(RuntimeClosedError):
+        repository.run("shop", shop.request(1))
+    with pytest.raises(RuntimeClosedError):
+        repository.load("shop")
+
+
+def test_swaps_lose_nothing_and_mix_nothing(
+    repository: ModelRepository, shop: Any, second: Any
+) -> None:
+    (repository.root / "shop" / "serving.json").write_text('{"lanes": 2, "max_delay_us": 0}')
+    shutil.copytree(second[1], repository.root / "shop" / "2")
+    repository.load("shop", "1")
+    cases = []
+    for rows in (1, 3, 8, 20):
+        request = shop.request(rows, seed=rows)
+        cases.append((request, {"1": shop.answer(request), "2": second[0].answer(request)}))
+    stop, wrong, answered = threading.Event(), [], [0] * 8
+
+    def ask(number: int) -> None:
+        at = number
+        while not stop.is_set():
+            request, answers = cases[at % len(cases)]
+            at += 1
+            try:
+                if number % 2:
+                    version, got = repository.run("shop", request)
+                else:
+                    version, future = repository.submit("shop", request)
+                    got = future.result(timeout=30)
+            except Exception as error:
+                wrong.append(error)
+                return
+            if not agree(got, answers[version]):
+                wrong.append((number, version))
+            answered[number] += 1
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for turn in range(8):
+        repository.load("shop", "2" if turn % 2 == 0 else "1")
+    stop.set()
+    for thread in threads:
+        thread.join(timeout=30)
+    assert wrong == []
+    assert min(answered) > 0
