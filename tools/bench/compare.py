@@ -71,8 +71,8 @@ class Comparison:
             "padded_rows": self.padded_rows,
             "runs": self.runs,
             "requests": self.requests,
-            "eager_us": _plain(self.eager),
-            "replay_us": _plain(self.replay),
+            "eager_us": self.eager.to_json(),
+            "replay_us": self.replay.to_json(),
             "speedup": self.speedup,
             "speedup_p25": self.speedup_p25,
             "speedup_p75": self.speedup_p75,
@@ -80,9 +80,9 @@ class Comparison:
             "host": None
             if host is None
             else {
-                "run_us": _plain(host.run),
-                "graph_us": _plain(host.replay),
-                "overhead_us": _plain(host.overhead),
+                "run_us": host.run.to_json(),
+                "graph_us": host.replay.to_json(),
+                "overhead_us": host.overhead.to_json(),
             },
         }
 
@@ -247,7 +247,3 @@ def largest_difference(got: Mapping[str, Array], want: Mapping[str, Array]) -> f
                 f"{len(expected)} rows"
             )
     return worst
-
-
-def _plain(latency: Latency) -> dict[str, float]:
-    return {"p50": latency.p50, "p90": latency.p90, "p95": latency.p95, "p99": latency.p99}
