@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from recreplay.tools.bench.peers.base import Arrays, Peer, Subject
 from recreplay.tools.bench.peers.contender import Contender, LocalContender
 from recreplay.tools.bench.peers.own_process import ProcessContender
 from recreplay.tools.bench.requests import COUNT, as_arrays, random_requests
-from recreplay.tools.bench.rounds import Spread, latencies, play
+from recreplay.tools.bench.rounds import TURN, Spread, latencies, play
 from recreplay.tools.bench.stamp import stamp
 from recreplay.tools.bench.suites import Benchmark
 from recreplay.tools.capture_model import capture_target
@@ -72,6 +72,7 @@ def measure(
         "stamp": stamp(threads=1),
         "runs": runs,
         "requests": COUNT,
+        "calls_of_a_turn": 1 if cold else TURN,
         "cold": cold,
         "evicted_bytes": evictor(ring.device)[1] if cold else None,
         "floor": floor.to_json(),
@@ -194,12 +195,11 @@ def _measure_batch(
                 continue
             ready.append(contender)
         progress(f"{subject.target.name}: batch {batch}, {ring.runs} rounds of {len(ready)}")
-        before: Callable[[], Any] = evictor(ring.device)[0] if ring.cold else lambda: None
-        play(ready, COUNT, min(ring.runs, WARM_UP), before)
-        found = play(ready, COUNT, ring.runs, before)
+        evict = evictor(ring.device)[0] if ring.cold else None
+        play(ready, COUNT, min(ring.runs, WARM_UP), evict)
+        found = play(ready, COUNT, ring.runs, evict)
         for contender in ready:  # what was measured still answers right
-            index = (ring.runs - 1) % COUNT
-            largest_difference(contender.answer(index), want[index])
+            largest_difference(contender.answer(0), want[0])
     return _batch(subject, batch, found, errors, floor), left_out
 
 

@@ -39,7 +39,7 @@ def bench(
         str | None,
         typer.Option(
             help="Measure against these too, separated by commas: all, compile, "
-            "compile_reduce_overhead, compile_max_autotune, aotinductor, aotinductor_static, "
+            "reduce_overhead, max_autotune, aotinductor, aotinductor_static, "
             "onnxruntime, onnxruntime_gather, multi_stream, cuda_graph. Eager is always there."
         ),
     ] = None,

@@ -16,6 +16,7 @@ _COPIED = 1 << 28  # bytes; far larger than any cache
 _SIZE = 1024  # rows and columns of the matrices that are multiplied
 _TRIES = 9
 _CALLS = 2000
+_MORE = 32  # operators, to see what one more of them costs
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,7 @@ class Floor:
     bytes_per_us: float
     flops_per_us: float
     call_us: float  # the shortest launch: one element added on the CPU, an empty graph on CUDA
+    operator_us: float  # what one more operator adds to a launch, however small it is
 
     def us(self, work: Cost) -> float:
         """The least time of so much work: one call, and the slower of memory and arithmetic."""
@@ -49,7 +51,7 @@ class Floor:
 
 
 def measure_floor(device: str) -> Floor:
-    """Measure the three rates, the best of several tries each; takes a second or two."""
+    """Measure all four, the best of several tries each; takes a second or two."""
     target = torch.device(device)
     source = torch.ones(_COPIED, dtype=torch.uint8, device=target)
     copy = torch.zeros_like(source)
@@ -58,8 +60,9 @@ def measure_floor(device: str) -> Floor:
     with torch.inference_mode():
         copied = _best(lambda: copy.copy_(source), target)
         multiplied = _best(lambda: torch.mm(a, a, out=product), target)
-        call = _best_call(target)
-    return Floor(2 * _COPIED / copied, 2 * _SIZE**3 / multiplied, call)
+        call = _best_call(target, 1)
+        operator = (_best_call(target, 1 + _MORE) - call) / _MORE
+    return Floor(2 * _COPIED / copied, 2 * _SIZE**3 / multiplied, call, operator)
 
 
 def _best(call: Callable[[], object], device: torch.device) -> float:
@@ -74,22 +77,26 @@ def _best(call: Callable[[], object], device: torch.device) -> float:
     return min(found) / 1e3
 
 
-def _best_call(device: torch.device) -> float:
-    """Microseconds of the shortest launch: the fifth percentile, since the clock itself jitters."""
+def _best_call(device: torch.device, operators: int) -> float:
+    """Microseconds of the shortest launch of so many operators: the fifth percentile, since the
+    clock itself jitters."""
     one = torch.ones(1, device=device)
+
+    def add() -> None:
+        for _ in range(operators):
+            torch.add(one, one, out=one)
+
+    call: Callable[[], object] = add
     if device.type == "cuda":
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            one.add_(1)
+            add()
 
-        def call() -> None:
+        def replay() -> None:
             graph.replay()
             torch.cuda.synchronize(device)
-    else:
 
-        def call() -> None:
-            torch.add(one, one, out=one)
-
+        call = replay
     found = []
     for _ in range(_CALLS):
         begun = time.perf_counter_ns()

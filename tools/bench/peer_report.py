@@ -22,15 +22,15 @@ def render(report: dict[str, Any]) -> Iterator[RenderableType]:
     cold = (
         f"Caches emptied before every call ({tables.size(report['evicted_bytes'])} written). "
         if report["cold"]
-        else ""
+        else f"A turn is {report['calls_of_a_turn']} calls, the first of which does not count. "
     )
     yield (
         f"{report['runs']} rounds of all contenders in turn, each round begun by another, over "
         f"{report['requests']} requests; one thread; arrays on the host in and out; answers equal "
-        f"eager's. {cold}Medians in microseconds. Over ours: how many times longer than ours, ratio "
-        "of the medians, and the middle half of the rounds' ratios.\n"
-        "Floor: one call, and the slower of memory and arithmetic for the bytes and operations that "
-        f"no implementation can avoid, at {floor['bytes_per_us'] / 1e3:.1f} GB/s (copy beyond any "
+        f"eager's. {cold}Medians in microseconds. Over ours: how many times longer than ours, "
+        "ratio of the medians, and the middle half of the rounds' ratios.\n"
+        "Floor: one call, and the slower of memory and arithmetic for the bytes and operations "
+        f"that nobody can avoid, at {floor['bytes_per_us'] / 1e3:.1f} GB/s (copy beyond any "
         f"cache), {floor['flops_per_us'] / 1e3:.1f} GFLOP/s (matrix product), "
         f"{floor['call_us']:.2f} µs (call). Data that stays in a cache can be faster than that.\n"
         f"{machine(report['stamp'])}"
@@ -57,9 +57,9 @@ def _model(result: dict[str, Any]) -> Iterator[RenderableType]:
     for b in batches:
         spread = b["ours_to_best_peer"]
         yield (
-            f"  batch {b['batch']}: ours takes {spread['ratio']:.2f} of {b['best_peer']}, the best "
-            f"peer ({spread['p25']:.2f}-{spread['p75']:.2f}), and {b['floor']['ours_to_floor']:.2f} "
-            "of the floor"
+            f"  batch {b['batch']}: ours takes {spread['ratio']:.2f} of {b['best_peer']}, the "
+            f"best peer ({spread['p25']:.2f}-{spread['p75']:.2f}), and "
+            f"{b['floor']['ours_to_floor']:.2f} of the floor"
         )
     for name, why in result["absent"].items():
         yield escape(f"  {name} is absent: {why}")
@@ -72,7 +72,7 @@ def _cells(batch: dict[str, Any], name: str) -> tuple[str, str]:
             over = contender["to_ours"]
             return (
                 tables.micros(contender["latency_us"]["p50"]),
-                f"{tables.times(over['ratio'])} ({over['p25']:.2f}-{over['p75']:.2f})",
+                f"{tables.times(over['ratio'])} {over['p25']:.2f}-{over['p75']:.2f}",
             )
     return "-", "-"
 

@@ -45,7 +45,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     matplotlib.rcParams["svg.hashsalt"] = "recreplay"  # one report, one file
     from matplotlib import pyplot
-    from matplotlib.ticker import FuncFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     results = report["results"]
     sizes = sorted({b["batch"] for r in results for b in r["batches"]})
@@ -68,7 +68,8 @@ def draw(report: dict[str, Any], path: Path) -> None:
         axis.axvline(1, color="black", linewidth=1)
         axis.set_xscale("log")
         axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}×"))
-        axis.xaxis.set_minor_formatter("")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_minor_locator(NullLocator())
         axis.grid(axis="x", which="major", color="#dddddd", linewidth=0.8)
         axis.set_axisbelow(True)
         axis.set_title(f"batch {size}", fontsize=10)
@@ -90,7 +91,13 @@ def draw(report: dict[str, Any], path: Path) -> None:
 
 def _line(axis: Any, batch: dict[str, Any], y: float, looks: dict[str, tuple[str, str]]) -> None:
     """One model at one batch size; contenders a little apart, so that spreads stay visible."""
-    axis.plot([1 / batch["floor"]["ours_to_floor"], 1], [y, y], color="#cccccc", linewidth=6)
+    axis.plot(
+        [1 / batch["floor"]["ours_to_floor"], 1],
+        [y, y],
+        color="#cccccc",
+        linewidth=6,
+        solid_capstyle="butt",
+    )
     shown = [c for c in batch["contenders"] if c["name"] in looks]
     for i, contender in enumerate(shown):
         colour, marker = looks[contender["name"]]

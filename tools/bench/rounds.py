@@ -1,4 +1,8 @@
-"""Rounds: every contender answers once a round, and who begins moves on by one each round."""
+"""Rounds: every contender has a turn in each, and who begins moves on by one each round.
+
+A turn is a few calls, of which the first does not count: a server that serves one model does not
+find its caches full of other implementations. With cold caches a turn is one call.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,8 @@ import numpy as np
 
 from recreplay.tools.bench.latency import Latency
 from recreplay.tools.bench.peers.contender import Contender
+
+TURN = 5  # calls
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +43,15 @@ def play(
     contenders: Sequence[Contender],
     requests: int,
     rounds: int,
-    before: Callable[[], Any] = lambda: None,
+    evict: Callable[[], Any] | None = None,
 ) -> dict[str, list[int]]:
-    """Nanoseconds of each contender in each round.
+    """Nanoseconds of every call that counts, of each contender: as many for all, round by round.
 
-    In a round each answers another request, since some share their tables with others: one must
-    not find its rows in the cache because another has just read them. `before` is called ahead of
-    every call and is not timed.
+    In a round each answers other requests, since some share their tables with others: one must
+    not find its rows in the cache because another has just read them. `evict` empties the caches
+    ahead of every call and is not timed.
     """
+    calls, skipped = (1, 0) if evict is not None else (TURN, 1)
     count = len(contenders)
     apart = max(1, requests // count)
     found: dict[str, list[int]] = {contender.name: [] for contender in contenders}
@@ -52,8 +59,12 @@ def play(
         for place in range(count):
             which = (place + turn) % count
             contender = contenders[which]
-            before()
-            found[contender.name].append(contender.time((turn + which * apart) % requests))
+            for call in range(calls):
+                if evict is not None:
+                    evict()
+                taken = contender.time((turn * calls + call + which * apart) % requests)
+                if call >= skipped:
+                    found[contender.name].append(taken)
     return found
 
 

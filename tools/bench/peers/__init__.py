@@ -21,13 +21,13 @@ _PEERS: tuple[Peer, ...] = (
     CudaGraph(),
     Compiled("compile", "default", "torch.compile, dynamic=False", graphs=False),
     Compiled(
-        "compile_reduce_overhead",
+        "reduce_overhead",
         "reduce-overhead",
         "torch.compile mode=reduce-overhead, dynamic=False: CUDA graphs by cudagraph trees",
         graphs=True,
     ),
     Compiled(
-        "compile_max_autotune",
+        "max_autotune",
         "max-autotune",
         "torch.compile mode=max-autotune, dynamic=False",
         graphs=True,

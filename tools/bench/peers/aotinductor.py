@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -69,7 +70,7 @@ def _run(subject: Subject, program: torch.export.ExportedProgram, name: str) -> 
         inductor_configs={"cpp.threads": 1},
     )
     loaded = torch._inductor.aoti_load_package(package, run_single_threaded=True)
-    run: Callable[[Sequence[Tensor]], list[Tensor]] = loaded.loader.run
+    run: Callable[[list[Tensor]], list[Tensor]] = cast("Any", loaded.loader).run
     move, names = to_tensors(subject), subject.outputs
 
     def call(request: Mapping[str, Array]) -> Arrays:

@@ -68,4 +68,4 @@ class CompiledModel:
 
     def _begin(self) -> None:
         if self._graphs:
-            torch.compiler.cudagraph_mark_step_begin()
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]

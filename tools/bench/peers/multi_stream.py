@@ -1,4 +1,4 @@
-"""Eager operators on several CUDA streams, a feature's branch on one: StreamRec's idea, no graph."""
+"""Eager operators on several CUDA streams, a feature's branch on one: StreamRec without graphs."""
 
 from __future__ import annotations
 
@@ -55,7 +55,10 @@ class MultiStreamModel:
             elif kind == "const":
                 fixed[node] = program.constants[name].to(device)
         move = to_tensors(self._subject)
-        streams = [torch.cuda.Stream(device) for _ in range(_STREAMS)]
+        streams = [
+            torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            for _ in range(_STREAMS)
+        ]
 
         def call(request: Mapping[str, Array]) -> Arrays:
             with torch.inference_mode():

@@ -17,9 +17,8 @@ from recreplay.tools.bench.peers.base import Array, Arrays, Call, Subject
 
 
 class OnnxRuntime:
-    """`bags` says how `embedding_bag` is exported: torch 2.13 writes it as a loop over bags;
-    "gather" exports the same model with bags written as a lookup and a sum, which is what someone
-    who serves with ONNX Runtime would do by hand."""
+    """`bags` says how `embedding_bag` is exported: torch writes it as a loop over bags; "gather"
+    exports the same model with bags written as a lookup and a sum, as one would do by hand."""
 
     records_graphs = False
 
@@ -28,7 +27,7 @@ class OnnxRuntime:
         self._gather = bags == "gather"
         form = "bags as Gather and ReduceSum" if self._gather else "bags as exported"
         self.about = (
-            f"torch.onnx.export(dynamo=True), {form}; one intra-op thread, all graph optimisations; "
+            f"torch.onnx.export(dynamo=True), {form}; one thread, all optimisations; "
             "session.run from arrays to arrays"
         )
 
@@ -115,8 +114,9 @@ def _bags_as_gathers() -> Iterator[None]:
             return torch.nn.functional.embedding(ids, weight).sum(1)
         return original(ids, weight, *args, **kwargs)
 
-    torch.nn.functional.embedding_bag = bag
+    functional: Any = torch.nn.functional
+    functional.embedding_bag = bag
     try:
         yield
     finally:
-        torch.nn.functional.embedding_bag = original
+        functional.embedding_bag = original

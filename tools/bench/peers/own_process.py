@@ -61,14 +61,22 @@ class ProcessContender:
             self._pipe.send((word, value))
             ok, found = self._pipe.recv()
         except (EOFError, OSError) as error:
-            raise RecReplayError(f"the process of peer {self.name!r} ended during {word}") from error
+            raise RecReplayError(
+                f"the process of peer {self.name!r} ended during {word}"
+            ) from error
         if not ok:
             raise RecReplayError(found)
         return found
 
 
 def _serve(
-    pipe: Connection, name: str, text: str, given: list[str], artifact: Path, device: str, work: Path
+    pipe: Connection,
+    name: str,
+    text: str,
+    given: list[str],
+    artifact: Path,
+    device: str,
+    work: Path,
 ) -> None:
     import torch
 
