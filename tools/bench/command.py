@@ -83,15 +83,24 @@ def bench(
         "rewrites": options.parse_rewrites(rewrites),
     }
     example = None if inputs is None else read_example(inputs)
-    chosen = only(choose(targets or (), suite, buckets, batches, arg or ()), models)
     with Progress() as progress:
-        if peers is None:
+        if suite == "scaling":
+            from recreplay.tools.bench import scaling
+
+            report = scaling.measure(scaling.SERIES, progress, settings)
+        elif suite == "overhead":
+            from recreplay.tools.bench import overhead
+
+            report = overhead.measure(only(overhead.BENCHMARKS, models), runs, progress, settings)
+        elif peers is None:
             from recreplay.tools.bench import pairs
 
+            chosen = only(choose(targets or (), suite, buckets, batches, arg or ()), models)
             report = pairs.measure(chosen, runs, progress, settings, example, strict_mode)
         else:
             from recreplay.tools.bench import against_peers
 
+            chosen = only(choose(targets or (), suite, buckets, batches, arg or ()), models)
             names = [name.strip() for name in peers.split(",")]
             report = against_peers.measure(
                 chosen, names, runs, cold, progress, settings, example, strict_mode

@@ -130,7 +130,7 @@ class Session:
             eager_ns, replay_ns, worst = self._pairs(calls, arrays, runs)
             after = self.runtime.stats()
             largest = self.runtime.manifest.buckets[-1].size
-            host = self._host_cost(arrays, runs) if batch <= largest else None
+            host = self.host_cost(arrays, runs) if batch <= largest else None
         eager, replay = Latency.from_ns(eager_ns), Latency.from_ns(replay_ns)
         quartiles = np.percentile(np.asarray(eager_ns) / np.asarray(replay_ns), [25, 75])
         answered = after["requests"] - before["requests"]
@@ -185,12 +185,16 @@ class Session:
         )
         return eager_ns, replay_ns, worst
 
-    def _host_cost(self, arrays: Sequence[dict[str, Array]], runs: int) -> HostCost:
+    def timed_runtime(self) -> tuple[Runtime, TimedLane]:
+        """A runtime on the same lane, and the times of its replays. It is never closed, since the
+        lane is not its own."""
+        timed = TimedLane(self.lane)
+        return Runtime(self._artifact, cast("Lane", timed), ()), timed
+
+    def host_cost(self, arrays: Sequence[dict[str, Array]], runs: int) -> HostCost:
         """Time whole runs and, inside of each, the replay."""
-        timed = _TimedLane(self.lane)
-        # It is never closed, since the lane is not its own.
-        run = Runtime(self._artifact, cast("Lane", timed), ()).run
-        clock = time.perf_counter_ns
+        runtime, timed = self.timed_runtime()
+        run, clock = runtime.run, time.perf_counter_ns
         for request in arrays[:WARM_UP]:
             run(request)
         timed.replay_ns.clear()
@@ -206,7 +210,7 @@ class Session:
         return HostCost(*map(Latency.from_ns, (whole_ns, timed.replay_ns, overhead_ns)))
 
 
-class _TimedLane:
+class TimedLane:
     """A lane whose replays are timed, for a runtime to use in place of the lane itself.
 
     The difference of a run and its own replay is small and steady; the difference of two medians
