@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -145,7 +147,8 @@ def modelled_costs(
     from recreplay.tools.quiet import quiet
 
     own = getattr(target.model, "example_inputs", None)
-    model = ingest(target.model, own(4) if example is None and callable(own) else example)
+    with contextlib.redirect_stdout(sys.stderr):  # what the user's model prints
+        model = ingest(target.model, own(4) if example is None and callable(own) else example)
     with quiet():
         floor = measure_floor(device)
     found = {}

@@ -14,6 +14,7 @@ from recreplay.tools import strict
 from recreplay.tools.bench.cold import evictor
 from recreplay.tools.bench.compare import largest_difference
 from recreplay.tools.bench.floor import Floor, measure_floor
+from recreplay.tools.bench.peer_report import KIND
 from recreplay.tools.bench.peers import find_peers
 from recreplay.tools.bench.peers.base import Arrays, Peer, Subject
 from recreplay.tools.bench.peers.contender import Contender, LocalContender
@@ -31,7 +32,6 @@ from recreplay.tools.target import load_target
 if TYPE_CHECKING:
     from torch import Tensor
 
-KIND = "recreplay-bench-peers"
 WARM_UP = 20  # rounds before the first that counts, at most
 OURS, EAGER = "ours", "eager"
 

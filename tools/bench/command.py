@@ -175,10 +175,13 @@ def _check(
 
 
 def _render(report: dict[str, Any]) -> Iterator[RenderableType]:
-    if "peers" in report:
-        from recreplay.tools.bench.peer_report import render as render_peers
+    from recreplay.tools.bench import overhead, peer_report, scaling
+    from recreplay.tools.bench import report as pairs_report
 
-        return render_peers(report)
-    from recreplay.tools.bench.report import render
-
-    return render(report)
+    renderers = {
+        overhead.KIND: overhead.render,
+        scaling.KIND: scaling.render,
+        peer_report.KIND: peer_report.render,
+        pairs_report.KIND: pairs_report.render,
+    }
+    return renderers[report["kind"]](report)

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from recreplay.tools import strict
+from recreplay.tools.bench.report import KIND
 from recreplay.tools.bench.suites import Benchmark
 from recreplay.tools.console import Progress
 from recreplay.tools.files import folder_size, temporary_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-KIND = "recreplay-bench"
 
 
 def measure(

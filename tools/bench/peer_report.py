@@ -11,6 +11,7 @@ from rich.markup import escape
 from recreplay.tools import tables
 from recreplay.tools.bench.report import machine
 
+KIND = "recreplay-bench-peers"
 _SIDE_BY_SIDE = 3  # batch sizes that fit beside each other
 
 

@@ -45,6 +45,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     matplotlib.rcParams["svg.hashsalt"] = "recreplay"  # one report, one file
     from matplotlib import pyplot
+    from matplotlib.lines import Line2D
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     results = report["results"]
@@ -79,9 +80,9 @@ def draw(report: dict[str, Any], path: Path) -> None:
     handles, labels = [], []
     for name in names:
         colour, marker = looks[name]
-        handles.append(pyplot.Line2D([], [], color=colour, marker=marker, linestyle="none"))
+        handles.append(Line2D([], [], color=colour, marker=marker, linestyle="none"))
         labels.append(name)
-    handles.append(pyplot.Line2D([], [], color="#bbbbbb", linewidth=6))
+    handles.append(Line2D([], [], color="#bbbbbb", linewidth=6))
     labels.append("from floor to ours")
     figure.legend(handles, labels, loc="outside upper center", ncols=5, frameon=False, fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)

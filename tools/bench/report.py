@@ -9,6 +9,8 @@ from rich.console import RenderableType
 
 from recreplay.tools import tables
 
+KIND = "recreplay-bench"
+
 
 def render(report: dict[str, Any]) -> Iterator[RenderableType]:
     """Tables of a report that `recreplay.tools.bench.pairs` made."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -71,7 +73,8 @@ class Subject:
         from recreplay.capture.ingest import ingest
 
         own = getattr(self.target.model, "example_inputs", None)
-        return ingest(self.target.model, own(4) if callable(own) else self._stored())
+        with contextlib.redirect_stdout(sys.stderr):  # what the user's model prints
+            return ingest(self.target.model, own(4) if callable(own) else self._stored())
 
     def _stored(self) -> dict[str, Any]:
         """The largest request that the artifact stores, for models that make none."""
