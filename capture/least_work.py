@@ -32,7 +32,7 @@ def least_work(program: Program) -> Cost:
         if node.op != "call_function":
             continue
         flops += operator_cost(node).flops
-        sources = [n for n in node.all_input_nodes if n.op == "placeholder"]
+        sources = [n for n in node.all_input_nodes if _must_be_read(n)]
         if node.target in _LOOKUPS:
             table, ids = node.args[0], node.args[1]
             if table in sources:
@@ -48,6 +48,11 @@ def least_work(program: Program) -> Cost:
     )
     nbytes += sum(_nbytes(n.meta["val"]) for n in program.outputs.values())
     return Cost(nbytes, flops)
+
+
+def _must_be_read(node: fx.Node) -> bool:
+    """Whether it is an input or a weight; constants may be compiled in."""
+    return node.op == "placeholder" and not str(node.target).startswith("const:")
 
 
 def _nbytes(tensor: torch.Tensor) -> int:
