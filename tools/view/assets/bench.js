@@ -13,7 +13,7 @@ views.bench = {
     for (const bench of data.benches) {
       const stamp = bench.stamp || {};
       main.append(el("h2", {}, bench.file), el("p", { class: "note" }, [stamp.cpu, stamp.torch && `torch ${stamp.torch}`,
-        stamp.threads && format.plural(stamp.threads, "thread"), bench.runs && `${bench.runs} pairs`, stamp.date, stamp.commit && `commit ${stamp.commit.slice(0, 12)}`].filter(Boolean).join(" · ")));
+        stamp.threads && format.plural(stamp.threads, "thread"), bench.runs && `${bench.runs} ${bench.peers ? "rounds" : "pairs"}`, stamp.date, stamp.commit && `commit ${stamp.commit.slice(0, 12)}`].filter(Boolean).join(" · ")));
       for (const result of bench.results) main.append(bench.peers ? this.peers(result) : this.result(result, names));
       if (bench.peers) main.append(el("ul", { class: "note" }, bench.peers.map((p) => el("li", {}, `${p.name}: ${p.absent ? `absent: ${p.absent}` : p.about}`))));
     }
