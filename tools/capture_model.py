@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from recreplay.runtime.errors import CaptureError
 from recreplay.tools import input_options, options, strict, tables
 from recreplay.tools.console import NOTICE, Progress, print_json, report_notice, show
 from recreplay.tools.files import read_npz
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from recreplay.runtime.manifest import Manifest
+    from recreplay.tools.bucket_choice import Choice
     from recreplay.tools.target import Target
 
 
@@ -30,7 +32,24 @@ def capture_command(
         ),
     ],
     out: Annotated[Path, typer.Option(help="The artifact to write: a directory.")],
-    buckets: Annotated[str, typer.Option(help="Batch sizes to capture.")] = "1,8,64,256",
+    buckets: Annotated[
+        str, typer.Option(help="Batch sizes to capture, or auto: those that --sizes asks for.")
+    ] = "1,8,64,256",
+    sizes: Annotated[
+        str | None,
+        typer.Option(
+            help="With --buckets auto: request sizes, as an .npy file, or lognormal, kairos, "
+            "normal_165, normal_256."
+        ),
+    ] = None,
+    k: Annotated[int, typer.Option("-k", help="With --buckets auto: the most buckets.")] = 8,
+    costs: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --buckets auto: an artifact of the model, whose buckets are measured. "
+            "[dim]Default: costs are modelled.[/]"
+        ),
+    ] = None,
     device: options.Device = "cpu",
     strategy: options.Strategy = None,
     streams: options.Streams = 8,
@@ -53,15 +72,22 @@ def capture_command(
     from recreplay.tools.target import load_target
     from recreplay.tools.view.data import finite, overview
 
-    sizes = options.parse_sizes(buckets, "--buckets")
+    asked = None if buckets == "auto" else options.parse_sizes(buckets, "--buckets")
+    _check_choice(asked is None, sizes, k, costs)
     example = None if inputs is None else read_example(inputs)
     shapes = input_options.parse_jagged(jagged or (), capacity or ())
     with Progress() as progress:
         progress(f"loading {target}")
+        loaded = load_target(target, arg or ())
+        choice = None
+        if asked is None:
+            assert sizes is not None
+            choice = _choose(loaded, sizes, k, costs, example, device, progress)
+            asked = choice.buckets
         manifest = capture_target(
-            load_target(target, arg or ()),
+            loaded,
             out,
-            sizes,
+            asked,
             progress,
             example=example,
             strict_mode=strict_mode,
@@ -77,12 +103,48 @@ def capture_command(
             users=users,
         )
     summary = finite(overview(Artifact(out, manifest), read_graph(out), {}))
+    if choice is not None:
+        summary["bucket_choice"] = finite(choice.to_json())
     if as_json:
         print_json(summary)
         return
+    if choice is not None:
+        show_choice(choice)
     show_summary(summary)
     for notice in strict.remarks(manifest):
         report_notice(notice)
+
+
+def _check_choice(auto: bool, sizes: str | None, k: int, costs: Path | None) -> None:
+    if not auto and (sizes is not None or costs is not None):
+        raise CaptureError("--sizes and --costs go with --buckets auto")
+    if auto and sizes is None:
+        raise CaptureError(
+            "--buckets auto needs --sizes: an .npy file with the rows of each request, or the name "
+            "of a published distribution, such as lognormal"
+        )
+    if k < 1:
+        raise CaptureError(f"-k {k}: a bucket list holds 1 bucket or more")
+
+
+def _choose(
+    target: Target,
+    sizes: str,
+    k: int,
+    costs: Path | None,
+    example: dict[str, Tensor] | None,
+    device: str,
+    progress: Progress,
+) -> Choice:
+    from recreplay.tools import bucket_choice
+
+    seen = bucket_choice.read_sizes(sizes)
+    progress(f"choosing at most {k} buckets for {sum(seen.values())} requests")
+    if costs is not None:
+        points = bucket_choice.measured_costs(costs, device)
+        return bucket_choice.choose(seen, k, points, f"measured with {costs}")
+    points = bucket_choice.modelled_costs(target, example, device, max(seen))
+    return bucket_choice.choose(seen, k, points, "modelled from this machine's rates")
 
 
 def capture_target(
@@ -170,6 +232,24 @@ def show_summary(summary: dict[str, Any]) -> None:
         f"{summary['device']}, {summary['strategy']}, {summary['compiler']}: "
         f"{summary['packages']} packages, {tables.size(summary['disk_bytes'])} on disk, "
         f"captured in {summary['capture_seconds']:.1f} s",
+    )
+
+
+def show_choice(choice: Choice) -> None:
+    """The bucket list that was chosen beside lists by rule, for people."""
+    from recreplay.tools import bucket_choice
+
+    asked = choice.sizes
+    points = ", ".join(f"{n}: {tables.micros(us)}" for n, us in choice.points.items())
+    show(
+        tables.table(
+            f"Buckets for {asked['requests']:,} requests of {asked['smallest']} to "
+            f"{asked['largest']} rows, {asked['mean']:g} on average",
+            ("list", "buckets", "expected µs>", "over auto>", "padding>", "split>"),
+            bucket_choice.rows(choice),
+        ),
+        f"Costs {choice.costs} (bucket: µs; straight lines between): {points}. Padding is the "
+        "share of replayed rows that no request asked for.\n",
     )
 
 

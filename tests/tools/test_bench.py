@@ -98,9 +98,9 @@ def test_times_are_measured_and_threads_restored(
     monkeypatch.setattr(time, "perf_counter_ns", lambda: now)
     threads = torch.get_num_threads()
     with Session(load_target(f"{model_file}:build"), captured[0]) as session:
-        replay = compare._TimedLane._replay
+        replay = compare.TimedLane._replay
         monkeypatch.setattr(Runtime, "run", calls_cost(10, Runtime.run))
-        monkeypatch.setattr(compare._TimedLane, "_replay", lambda s, r: replay(s, calls_cost(4, r)))
+        monkeypatch.setattr(compare.TimedLane, "_replay", lambda s, r: replay(s, calls_cost(4, r)))
         found = session.compare(8, runs=20)
     assert found.eager == Latency(30, 30, 30, 30)
     assert found.replay == Latency(10, 10, 10, 10)

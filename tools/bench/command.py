@@ -1,23 +1,22 @@
-"""`recreplay bench`: capture models, measure each against eager, report."""
+"""`recreplay bench`: capture models, measure each against eager or against peers, report."""
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from recreplay.tools import options, strict
+from recreplay.runtime.errors import RecReplayError
+from recreplay.tools import options
 from recreplay.tools.bench.suites import Benchmark, find_suite
 from recreplay.tools.console import Progress, print_json, report_notice, show
-from recreplay.tools.files import folder_size, temporary_folder, write_json
+from recreplay.tools.files import write_json
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from rich.console import RenderableType
 
-KIND = "recreplay-bench"
 DEFAULT_BUCKETS = (1, 16, 128)
 
 
@@ -27,8 +26,26 @@ def bench(
     ] = None,
     suite: Annotated[
         str | None,
-        typer.Option(help="A named set of models: foundation. [dim]Default without a model.[/]"),
+        typer.Option(
+            help="foundation, core, deeprecinfra, microrec: named sets of models; overhead: what "
+            "the host adds to a replay; scaling: capture against features and buckets. "
+            "[dim]Default without a model: foundation.[/]"
+        ),
     ] = None,
+    models: Annotated[
+        str | None, typer.Option(help="Only these models of the suite, separated by commas.")
+    ] = None,
+    peers: Annotated[
+        str | None,
+        typer.Option(
+            help="Measure against these too, separated by commas: all, compile, "
+            "reduce_overhead, max_autotune, aotinductor, aotinductor_static, "
+            "onnxruntime, onnxruntime_gather, multi_stream, cuda_graph. Eager is always there."
+        ),
+    ] = None,
+    cold: Annotated[
+        bool, typer.Option("--cold", help="With --peers: empty the caches before every call.")
+    ] = False,
     buckets: Annotated[
         str | None,
         typer.Option(help="Batch sizes to capture. [dim]Default: the suite's, or 1,16,128.[/]"),
@@ -37,7 +54,9 @@ def bench(
         str | None,
         typer.Option(help="Batch sizes to measure. [dim]Default: the suite's, or the buckets.[/]"),
     ] = None,
-    runs: Annotated[int, typer.Option(help="Pairs of eager and replay a batch size.", min=2)] = 400,
+    runs: Annotated[
+        int, typer.Option(help="Pairs of eager and replay a batch size, or rounds of all.", min=2)
+    ] = 400,
     device: options.Device = "cpu",
     strategy: options.Strategy = None,
     streams: options.Streams = 8,
@@ -46,13 +65,16 @@ def bench(
     arg: options.FactoryArgs = None,
     inputs: options.ExampleFile = None,
     out: Annotated[Path | None, typer.Option(help="Write the report here too, as JSON.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="With --peers: draw the ratios, as .svg or .png.")
+    ] = None,
     strict_mode: options.Strict = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Measure eager against replay: one process, one thread, alternating, over many requests."""
-    from recreplay.tools.bench.report import render
+    """Measure replay against eager and against peers: one run, one thread, in turns, checked."""
     from recreplay.tools.capture_model import read_example
 
+    _check(suite, targets or (), peers, cold, plot)
     settings = {
         "device": device,
         "strategy": strategy,
@@ -60,16 +82,39 @@ def bench(
         "compiler": compiler,
         "rewrites": options.parse_rewrites(rewrites),
     }
-    chosen = choose(targets or (), suite, buckets, batches, arg or ())
     example = None if inputs is None else read_example(inputs)
     with Progress() as progress:
-        report = measure(chosen, runs, progress, settings, example, strict_mode)
+        if suite == "scaling":
+            from recreplay.tools.bench import scaling
+
+            report = scaling.measure(scaling.SERIES, progress, settings)
+        elif suite == "overhead":
+            from recreplay.tools.bench import overhead
+
+            report = overhead.measure(only(overhead.BENCHMARKS, models), runs, progress, settings)
+        elif peers is None:
+            from recreplay.tools.bench import pairs
+
+            chosen = only(choose(targets or (), suite, buckets, batches, arg or ()), models)
+            report = pairs.measure(chosen, runs, progress, settings, example, strict_mode)
+        else:
+            from recreplay.tools.bench import against_peers
+
+            chosen = only(choose(targets or (), suite, buckets, batches, arg or ()), models)
+            names = [name.strip() for name in peers.split(",")]
+            report = against_peers.measure(
+                chosen, names, runs, cold, progress, settings, example, strict_mode
+            )
     if out is not None:
         write_json(out, report)
+    if plot is not None:
+        from recreplay.tools.bench.plot import draw
+
+        draw(report, plot)
     if as_json:
         print_json(report)
         return
-    show(*render(report))
+    show(*_render(report))
     for result in report["results"]:
         for notice in result["notices"]:
             report_notice(f"{result['name']}: {notice}")
@@ -82,17 +127,21 @@ def choose(
     batches: str | None,
     arguments: Sequence[str] = (),
 ) -> list[Benchmark]:
-    """What to measure: the named models, and the suite if one is named or nothing else is."""
+    """What to measure: the named models, and the suite if one is named or nothing else is.
+
+    An argument that is given takes the place of the suite's own.
+    """
     sizes = None if buckets is None else tuple(options.parse_sizes(buckets, "--buckets"))
     measured = None if batches is None else tuple(options.parse_sizes(batches, "--batches"))
     given = tuple(arguments)
     captured = sizes or DEFAULT_BUCKETS
     found = [Benchmark(t, given, captured, measured or captured) for t in targets]
     if suite is not None or not targets:
+        named = {text.partition("=")[0] for text in given}
         found += [
             Benchmark(
                 b.target,
-                (*b.arguments, *given),
+                (*(a for a in b.arguments if a.partition("=")[0] not in named), *given),
                 sizes or b.buckets,
                 measured or sizes or b.batches,
             )
@@ -101,86 +150,38 @@ def choose(
     return found
 
 
-def measure(
-    benchmarks: Sequence[Benchmark],
-    runs: int,
-    progress: Progress,
-    settings: dict[str, Any],
-    example: dict[str, Tensor] | None = None,
-    strict_mode: bool = False,
-) -> dict[str, Any]:
-    """The report: a stamp, and a result for each model."""
-    from recreplay.tools.bench.requests import COUNT
-    from recreplay.tools.bench.stamp import stamp
+def only(benchmarks: Iterable[Benchmark], models: str | None) -> list[Benchmark]:
+    """Those of the models named `a,b`; all without names."""
+    found = list(benchmarks)
+    if models is None:
+        return found
+    wanted = [name.strip() for name in models.split(",")]
+    there = [b.name for b in found]
+    for name in wanted:
+        if name not in there:
+            raise RecReplayError(f"--models {name!r} is not measured; there is {', '.join(there)}")
+    return [b for b in found if b.name in wanted]
 
-    report: dict[str, Any] = {
-        "kind": KIND,
-        "stamp": stamp(threads=1),
-        "runs": runs,
-        "requests": COUNT,
-        "results": [],
+
+def _check(
+    suite: str | None, targets: Sequence[str], peers: str | None, cold: bool, plot: Path | None
+) -> None:
+    if peers is None and (cold or plot is not None):
+        raise RecReplayError(f"{'--cold' if cold else '--plot'} goes with --peers; add --peers all")
+    if plot is not None:
+        from recreplay.tools.bench.plot import check_plot
+
+        check_plot(plot)  # before an hour of measuring
+
+
+def _render(report: dict[str, Any]) -> Iterator[RenderableType]:
+    from recreplay.tools.bench import overhead, peer_report, scaling
+    from recreplay.tools.bench import report as pairs_report
+
+    renderers = {
+        overhead.KIND: overhead.render,
+        scaling.KIND: scaling.render,
+        peer_report.KIND: peer_report.render,
+        pairs_report.KIND: pairs_report.render,
     }
-    for benchmark in benchmarks:
-        result = _measure_one(benchmark, runs, progress, settings, example, strict_mode)
-        report["results"].append(result)
-        gc.collect()  # tables of the model before take gigabytes
-    return report
-
-
-def _measure_one(
-    benchmark: Benchmark,
-    runs: int,
-    progress: Progress,
-    settings: dict[str, Any],
-    example: dict[str, Tensor] | None,
-    strict_mode: bool,
-) -> dict[str, Any]:
-    from recreplay.tools.bench.compare import Session
-    from recreplay.tools.capture_model import capture_target
-    from recreplay.tools.target import load_target
-
-    progress(f"loading {benchmark.target}")
-    target = load_target(benchmark.target, benchmark.arguments)
-    with temporary_folder() as folder:
-        path = folder / f"{target.name}.rr"
-        manifest = capture_target(
-            target,
-            path,
-            benchmark.buckets,
-            lambda message: progress(f"{target.name}: {message}"),
-            example=example,
-            strict_mode=strict_mode,
-            **settings,
-        )
-        nbytes = folder_size(path)
-        measured = []
-        with Session(target, path, settings["device"]) as session:
-            for batch in benchmark.batches:
-                progress(f"{target.name}: batch {batch}, {runs} pairs of eager and replay")
-                measured.append(session.compare(batch, runs))
-    notices = strict.remarks(manifest)
-    notices += [
-        f"batch {m.batch} is replayed in parts of {m.bucket}"
-        if m.batch > m.bucket
-        else f"batch {m.batch} is padded to bucket {m.bucket}"
-        for m in measured
-        if m.batch != m.bucket
-    ]
-    if strict_mode:
-        strict.refuse(notices)
-    return {
-        "name": target.name,
-        "target": target.text,
-        "arguments": target.arguments,
-        "buckets": list(benchmark.buckets),
-        "device": manifest.device,
-        "strategy": manifest.strategy,
-        "streams": manifest.streams,
-        "compiler": manifest.compiler,
-        "rewrites": list(manifest.rewrites),
-        "packages": len(manifest.packages),
-        "capture_seconds": manifest.capture_seconds,
-        "artifact_bytes": nbytes,
-        "notices": notices,
-        "batches": [m.to_json() for m in measured],
-    }
+    return renderers[report["kind"]](report)

@@ -71,8 +71,8 @@ class Comparison:
             "padded_rows": self.padded_rows,
             "runs": self.runs,
             "requests": self.requests,
-            "eager_us": _plain(self.eager),
-            "replay_us": _plain(self.replay),
+            "eager_us": self.eager.to_json(),
+            "replay_us": self.replay.to_json(),
             "speedup": self.speedup,
             "speedup_p25": self.speedup_p25,
             "speedup_p75": self.speedup_p75,
@@ -80,9 +80,9 @@ class Comparison:
             "host": None
             if host is None
             else {
-                "run_us": _plain(host.run),
-                "graph_us": _plain(host.replay),
-                "overhead_us": _plain(host.overhead),
+                "run_us": host.run.to_json(),
+                "graph_us": host.replay.to_json(),
+                "overhead_us": host.overhead.to_json(),
             },
         }
 
@@ -130,7 +130,7 @@ class Session:
             eager_ns, replay_ns, worst = self._pairs(calls, arrays, runs)
             after = self.runtime.stats()
             largest = self.runtime.manifest.buckets[-1].size
-            host = self._host_cost(arrays, runs) if batch <= largest else None
+            host = self.host_cost(arrays, runs) if batch <= largest else None
         eager, replay = Latency.from_ns(eager_ns), Latency.from_ns(replay_ns)
         quartiles = np.percentile(np.asarray(eager_ns) / np.asarray(replay_ns), [25, 75])
         answered = after["requests"] - before["requests"]
@@ -185,12 +185,16 @@ class Session:
         )
         return eager_ns, replay_ns, worst
 
-    def _host_cost(self, arrays: Sequence[dict[str, Array]], runs: int) -> HostCost:
+    def timed_runtime(self) -> tuple[Runtime, TimedLane]:
+        """A runtime on the same lane, and the times of its replays. It is never closed, since the
+        lane is not its own."""
+        timed = TimedLane(self.lane)
+        return Runtime(self._artifact, cast("Lane", timed)), timed
+
+    def host_cost(self, arrays: Sequence[dict[str, Array]], runs: int) -> HostCost:
         """Time whole runs and, inside of each, the replay."""
-        timed = _TimedLane(self.lane)
-        # It is never closed, since the lane is not its own.
-        run = Runtime(self._artifact, cast("Lane", timed)).run
-        clock = time.perf_counter_ns
+        runtime, timed = self.timed_runtime()
+        run, clock = runtime.run, time.perf_counter_ns
         for request in arrays[:WARM_UP]:
             run(request)
         timed.replay_ns.clear()
@@ -206,7 +210,7 @@ class Session:
         return HostCost(*map(Latency.from_ns, (whole_ns, timed.replay_ns, overhead_ns)))
 
 
-class _TimedLane:
+class TimedLane:
     """A lane whose replays are timed, for a runtime to use in place of the lane itself.
 
     The difference of a run and its own replay is small and steady; the difference of two medians
@@ -248,7 +252,3 @@ def largest_difference(got: Mapping[str, Array], want: Mapping[str, Array]) -> f
                 f"{len(expected)} rows"
             )
     return worst
-
-
-def _plain(latency: Latency) -> dict[str, float]:
-    return {"p50": latency.p50, "p90": latency.p90, "p95": latency.p95, "p99": latency.p99}

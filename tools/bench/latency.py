@@ -20,3 +20,6 @@ class Latency:
         """From samples in nanoseconds."""
         found = np.percentile(np.asarray(samples, dtype=np.float64), [50, 90, 95, 99]) / 1e3
         return cls(*(round(float(value), 3) for value in found))
+
+    def to_json(self) -> dict[str, float]:
+        return {"p50": self.p50, "p90": self.p90, "p95": self.p95, "p99": self.p99}

@@ -9,9 +9,11 @@ from rich.console import RenderableType
 
 from recreplay.tools import tables
 
+KIND = "recreplay-bench"
+
 
 def render(report: dict[str, Any]) -> Iterator[RenderableType]:
-    """Tables of a report that `recreplay.tools.bench.command` made."""
+    """Tables of a report that `recreplay.tools.bench.pairs` made."""
     for result in report["results"]:
         yield tables.table(
             f"{_title(result)}: captured in {result['capture_seconds']:.1f} s "
@@ -29,11 +31,17 @@ def render(report: dict[str, Any]) -> Iterator[RenderableType]:
             ),
             [_row(item) for item in result["batches"]],
         )
-    stamp = report["stamp"]
     yield (
-        f"Microseconds; {stamp['threads']} thread; {report['runs']} pairs, alternating, over "
-        f"{report['requests']} requests. Speed-up: ratio of the medians, and the middle half of "
-        "the pairs' ratios. Host: what Runtime.run adds to the replay inside of it, median.\n"
+        f"Microseconds; {report['stamp']['threads']} thread; {report['runs']} pairs, alternating, "
+        f"over {report['requests']} requests. Speed-up: ratio of the medians, and the middle half "
+        "of the pairs' ratios. Host: what Runtime.run adds to the replay inside of it, median.\n"
+        f"{machine(report['stamp'])}"
+    )
+
+
+def machine(stamp: dict[str, Any]) -> str:
+    """Where a report was made."""
+    return (
         f"{stamp['cpu']} ({stamp['cpu_capability']}), torch {stamp['torch']}, "
         f"load {stamp['load_average']}, commit {_short(stamp['commit'])}"
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -18,12 +18,56 @@ class Benchmark:
     buckets: tuple[int, ...]
     batches: tuple[int, ...]
 
+    @property
+    def name(self) -> str:
+        """The model's name, without where it is defined."""
+        return self.target.rpartition(":")[2]
+
 
 @dataclass(frozen=True, slots=True)
 class Suite:
     name: str
     description: str
     benchmarks: tuple[Benchmark, ...]
+
+
+# What shrinks the tables of a model to at most half a gigabyte, far beyond any cache, so that
+# several contenders fit into memory side by side.
+_ROWS_SCALE = {
+    "wide_deep": 0.1,
+    "mt_wide_deep": 0.1,
+    "dlrm_rmc1": 0.1,
+    "dlrm_rmc2": 0.1,
+    "dlrm_rmc3": 0.15,
+    "din": 0.15,
+    "dien": 0.3,
+    "microrec_47": 0.3,
+    "microrec_98": 0.03,
+    "rm_small": 0.5,
+    "rm_med": 0.2,
+    "rm_large": 0.1,
+}
+_DEEPRECINFRA = (
+    "ncf",
+    "wide_deep",
+    "mt_wide_deep",
+    "dlrm_rmc1",
+    "dlrm_rmc2",
+    "dlrm_rmc3",
+    "din",
+    "dien",
+)
+_MICROREC = ("microrec_47", "microrec_98")
+_CORE = ("dlrm", "streamrec", *_DEEPRECINFRA, *_MICROREC, "rm_small", "rm_med", "rm_large")
+
+
+def _models(names: Sequence[str], sizes: tuple[int, ...]) -> tuple[Benchmark, ...]:
+    made = []
+    for name in names:
+        scale = _ROWS_SCALE.get(name)
+        arguments = () if scale is None else (f"rows_scale={scale}",)
+        made.append(Benchmark(f"recreplay.models:{name}", arguments, sizes, sizes))
+    return tuple(made)
 
 
 _SUITES = (
@@ -35,6 +79,21 @@ _SUITES = (
             Benchmark("recreplay.models:streamrec", (), (1, 16, 64, 128), (1, 16)),
         ),
     ),
+    Suite(
+        "core",
+        "all reference models, tables of at most half a gigabyte",
+        _models(_CORE, (1, 16, 128)),
+    ),
+    Suite(
+        "deeprecinfra",
+        "the eight models of DeepRecInfra, tables of at most half a gigabyte",
+        _models(_DEEPRECINFRA, (1, 16, 64, 256, 1024)),
+    ),
+    Suite(
+        "microrec",
+        "the two models of MicroRec, tables of at most half a gigabyte",
+        _models(_MICROREC, (1, 16, 64, 256, 1024)),
+    ),
 )
 
 SUITES: Mapping[str, Suite] = MappingProxyType({suite.name: suite for suite in _SUITES})
@@ -43,5 +102,7 @@ SUITES: Mapping[str, Suite] = MappingProxyType({suite.name: suite for suite in _
 def find_suite(name: str) -> Suite:
     """The suite of that name."""
     if name not in SUITES:
-        raise RecReplayError(f"unknown suite {name!r}; there is {', '.join(SUITES)}")
+        raise RecReplayError(
+            f"unknown suite {name!r}; there is {', '.join(SUITES)}, overhead and scaling"
+        )
     return SUITES[name]

@@ -13,11 +13,29 @@ views.bench = {
     for (const bench of data.benches) {
       const stamp = bench.stamp || {};
       main.append(el("h2", {}, bench.file), el("p", { class: "note" }, [stamp.cpu, stamp.torch && `torch ${stamp.torch}`,
-        stamp.threads && format.plural(stamp.threads, "thread"), bench.runs && `${bench.runs} pairs`, stamp.date, stamp.commit && `commit ${stamp.commit.slice(0, 12)}`].filter(Boolean).join(" · ")));
-      for (const result of bench.results) main.append(this.result(result, names));
+        stamp.threads && format.plural(stamp.threads, "thread"), bench.runs && `${bench.runs} ${bench.peers ? "rounds" : "pairs"}`, stamp.date, stamp.commit && `commit ${stamp.commit.slice(0, 12)}`].filter(Boolean).join(" · ")));
+      for (const result of bench.results) main.append(bench.peers ? this.peers(result) : this.result(result, names));
+      if (bench.peers) main.append(el("ul", { class: "note" }, bench.peers.map((p) => el("li", {}, `${p.name}: ${p.absent ? `absent: ${p.absent}` : p.about}`))));
     }
   },
   update() {},
+  // All contenders of one model, a chart a batch size; the floor is what nobody can be below.
+  peers(result) {
+    const title = `${result.name}${result.compiler ? ` · ${result.compiler}, ${result.strategy}` : ""}`;
+    const absent = Object.entries(result.absent || {});
+    return el("section", { class: "card pad strategy" }, el("h2", {}, title),
+      el("p", { class: "note" }, "p50 of a request, host to host; at the right how many times longer than ours, and the middle half of the rounds' ratios."),
+      result.batches.map((b) => {
+        const rows = b.contenders.map((c) => ({
+          name: c.name, value: c.latency_us.p50, colour: c.name === "ours" ? "var(--accent)" : "#8a8f98",
+          end: c.name === "ours" ? `${b.floor.ours_to_floor.toFixed(2)}x the floor` : `${c.to_ours.ratio.toFixed(2)}x (${c.to_ours.p25.toFixed(2)}–${c.to_ours.p75.toFixed(2)})`,
+        }));
+        rows.push({ name: "floor", value: b.floor.us, colour: "var(--good)", end: b.floor.bound });
+        return [el("h3", {}, `Batch ${b.batch}: ours takes ${b.ours_to_best_peer.ratio.toFixed(2)} of ${b.best_peer}, the best peer`),
+          bars(rows, `${title}, batch ${b.batch}: contenders and the floor`)];
+      }),
+      absent.length ? el("p", { class: "note" }, absent.map(([name, why]) => `${name} is absent: ${why}. `)) : null);
+  },
   result(result, names) {
     const batches = (result.batches || []).filter((b) => b.eager_us && b.replay_us);
     const title = `${result.name}${result.compiler ? ` · ${result.compiler}, ${result.strategy}` : ""}`;

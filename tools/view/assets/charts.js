@@ -55,3 +55,19 @@ function barPairs(rows, names, label) {
   });
   return chart;
 }
+
+// One bar a row, its name at the left and a remark at the right.
+function bars(rows, label) {
+  const line = 19, W = chartWidth(), left = 142, right = 196, H = rows.length * line + 6;
+  const high = Math.max(...rows.map((r) => r.value));
+  const chart = svg("svg", { class: "chart", viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": label });
+  chart.style.height = "auto";
+  rows.forEach((row, i) => {
+    const y = i * line + 3, width = Math.max(((W - left - right) * row.value) / high, 1.5);
+    chart.append(svg("text", { class: "strong", x: left - 8, y: y + 12, "text-anchor": "end" }, row.name),
+      svg("rect", { x: left, y, width, height: 14, rx: 2, fill: row.colour }),
+      svg("text", { x: left + width + 6, y: y + 12 }, format.us(row.value)),
+      svg("text", { x: W - 4, y: y + 12, "text-anchor": "end" }, row.end));
+  });
+  return chart;
+}

@@ -1,0 +1,252 @@
+"""Ours against what a user would pick instead: one run, rounds interleaved, answers checked."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from recreplay.runtime.artifact import open_artifact
+from recreplay.runtime.errors import ParityError
+from recreplay.tools import strict
+from recreplay.tools.bench.cold import evictor
+from recreplay.tools.bench.compare import largest_difference
+from recreplay.tools.bench.floor import Floor, measure_floor
+from recreplay.tools.bench.peer_report import KIND
+from recreplay.tools.bench.peers import find_peers
+from recreplay.tools.bench.peers.base import Arrays, Peer, Subject
+from recreplay.tools.bench.peers.contender import Contender, LocalContender
+from recreplay.tools.bench.peers.own_process import ProcessContender
+from recreplay.tools.bench.requests import COUNT, as_arrays, random_requests
+from recreplay.tools.bench.rounds import TURN, Spread, latencies, play
+from recreplay.tools.bench.stamp import stamp
+from recreplay.tools.bench.suites import Benchmark
+from recreplay.tools.capture_model import capture_target
+from recreplay.tools.console import Progress
+from recreplay.tools.files import folder_size, temporary_folder
+from recreplay.tools.quiet import quiet
+from recreplay.tools.target import load_target
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WARM_UP = 20  # rounds before the first that counts, at most
+OURS, EAGER = "ours", "eager"
+
+
+@dataclass(frozen=True)
+class Ring:
+    """Who is measured, for how long, and under which conditions."""
+
+    peers: tuple[Peer, ...]
+    runs: int
+    cold: bool
+    settings: dict[str, Any]  # of capture
+    example: dict[str, Tensor] | None
+    strict_mode: bool
+
+    @property
+    def device(self) -> str:
+        return str(self.settings["device"])
+
+
+def measure(
+    benchmarks: Sequence[Benchmark],
+    names: Sequence[str],
+    runs: int,
+    cold: bool,
+    progress: Progress,
+    settings: dict[str, Any],
+    example: dict[str, Tensor] | None = None,
+    strict_mode: bool = False,
+) -> dict[str, Any]:
+    """The report: a stamp, the machine's floor, who took part, and a result for each model."""
+    ring = Ring(tuple(find_peers(names)), runs, cold, settings, example, strict_mode)
+    progress("measuring what the machine can do")
+    with quiet():
+        floor = measure_floor(ring.device)
+    report: dict[str, Any] = {
+        "kind": KIND,
+        "stamp": stamp(threads=1),
+        "runs": runs,
+        "requests": COUNT,
+        "calls_of_a_turn": 1 if cold else TURN,
+        "cold": cold,
+        "evicted_bytes": evictor(ring.device)[1] if cold else None,
+        "floor": floor.to_json(),
+        "peers": [
+            {"name": p.name, "about": p.about, "absent": p.absent(ring.device)} for p in ring.peers
+        ],
+        "results": [],
+    }
+    for benchmark in benchmarks:
+        report["results"].append(_measure_one(benchmark, ring, floor, progress))
+        gc.collect()  # tables of the model before take gigabytes
+    return report
+
+
+def _measure_one(
+    benchmark: Benchmark, ring: Ring, floor: Floor, progress: Progress
+) -> dict[str, Any]:
+    progress(f"loading {benchmark.target}")
+    target = load_target(benchmark.target, benchmark.arguments)
+    with temporary_folder() as folder, contextlib.ExitStack() as stack:
+        path = folder / f"{target.name}.rr"
+        manifest = capture_target(
+            target,
+            path,
+            benchmark.buckets,
+            lambda message: progress(f"{target.name}: {message}"),
+            example=ring.example,
+            strict_mode=ring.strict_mode,
+            **ring.settings,
+        )
+        nbytes = folder_size(path)
+        subject = Subject(
+            target,
+            path,
+            ring.device,
+            tuple(spec.name for spec in manifest.inputs),
+            tuple(spec.name for spec in manifest.outputs),
+            folder,
+        )
+        contenders, absent = _enter(subject, ring, progress, stack)
+        batches = []
+        for batch in benchmark.batches:
+            found, left_out = _measure_batch(subject, contenders, batch, ring, floor, progress)
+            batches.append(found)
+            absent |= {f"{name} at batch {batch}": why for name, why in left_out.items()}
+    return {
+        "name": target.name,
+        "target": target.text,
+        "arguments": target.arguments,
+        "buckets": list(benchmark.buckets),
+        "device": manifest.device,
+        "strategy": manifest.strategy,
+        "streams": manifest.streams,
+        "compiler": manifest.compiler,
+        "rewrites": list(manifest.rewrites),
+        "capture_seconds": manifest.capture_seconds,
+        "artifact_bytes": nbytes,
+        "notices": strict.remarks(manifest),
+        "absent": absent,
+        "batches": batches,
+    }
+
+
+def _enter(
+    subject: Subject, ring: Ring, progress: Progress, stack: contextlib.ExitStack
+) -> tuple[list[Contender], dict[str, str]]:
+    """Load every peer that can be loaded, and say why the others cannot."""
+    contenders: list[Contender] = []
+    absent: dict[str, str] = {}
+    for peer in ring.peers:
+        if peer.absent(ring.device) is not None:
+            continue  # the report says so once for all models
+        progress(f"{subject.target.name}: loading {peer.name}")
+        try:
+            with quiet():
+                contender = _contender(peer, subject)
+        except Exception as error:
+            if peer.name in (OURS, EAGER):
+                raise
+            absent[peer.name] = _reason(error)
+            continue
+        stack.callback(contender.close)
+        contenders.append(contender)
+    return contenders, absent
+
+
+def _contender(peer: Peer, subject: Subject) -> Contender:
+    if peer.records_graphs and subject.device.startswith("cuda"):
+        return ProcessContender(peer.name, subject)
+    return LocalContender(peer, subject)
+
+
+def _measure_batch(
+    subject: Subject,
+    contenders: Sequence[Contender],
+    batch: int,
+    ring: Ring,
+    floor: Floor,
+    progress: Progress,
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """One batch size, and why peers are left out of it."""
+    tensors = random_requests(subject.target, open_artifact(subject.artifact), batch, COUNT, 7)
+    requests = [as_arrays(request) for request in tensors]
+    left_out: dict[str, str] = {}
+    ready: list[Contender] = []
+    errors: dict[str, float] = {}
+    want: list[Arrays] = []
+    with quiet():
+        for contender in contenders:  # eager is the first
+            progress(f"{subject.target.name}: batch {batch}, preparing {contender.name}")
+            try:
+                contender.prepare(requests)
+                answers = [contender.answer(i) for i in range(COUNT)]
+                want = want or answers
+                errors[contender.name] = _largest(answers, want)
+            except Exception as error:
+                if contender.name in (OURS, EAGER):
+                    raise
+                left_out[contender.name] = _reason(error)
+                continue
+            ready.append(contender)
+        progress(f"{subject.target.name}: batch {batch}, {ring.runs} rounds of {len(ready)}")
+        evict = evictor(ring.device)[0] if ring.cold else None
+        play(ready, COUNT, min(ring.runs, WARM_UP), evict)
+        found = play(ready, COUNT, ring.runs, evict)
+        for contender in ready:  # what was measured still answers right
+            largest_difference(contender.answer(0), want[0])
+    return _batch(subject, batch, found, errors, floor), left_out
+
+
+def _batch(
+    subject: Subject,
+    batch: int,
+    found: dict[str, list[int]],
+    errors: dict[str, float],
+    floor: Floor,
+) -> dict[str, Any]:
+    from recreplay.capture.least_work import least_work
+    from recreplay.capture.specialise import specialise
+
+    percentiles = latencies(found)
+    ours = found[OURS]
+    best = min((name for name in found if name != OURS), key=lambda name: percentiles[name].p50)
+    work = least_work(specialise(subject.ingested, batch))
+    least = floor.us(work)
+    return {
+        "batch": batch,
+        "contenders": [
+            {
+                "name": name,
+                "latency_us": percentiles[name].to_json(),
+                "to_ours": Spread.of(samples, ours).to_json(),
+                "max_abs_error": errors[name],
+            }
+            for name, samples in found.items()
+        ],
+        "best_peer": best,
+        "ours_to_best_peer": Spread.of(ours, found[best]).to_json(),
+        "floor": {
+            "bytes": work.bytes,
+            "flops": work.flops,
+            "us": round(least, 3),
+            "bound": floor.bound(work),
+            "ours_to_floor": round(percentiles[OURS].p50 / least, 3),
+        },
+    }
+
+
+def _largest(answers: Sequence[Arrays], want: Sequence[Arrays]) -> float:
+    return max(largest_difference(a, w) for a, w in zip(answers, want, strict=True))
+
+
+def _reason(error: Exception) -> str:
+    """The first lines of an error; compilers say the rest at length."""
+    kind = "wrong answers" if isinstance(error, ParityError) else type(error).__name__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{kind}: {' '.join(lines[:3])}"[:400]

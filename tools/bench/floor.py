@@ -1,0 +1,105 @@
+"""What this machine can do at best, measured: memory, matrix products, and one call."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from recreplay.capture.dag import Cost
+
+_COPIED = 1 << 28  # bytes; far larger than any cache
+_SIZE = 1024  # rows and columns of the matrices that are multiplied
+_TRIES = 9
+_CALLS = 2000
+_MORE = 32  # operators, to see what one more of them costs
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """Rates of one device, and of one thread on the CPU.
+
+    `bytes_per_us` counts bytes read and bytes written of a copy that no cache holds. A program
+    whose data stays in a cache can be faster than its floor says.
+    """
+
+    bytes_per_us: float
+    flops_per_us: float
+    call_us: float  # the shortest launch: one element added on the CPU, an empty graph on CUDA
+    operator_us: float  # what one more operator adds to a launch, however small it is
+
+    def us(self, work: Cost) -> float:
+        """The least time of so much work: one call, and the slower of memory and arithmetic."""
+        slower = max(work.bytes / self.bytes_per_us, work.flops / self.flops_per_us)
+        return self.call_us + slower
+
+    def bound(self, work: Cost) -> str:
+        """What most of the floor is: `memory`, `arithmetic` or `call`."""
+        parts = {
+            "memory": work.bytes / self.bytes_per_us,
+            "arithmetic": work.flops / self.flops_per_us,
+            "call": self.call_us,
+        }
+        return max(parts, key=parts.__getitem__)
+
+    def to_json(self) -> dict[str, Any]:
+        return {key: round(value, 3) for key, value in asdict(self).items()}
+
+
+def measure_floor(device: str) -> Floor:
+    """Measure all four, the best of several tries each; takes a second or two."""
+    target = torch.device(device)
+    source = torch.ones(_COPIED, dtype=torch.uint8, device=target)
+    copy = torch.zeros_like(source)
+    a = torch.randn(_SIZE, _SIZE, device=target)
+    product = torch.zeros_like(a)
+    with torch.inference_mode():
+        copied = _best(lambda: copy.copy_(source), target)
+        multiplied = _best(lambda: torch.mm(a, a, out=product), target)
+        call = _best_call(target, 1)
+        operator = (_best_call(target, 1 + _MORE) - call) / _MORE
+    return Floor(2 * _COPIED / copied, 2 * _SIZE**3 / multiplied, call, operator)
+
+
+def _best(call: Callable[[], object], device: torch.device) -> float:
+    """Microseconds of the fastest of several calls."""
+    found = []
+    for _ in range(_TRIES):
+        begun = time.perf_counter_ns()
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        found.append(time.perf_counter_ns() - begun)
+    return min(found) / 1e3
+
+
+def _best_call(device: torch.device, operators: int) -> float:
+    """Microseconds of the shortest launch of so many operators: the fifth percentile, since the
+    clock itself jitters."""
+    one = torch.ones(1, device=device)
+
+    def add() -> None:
+        for _ in range(operators):
+            torch.add(one, one, out=one)
+
+    call: Callable[[], object] = add
+    if device.type == "cuda":
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            add()
+
+        def replay() -> None:
+            graph.replay()
+            torch.cuda.synchronize(device)
+
+        call = replay
+    found = []
+    for _ in range(_CALLS):
+        begun = time.perf_counter_ns()
+        call()
+        found.append(time.perf_counter_ns() - begun)
+    return float(np.percentile(found, 5)) / 1e3

@@ -1,0 +1,163 @@
+"""`bench --suite overhead`: what the host adds to a replay, request by request.
+
+The replay inside of a request is timed apart from the whole request, call by call. What is left
+is names, shapes, dtypes, ids, filling and copying out: the runtime's own cost. With borrowed
+views the caller writes into the staging memory itself; those writes are timed apart and are
+not the runtime's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import RenderableType
+
+from recreplay.tools import strict, tables
+from recreplay.tools.bench.latency import Latency
+from recreplay.tools.bench.report import machine
+from recreplay.tools.bench.suites import Benchmark
+from recreplay.tools.console import Progress
+from recreplay.tools.files import temporary_folder
+
+if TYPE_CHECKING:
+    from recreplay.tools.bench.compare import Session, TimedLane
+
+KIND = "recreplay-bench-overhead"
+SIZES = (1, 16, 128)
+BENCHMARKS = (
+    # 26 id features with one id each, and 13 dense values
+    Benchmark("recreplay.models:rm_small", ("rows_scale=0.1",), SIZES, SIZES),
+    # the same with 20 ids each
+    Benchmark("recreplay.models:dlrm", ("rows_scale=0.1",), SIZES, SIZES),
+)
+WARM_UP = 40
+
+
+def measure(
+    benchmarks: Sequence[Benchmark], runs: int, progress: Progress, settings: dict[str, Any]
+) -> dict[str, Any]:
+    """The report: for each model and batch, dict inputs and borrowed views."""
+    from recreplay.tools.bench.requests import COUNT
+    from recreplay.tools.bench.stamp import stamp
+
+    return {
+        "kind": KIND,
+        "stamp": stamp(threads=1),
+        "runs": runs,
+        "requests": COUNT,
+        "results": [_measure_one(b, runs, progress, settings) for b in benchmarks],
+    }
+
+
+def _measure_one(
+    benchmark: Benchmark, runs: int, progress: Progress, settings: dict[str, Any]
+) -> dict[str, Any]:
+    from recreplay.tools.bench.compare import Session
+    from recreplay.tools.bench.requests import as_arrays
+    from recreplay.tools.capture_model import capture_target
+    from recreplay.tools.quiet import quiet
+    from recreplay.tools.target import load_target
+
+    target = load_target(benchmark.target, benchmark.arguments)
+    with temporary_folder() as folder:
+        path = folder / f"{target.name}.rr"
+
+        def say(message: str) -> None:
+            progress(f"{target.name}: {message}")
+
+        manifest = capture_target(target, path, benchmark.buckets, say, **settings)
+        batches = []
+        with Session(target, path, settings["device"]) as session:
+            for batch in benchmark.batches:
+                say(f"batch {batch}, {runs} requests")
+                arrays = [as_arrays(request) for request in session.requests(batch)]
+                with quiet():
+                    cost = session.host_cost(arrays, runs)
+                    views = borrowed(session, arrays, batch, runs)
+                batches.append(
+                    {
+                        "batch": batch,
+                        "run_us": cost.run.to_json(),
+                        "graph_us": cost.replay.to_json(),
+                        "overhead_us": cost.overhead.to_json(),
+                        "borrowed": views,
+                    }
+                )
+    return {
+        "name": target.name,
+        "target": target.text,
+        "arguments": target.arguments,
+        "inputs": len(manifest.inputs),
+        "compiler": manifest.compiler,
+        "notices": strict.remarks(manifest),
+        "batches": batches,
+    }
+
+
+def borrowed(
+    session: Session, arrays: Sequence[dict[str, Any]], batch: int, runs: int
+) -> dict[str, Any]:
+    """What borrowing views and running them adds to the replay, and apart from it what the
+    caller's writes take."""
+    runtime, lane = session.timed_runtime()
+    clock = time.perf_counter_ns
+    whole: list[int] = []
+    writes: list[int] = []
+    for turn in range(-WARM_UP, runs):
+        if turn == 0:
+            _forget(whole, writes, lane)
+        given = arrays[turn % len(arrays)]
+        begun = clock()
+        with runtime.borrow(batch) as request:
+            write = clock()
+            views = request.inputs
+            for name, array in given.items():
+                views[name][:batch] = array
+            written = clock()
+            request.run()
+        ended = clock()
+        whole.append(ended - begun)
+        writes.append(written - write)
+    added = [w - f - r for w, f, r in zip(whole, writes, lane.replay_ns, strict=True)]
+    return {
+        "run_us": Latency.from_ns(whole).to_json(),
+        "writes_us": Latency.from_ns(writes).to_json(),
+        "overhead_us": Latency.from_ns(added).to_json(),
+    }
+
+
+def render(report: dict[str, Any]) -> Iterator[RenderableType]:
+    """A table a model."""
+    for result in report["results"]:
+        yield tables.table(
+            f"{result['name']}: {result['inputs']} inputs ({result['compiler']})",
+            ("batch>", "run>", "replay>", "host>", "p99>", "borrowed: host>", "p99>", "writes>"),
+            [_row(batch) for batch in result["batches"]],
+        )
+    yield (
+        f"Microseconds, medians over {report['runs']} requests. Host: what Runtime.run adds to "
+        "the replay inside of it, call by call. Borrowed: the same where the caller writes into "
+        f"the staging views; its writes are apart.\n{machine(report['stamp'])}"
+    )
+
+
+def _forget(whole: list[int], writes: list[int], lane: TimedLane) -> None:
+    whole.clear()
+    writes.clear()
+    lane.replay_ns.clear()
+
+
+def _row(batch: dict[str, Any]) -> tuple[str, ...]:
+    views = batch["borrowed"]
+    return (
+        str(batch["batch"]),
+        tables.micros(batch["run_us"]["p50"]),
+        tables.micros(batch["graph_us"]["p50"]),
+        tables.micros(batch["overhead_us"]["p50"]),
+        tables.micros(batch["overhead_us"]["p99"]),
+        tables.micros(views["overhead_us"]["p50"]),
+        tables.micros(views["overhead_us"]["p99"]),
+        tables.micros(views["writes_us"]["p50"]),
+    )

@@ -1,0 +1,101 @@
+"""Eager against replay, pair by pair: the report of `recreplay bench` without peers."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from recreplay.tools import strict
+from recreplay.tools.bench.report import KIND
+from recreplay.tools.bench.suites import Benchmark
+from recreplay.tools.console import Progress
+from recreplay.tools.files import folder_size, temporary_folder
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def measure(
+    benchmarks: Sequence[Benchmark],
+    runs: int,
+    progress: Progress,
+    settings: dict[str, Any],
+    example: dict[str, Tensor] | None = None,
+    strict_mode: bool = False,
+) -> dict[str, Any]:
+    """The report: a stamp, and a result for each model."""
+    from recreplay.tools.bench.requests import COUNT
+    from recreplay.tools.bench.stamp import stamp
+
+    report: dict[str, Any] = {
+        "kind": KIND,
+        "stamp": stamp(threads=1),
+        "runs": runs,
+        "requests": COUNT,
+        "results": [],
+    }
+    for benchmark in benchmarks:
+        result = _measure_one(benchmark, runs, progress, settings, example, strict_mode)
+        report["results"].append(result)
+        gc.collect()  # tables of the model before take gigabytes
+    return report
+
+
+def _measure_one(
+    benchmark: Benchmark,
+    runs: int,
+    progress: Progress,
+    settings: dict[str, Any],
+    example: dict[str, Tensor] | None,
+    strict_mode: bool,
+) -> dict[str, Any]:
+    from recreplay.tools.bench.compare import Session
+    from recreplay.tools.capture_model import capture_target
+    from recreplay.tools.target import load_target
+
+    progress(f"loading {benchmark.target}")
+    target = load_target(benchmark.target, benchmark.arguments)
+    with temporary_folder() as folder:
+        path = folder / f"{target.name}.rr"
+        manifest = capture_target(
+            target,
+            path,
+            benchmark.buckets,
+            lambda message: progress(f"{target.name}: {message}"),
+            example=example,
+            strict_mode=strict_mode,
+            **settings,
+        )
+        nbytes = folder_size(path)
+        measured = []
+        with Session(target, path, settings["device"]) as session:
+            for batch in benchmark.batches:
+                progress(f"{target.name}: batch {batch}, {runs} pairs of eager and replay")
+                measured.append(session.compare(batch, runs))
+    notices = strict.remarks(manifest)
+    notices += [
+        f"batch {m.batch} is replayed in parts of {m.bucket}"
+        if m.batch > m.bucket
+        else f"batch {m.batch} is padded to bucket {m.bucket}"
+        for m in measured
+        if m.batch != m.bucket
+    ]
+    if strict_mode:
+        strict.refuse(notices)
+    return {
+        "name": target.name,
+        "target": target.text,
+        "arguments": target.arguments,
+        "buckets": list(benchmark.buckets),
+        "device": manifest.device,
+        "strategy": manifest.strategy,
+        "streams": manifest.streams,
+        "compiler": manifest.compiler,
+        "rewrites": list(manifest.rewrites),
+        "packages": len(manifest.packages),
+        "capture_seconds": manifest.capture_seconds,
+        "artifact_bytes": nbytes,
+        "notices": notices,
+        "batches": [m.to_json() for m in measured],
+    }

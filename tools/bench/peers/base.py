@@ -1,0 +1,87 @@
+"""What a benchmark needs of whatever it measures: made once, then a call from numpy to numpy."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+    from recreplay.capture.ingest import Ingested
+    from recreplay.tools.target import Target
+
+Array = np.ndarray[Any, Any]
+Arrays = dict[str, Array]
+Call = Callable[[Mapping[str, Array]], Arrays]
+
+
+class Loaded(Protocol):
+    """A model made ready by a peer."""
+
+    def prepare(self, example: Mapping[str, Array]) -> Call:
+        """A call for requests of the batch size of `example`; compiles where the peer compiles for
+        one size. It takes arrays on the host by input name and returns arrays on the host by
+        output name, which the next call may overwrite."""
+
+    def close(self) -> None: ...
+
+
+class Peer(Protocol):
+    """One way to serve a model."""
+
+    name: str
+    about: str  # what it is, and what is inside of a timed call
+    records_graphs: bool  # on CUDA it records graphs of its own, so it runs in its own process
+
+    def absent(self, device: str) -> str | None:
+        """Why it cannot run here at all; None if it can."""
+
+    def load(self, subject: Subject) -> Loaded:
+        """Make the model ready; may raise anything, which is then the reason of its absence."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The model that every peer serves in one benchmark."""
+
+    target: Target
+    artifact: Path  # what capture made of it, which is our own side
+    device: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    folder: Path  # for files that peers write
+
+    @cached_property
+    def ingested(self) -> Ingested:
+        """The model with a dynamic batch, made once for all."""
+        return self.ingest()
+
+    @property
+    def exported(self) -> ExportedProgram:
+        return self.ingested.exported
+
+    def ingest(self) -> Ingested:
+        """Export the model by capture's own front end."""
+        from recreplay.capture.ingest import ingest
+
+        own = getattr(self.target.model, "example_inputs", None)
+        with contextlib.redirect_stdout(sys.stderr):  # what the user's model prints
+            return ingest(self.target.model, own(4) if callable(own) else self._stored())
+
+    def _stored(self) -> dict[str, Any]:
+        """The largest request that the artifact stores, for models that make none."""
+        from safetensors.torch import load_file
+
+        from recreplay.runtime.artifact import SELFTEST, open_artifact
+
+        prefix = f"{open_artifact(self.artifact).manifest.buckets[-1].size}/in/"
+        stored = load_file(self.artifact / SELFTEST)
+        return {k.removeprefix(prefix): v for k, v in stored.items() if k.startswith(prefix)}

@@ -1,0 +1,71 @@
+"""torch.compile in its modes, one static graph for each batch size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from recreplay.capture.compilers.toolchain import inductor_problem
+from recreplay.tools.bench.peers.base import Array, Call, Subject
+from recreplay.tools.bench.peers.torch_call import host_call, module_of
+
+_RECOMPILES = 64  # one for each batch size; past the limit dynamo would quietly run eager
+
+
+class Compiled:
+    """`mode` is torch's name of it. Only on CUDA do modes record graphs."""
+
+    def __init__(self, name: str, mode: str, about: str, *, graphs: bool) -> None:
+        self.name = name
+        self.about = about
+        self.records_graphs = graphs
+        self._mode = mode
+
+    def absent(self, device: str) -> str | None:
+        if self._mode == "reduce-overhead" and not device.startswith("cuda"):
+            return "records CUDA graphs; on the CPU it is torch.compile's default"
+        return inductor_problem(device)
+
+    def load(self, subject: Subject) -> CompiledModel:
+        return CompiledModel(subject, self._mode, self.records_graphs)
+
+
+class CompiledModel:
+    def __init__(self, subject: Subject, mode: str, graphs: bool) -> None:
+        torch._dynamo.reset()
+        self._subject, self._mode = subject, mode
+        self._on_cuda = subject.device.startswith("cuda")
+        self._graphs = graphs and self._on_cuda
+
+    def prepare(self, example: Mapping[str, Array]) -> Call:
+        function = torch.compile(
+            module_of(self._subject), mode=self._mode, dynamic=False, fullgraph=True
+        )
+        call = host_call(self._subject, function)
+        settings: dict[str, Any] = {"triton.cudagraph_or_error": True} if self._graphs else {}
+        with (
+            torch._dynamo.config.patch(
+                recompile_limit=_RECOMPILES, fail_on_recompile_limit_hit=True
+            ),
+            torch._inductor.config.patch(settings),
+        ):
+            for _ in range(3 if self._on_cuda else 1):  # a graph is recorded on the second call
+                self._begin()
+                call(example)
+        if not self._graphs:
+            return call
+
+        def stepped(request: Mapping[str, Array]) -> dict[str, Array]:
+            self._begin()
+            return call(request)
+
+        return stepped
+
+    def close(self) -> None:
+        torch._dynamo.reset()
+
+    def _begin(self) -> None:
+        if self._graphs:
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
