@@ -17,13 +17,14 @@ from torch.utils._sympy.numbers import int_oo
 from recreplay.capture.arguments import (
     Example,
     check_example,
+    example_of,
     forward_arguments,
     name_outputs,
     named_leaves,
     named_positions,
 )
 from recreplay.capture.refusals import LastCall, refusal, refuse_operators
-from recreplay.runtime.errors import CaptureError, UnsupportedModelError
+from recreplay.runtime.errors import CaptureError, RecReplayError, UnsupportedModelError
 from recreplay.runtime.spec import DTYPES, InputSpec, OutputSpec
 
 
@@ -63,7 +64,7 @@ def ingest(model: torch.nn.Module | ExportedProgram, example_inputs: Example | N
             "a method example_inputs(batch) that returns a dict of tensors"
         )
     arguments = forward_arguments(model, example_inputs)
-    example = named_leaves(arguments)
+    example = example_of(model, arguments)
     batch = check_example(example)
     # torch.export takes one tensor given twice for one input.
     arguments = pytree.tree_map(torch.clone, arguments)
@@ -74,6 +75,8 @@ def ingest(model: torch.nn.Module | ExportedProgram, example_inputs: Example | N
         with LastCall() as last:
             try:
                 exported = torch.export.export(model, (), arguments, dynamic_shapes=shapes)
+            except RecReplayError:  # an imported model's own, which names the node
+                raise
             except Exception as error:
                 raise refusal(error, last, batch) from error
         exported = exported.run_decompositions({})
