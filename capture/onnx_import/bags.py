@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import torch
 
-from recreplay.capture.onnx_import.graph import Graph, Step
+from recreplay.capture.onnx_import.graph import ArrayValue, Graph, Step
 
 _MODES = {"ReduceSum": "sum", "ReduceMean": "mean", "ReduceMax": "max"}
 _SAME = {"Identity", "Cast", "CastLike", "Reshape", "Squeeze", "Unsqueeze"}
@@ -101,12 +101,12 @@ class _Scope:
         if step is not None and step.op in _SAME:
             return self._number(step.input(0))
         if step is not None and step.op == "Constant":
-            value = step.attributes.get("value")
+            held = step.attributes.get("value")
+            value = held.array if isinstance(held, ArrayValue) else None
         else:
-            value = self._constants.get(name)
-        if not isinstance(value, torch.Tensor) or value.numel() != 1:
-            return None
-        return int(value.item())
+            constant = self._constants.get(name)
+            value = None if constant is None else constant.numpy()
+        return None if value is None or value.size != 1 else int(value.item())
 
 
 def _looked_up(

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from recreplay.capture.onnx_import.dims import Dims, from_array
 from recreplay.capture.onnx_import.graph import Step
@@ -35,9 +35,14 @@ class Constant:
     def of(cls, tensor: torch.Tensor, read: Callable[[], torch.Tensor] | None = None) -> Constant:
         """The constant that a tensor is; `read` gives the tensor that stands for it later."""
         array = None
-        if not isinstance(tensor, FakeTensor):
+        if _get_current_dispatch_mode() is None:
             array = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
         return cls(tuple(tensor.shape), tensor.dtype, array, read or (lambda: tensor))
+
+    @classmethod
+    def holding(cls, array: np.ndarray[Any, Any], dtype: torch.dtype) -> Constant:
+        """The constant of these elements, which can be made whatever mode torch is in."""
+        return cls(array.shape, dtype, array, lambda: torch.tensor(array.tolist(), dtype=dtype))
 
     def dims(self) -> Dims | None:
         """The same as numbers, if it is small."""
@@ -152,5 +157,5 @@ class Call:
         return UnsupportedModelError(f"{self.step}: {why}")
 
 
-Result = torch.Tensor | Dims | Sequence["torch.Tensor | Dims | None"]
+Result = torch.Tensor | Dims | Constant | Sequence["torch.Tensor | Dims | None"]
 Operator = Callable[[Call], Result]

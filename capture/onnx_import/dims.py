@@ -10,13 +10,15 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from math import prod
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from recreplay.capture.onnx_import.graph import Step, torch_dtype
 
+LARGEST_RANGE = 4096  # elements
 Array = np.ndarray[Any, np.dtype[np.object_]]
 
 
@@ -32,14 +34,14 @@ class Dims:
 
     def tensor(self) -> torch.Tensor:
         """The same as a tensor, for operators that compute with it."""
+        if not any(isinstance(v, torch.SymInt) for v in self.flat()):
+            return torch.tensor(self.array.tolist(), dtype=self.dtype)
         elements = [
-            torch.scalar_tensor(v, dtype=self.dtype)
+            torch.scalar_tensor(cast("int", v), dtype=self.dtype)
             if isinstance(v, torch.SymInt)
             else torch.tensor(v, dtype=self.dtype)
             for v in self.flat()
         ]
-        if not elements:
-            return torch.empty(self.array.shape, dtype=self.dtype)
         return torch.stack(elements).reshape(self.array.shape)
 
 
@@ -65,6 +67,10 @@ def compute(step: Step, inputs: Sequence[Dims | None]) -> list[Dims] | None:
     if found is None:
         return None
     dtype = inputs[1].dtype if step.op == "Where" and inputs[1] is not None else inputs[0].dtype
+    if step.op == "ConstantOfShape":
+        dtype = step.attributes["value"].dtype
+    if step.op in ("Shape", "Size"):
+        dtype = torch.int64
     if step.op in _COMPARISONS:
         dtype = torch.bool
     if step.op in ("Cast", "CastLike"):
@@ -106,6 +112,14 @@ def _divide(a: Any, b: Any) -> Any:
         quotient = abs(a) // abs(b)  # ONNX rounds towards zero
         return quotient if (a < 0) == (b < 0) else -quotient
     return a // b  # sizes, which are not negative
+
+
+def _larger(a: Any, b: Any) -> Any:
+    return torch.sym_max(a, b)  # type: ignore[no-untyped-call]
+
+
+def _smaller(a: Any, b: Any) -> Any:
+    return torch.sym_min(a, b)  # type: ignore[no-untyped-call]
 
 
 def _choose(condition: Any, yes: Any, no: Any) -> Any:
@@ -178,6 +192,26 @@ def _split(step: Step, x: _Inputs) -> Any:
     return np.split(x[0], ends[:-1], axis)
 
 
+def _range(step: Step, x: _Inputs) -> Any:
+    limits = [v.item() for v in x]
+    if any(type(v) is not int for v in limits) or not limits[2]:
+        return None
+    found = range(*limits)
+    return np.array(found, dtype=object) if len(found) <= LARGEST_RANGE else None
+
+
+def _constant_of_shape(step: Step, x: _Inputs) -> Any:
+    value = step.attributes.get("value")
+    sizes = list(x[0].reshape(-1))
+    if value is None or value.dtype.is_floating_point or any(type(s) is not int for s in sizes):
+        return None
+    if prod(sizes) > LARGEST_RANGE:
+        return None
+    found = np.empty(sizes, dtype=object)
+    found[...] = value.array.item()
+    return found
+
+
 def _concat(step: Step, x: _Inputs) -> Any:
     return np.concatenate(x, axis=step.attributes["axis"])
 
@@ -192,8 +226,8 @@ _FUNCTIONS: dict[str, Callable[[Step, _Inputs], Any]] = {
     "Mul": _binary(operator.mul),
     "Div": _binary(_divide),
     "Mod": _binary(operator.mod),
-    "Max": _binary(lambda a, b: torch.sym_max(a, b)),
-    "Min": _binary(lambda a, b: torch.sym_min(a, b)),
+    "Max": _binary(_larger),
+    "Min": _binary(_smaller),
     "Neg": lambda step, x: _each(operator.neg, x[0]),
     "Equal": _binary(operator.eq),
     "Greater": _binary(operator.gt),
@@ -207,6 +241,10 @@ _FUNCTIONS: dict[str, Callable[[Step, _Inputs], Any]] = {
     "Gather": _gather,
     "Slice": _slice,
     "Concat": _concat,
+    "Range": _range,
+    "ConstantOfShape": _constant_of_shape,
+    "Size": lambda step, x: np.array(x[0].size, dtype=object),
+    "Shape": lambda step, x: np.array(x[0].shape, dtype=object),
     "Split": _split,
     "Squeeze": _squeeze,
     "Unsqueeze": _unsqueeze,
@@ -219,6 +257,6 @@ _FUNCTIONS: dict[str, Callable[[Step, _Inputs], Any]] = {
     "CastLike": _cast,
     "ReduceProd": _reduce(operator.mul, 1),
     "ReduceSum": _reduce(operator.add, 0),
-    "ReduceMax": _reduce(lambda a, b: torch.sym_max(a, b), None),
-    "ReduceMin": _reduce(lambda a, b: torch.sym_min(a, b), None),
+    "ReduceMax": _reduce(_larger, None),
+    "ReduceMin": _reduce(_smaller, None),
 }

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 
 from recreplay.capture.onnx_import.call import Call, Constant, Value
@@ -60,7 +61,9 @@ def run_step(step: Step, env: Mapping[str, Value], natural: Natural) -> dict[str
 
 
 def _on_sizes(step: Step, values: Sequence[Value]) -> list[Dims] | None:
-    if not any(isinstance(v, Dims) for v in values):
+    if not any(isinstance(v, Dims) for v in values) and not all(
+        v is None or isinstance(v, Constant) for v in values
+    ):
         return None
     numbers: list[Dims | None] = []
     for value in values:
@@ -77,8 +80,10 @@ def _on_sizes(step: Step, values: Sequence[Value]) -> list[Dims] | None:
 
 
 def _constant(value: Any) -> Value:
-    tensor = value.tensor() if isinstance(value, Dims) else value
-    return Constant.of(tensor) if isinstance(tensor, torch.Tensor) else tensor
+    if isinstance(value, Dims):
+        known: torch.dtype = value.dtype
+        return Constant.holding(np.array(value.array.tolist()), known)
+    return Constant.of(value) if isinstance(value, torch.Tensor) else value
 
 
 def _check_size(step: Step, value: Value) -> None:
@@ -121,7 +126,11 @@ def _unroll(
     carried = list(values[2:])
     scanned: list[list[torch.Tensor]] = [[] for _ in body.outputs[1 + len(carried) :]]
     for turn in range(turns):
-        now = [_constant(torch.tensor(turn)), _constant(torch.tensor(True)), *carried]
+        now = [
+            Constant.holding(np.array(turn), torch.int64),
+            Constant.holding(np.array(True), torch.bool),
+            *carried,
+        ]
         condition, *results = _run_graph(body, now, env, natural)
         if not _always(Call(step, [condition], natural).dims(0), given=True):
             raise UnsupportedModelError(

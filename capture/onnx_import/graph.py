@@ -17,11 +17,19 @@ _DEFAULT = {"", "ai.onnx"}
 
 
 @dataclass(frozen=True)
+class ArrayValue:
+    """A tensor that can be read whatever mode torch is in: while it traces, its own cannot."""
+
+    array: np.ndarray[Any, Any]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
 class Step:
     """One node. `op` is its type, after its domain and `::` where that is not ONNX's own.
 
     An absent optional input or output is an empty name. Attributes are Python values, tensors
-    (`torch.Tensor`) or graphs (`Graph`).
+    (`ArrayValue`) or graphs (`Graph`).
     """
 
     name: str
@@ -167,9 +175,6 @@ _DTYPES = {
     "BFLOAT16": torch.bfloat16,
     "FLOAT": torch.float32,
     "DOUBLE": torch.float64,
-    # torch only stores these two; they are computed in the next wider signed type.
-    "UINT16": torch.int32,
-    "UINT32": torch.int64,
 }
 
 
@@ -208,7 +213,10 @@ def _attribute(attribute: Any, opset: Mapping[str, int], what: str) -> Any:
     if kind in ("FLOATS", "INTS", "STRINGS"):
         return list(attribute.value)
     if kind == "TENSOR":
-        return _tensor(attribute.value, f"attribute {attribute.name!r} of {what}")
+        tensor = _tensor(attribute.value, f"attribute {attribute.name!r} of {what}")
+        return ArrayValue(
+            (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy(), tensor.dtype
+        )
     if kind == "GRAPH":
         return _convert(attribute.value, opset)
     raise UnsupportedModelError(

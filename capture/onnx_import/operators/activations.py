@@ -35,12 +35,13 @@ def _selu(call: Call) -> torch.Tensor:
     x = call.tensor(0)
     alpha = call.attribute("alpha", 1.67326319217681884765625)
     gamma = call.attribute("gamma", 1.05070102214813232421875)
-    return gamma * torch.where(x > 0, x, alpha * torch.expm1(x))
+    scaled: torch.Tensor = gamma * torch.where(x > 0, x, alpha * torch.expm1(x))
+    return scaled
 
 
 def _hard_sigmoid(call: Call) -> torch.Tensor:
     scaled = call.tensor(0) * call.attribute("alpha", 0.2) + call.attribute("beta", 0.5)
-    return scaled.clamp(0.0, 1.0)
+    return torch.clamp(scaled, 0.0, 1.0)
 
 
 def _thresholded_relu(call: Call) -> torch.Tensor:

@@ -63,10 +63,12 @@ def _fold(function: Pair) -> Operator:
     return lambda call: reduce(function, call.tensors())
 
 
-def _extreme(function: Pair, bound: str) -> Operator:
+def _extreme(function: Pair, clamp: Pair) -> Operator:
     def run(call: Call) -> torch.Tensor:
-        if len(call) == 2 and isinstance(limit := _operands(call)[1], (int, float)):
-            return torch.clamp(call.tensor(0), **{bound: limit})
+        limit = _operands(call)[1] if len(call) == 2 else None
+        if isinstance(limit, (int, float)):
+            clamped: torch.Tensor = clamp(call.tensor(0), limit)
+            return clamped
         found: torch.Tensor = reduce(function, call.tensors())
         return found
 
@@ -142,8 +144,8 @@ ELEMENTWISE: dict[str, Operator] = {
     "BitwiseXor": _tensors(torch.bitwise_xor),
     "BitwiseNot": _unary(torch.bitwise_not),
     "BitShift": _shift,
-    "Max": _extreme(torch.maximum, "min"),
-    "Min": _extreme(torch.minimum, "max"),
+    "Max": _extreme(torch.maximum, torch.clamp_min),
+    "Min": _extreme(torch.minimum, torch.clamp_max),
     "Sum": _fold(operator.add),
     "Mean": lambda call: reduce(operator.add, call.tensors()) / len(call),
     "Abs": _unary(torch.abs),

@@ -109,15 +109,11 @@ def _scatter_nd(call: Call) -> torch.Tensor:
 
 
 def _top_k(call: Call) -> tuple[torch.Tensor, torch.Tensor]:
-    count = call.ints(1, "how many it takes")[0]
-    values, places = torch.topk(
-        call.tensor(0),
-        count,
-        call.attribute("axis", -1),
-        bool(call.attribute("largest", 1)),
-        bool(call.attribute("sorted", 1)),
-    )
-    return values, places
+    """By a stable sort: of equal values ONNX takes the first, torch.topk takes any."""
+    count, axis = call.ints(1, "how many it takes")[0], call.attribute("axis", -1)
+    largest = bool(call.attribute("largest", 1))
+    values, places = torch.sort(call.tensor(0), stable=True, dim=axis, descending=largest)
+    return cut(values, axis, 0, count), cut(places, axis, 0, count)
 
 
 def _arg(largest: bool) -> Operator:
@@ -127,7 +123,8 @@ def _arg(largest: bool) -> Operator:
         find = torch.argmax if largest else torch.argmin
         if not call.attribute("select_last_index", 0):
             return find(x, axis, keepdim=keep)
-        return x.shape[axis] - 1 - find(x.flip(axis), axis, keepdim=keep)
+        from_the_end: torch.Tensor = find(x.flip(axis), axis, keepdim=keep)
+        return x.shape[axis] - 1 - from_the_end
 
     return run
 

@@ -14,10 +14,7 @@ def _gemm(call: Call) -> torch.Tensor:
     a, b, c = call.tensor(0), call.tensor(1), call.maybe(2)
     alpha, beta = call.attribute("alpha", 1.0), call.attribute("beta", 1.0)
     a = a.t() if call.attribute("transA", 0) else a
-    if call.attribute("transB", 0):
-        product = F.linear(a, b)
-    else:
-        product = a @ b
+    product = F.linear(a, b) if call.attribute("transB", 0) else a @ b
     product = product if alpha == 1 else alpha * product
     if c is None or beta == 0:
         return product

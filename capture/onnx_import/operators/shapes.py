@@ -5,11 +5,13 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
-from recreplay.capture.onnx_import.call import Call, Operator
+from recreplay.capture.onnx_import.call import Call, Constant, Operator
 from recreplay.capture.onnx_import.dims import Dims, dims
+from recreplay.capture.onnx_import.graph import ArrayValue, torch_dtype
 
 aten = torch.ops.aten
 
@@ -28,7 +30,7 @@ def axes_of(call: Call, at: int = 1) -> list[int] | None:
     return None if found is None else [int(a) for a in found]
 
 
-def _constant(call: Call) -> torch.Tensor:
+def _constant(call: Call) -> Constant:
     for name, dtype in (
         ("value_float", torch.float32),
         ("value_floats", torch.float32),
@@ -36,11 +38,11 @@ def _constant(call: Call) -> torch.Tensor:
         ("value_ints", torch.int64),
     ):
         if name in call.step.attributes:
-            return torch.tensor(call.step.attributes[name], dtype=dtype)
+            return Constant.holding(np.array(call.step.attributes[name]), dtype)
     value = call.attribute("value")
-    if not isinstance(value, torch.Tensor):
+    if not isinstance(value, ArrayValue):
         raise call.refuse("its value is a string or sparse; expected a dense numeric tensor")
-    return value
+    return Constant.holding(value.array, value.dtype)
 
 
 def _shape(call: Call) -> Dims:
@@ -160,13 +162,14 @@ def _pad(call: Call) -> torch.Tensor:
     mode = call.attribute("mode", "constant")
     if mode == "constant":
         value = call.number(2) if call.has(2) else 0
-        if value is None:
-            raise call.refuse("it pads with a value that depends on the data")
         around = [0] * (2 * x.ndim)
         for axis, b, a in zip(axes, before, after, strict=True):
             around[2 * (x.ndim - 1 - axis)] = b
             around[2 * (x.ndim - 1 - axis) + 1] = a
-        return F.pad(x, around, value=value)
+        if value is not None:
+            return F.pad(x, around, value=value)
+        inside = F.pad(torch.ones_like(x, dtype=torch.bool), around)
+        return torch.where(inside, F.pad(x, around), call.tensor(2))
     for axis, b, a in zip(axes, before, after, strict=True):
         if b or a:
             x = x.index_select(axis, torch.tensor(_around(mode, x.shape[axis], b, a, call)))
@@ -191,7 +194,7 @@ def _constant_of_shape(call: Call) -> torch.Tensor:
     shape = call.ints(0, "its shape")
     if value is None:
         return torch.zeros(shape)
-    return torch.full(shape, value.reshape(()).item(), dtype=value.dtype)
+    return torch.full(shape, value.array.item(), dtype=value.dtype)
 
 
 def _range(call: Call) -> torch.Tensor:
@@ -207,13 +210,12 @@ def _trilu(call: Call) -> torch.Tensor:
 
 
 def _eye_like(call: Call) -> torch.Tensor:
-    from recreplay.capture.onnx_import.graph import torch_dtype
-
     x = call.tensor(0)
     code = call.attribute("dtype")
     dtype = x.dtype if code is None else torch_dtype(code, str(call.step))
     rows, columns = torch.arange(x.shape[0]), torch.arange(x.shape[1])
-    return (columns - rows.unsqueeze(1) == call.attribute("k", 0)).to(dtype)
+    on_diagonal: torch.Tensor = columns - rows.unsqueeze(1) == call.attribute("k", 0)
+    return on_diagonal.to(dtype)
 
 
 def _one_hot(call: Call) -> torch.Tensor:
