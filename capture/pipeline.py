@@ -22,6 +22,7 @@ from recreplay.capture.ingest import Ingested, ingest
 from recreplay.capture.layout import lay_out
 from recreplay.capture.lookups import id_bounds
 from recreplay.capture.operator_graph import all_strategies, operator_graph
+from recreplay.capture.program_file import write_program
 from recreplay.capture.rewrites.inline_linears import inline_linears
 from recreplay.capture.rewrites.stack_lookups import TableStack, plan_stacks, stack_lookups
 from recreplay.capture.segments import BoundSegment, cut
@@ -155,6 +156,7 @@ def capture(
                 resource.close()
         save_tensors(folder / SELFTEST, stored)
         write_graph(folder, [p.graph for p in planned])
+        write_program(folder, ingested)
         gc.collect()
         seconds = round(time.perf_counter() - begun, 2)
         return seal(folder, replace(manifest, parity=tuple(parity), capture_seconds=seconds))

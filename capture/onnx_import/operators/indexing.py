@@ -124,7 +124,8 @@ def _arg(largest: bool) -> Operator:
         if not call.attribute("select_last_index", 0):
             return find(x, axis, keepdim=keep)
         from_the_end: torch.Tensor = find(x.flip(axis), axis, keepdim=keep)
-        return x.shape[axis] - 1 - from_the_end
+        found: torch.Tensor = x.shape[axis] - 1 - from_the_end
+        return found
 
     return run
 
