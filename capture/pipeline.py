@@ -16,7 +16,9 @@ from torch.export import ExportedProgram
 from recreplay.capture.arguments import Example
 from recreplay.capture.assign import STRATEGIES, Strategy, assign
 from recreplay.capture.compilers import COMPILERS, get_compiler
+from recreplay.capture.compilers.tensorrt import PRECISIONS, tensorrt_problem
 from recreplay.capture.compilers.toolchain import inductor_problem
+from recreplay.capture.dense import dense_nodes
 from recreplay.capture.features import to_dag
 from recreplay.capture.ingest import Ingested, ingest
 from recreplay.capture.layout import lay_out
@@ -33,7 +35,7 @@ from recreplay.capture.writer import artifact_folder, save_tensors, seal
 from recreplay.runtime.artifact import CONSTANTS, SELFTEST, WEIGHTS, Artifact
 from recreplay.runtime.devices import open_device
 from recreplay.runtime.engine import make_lane
-from recreplay.runtime.errors import CaptureError
+from recreplay.runtime.errors import CaptureError, CompilerError
 from recreplay.runtime.graph import BucketGraph, OperatorGraph, write_graph
 from recreplay.runtime.manifest import Manifest, TableView
 from recreplay.runtime.plan import Plan, check_plan
@@ -84,7 +86,8 @@ def capture(
       given.
     - `streams`: the most streams that a plan may use.
     - `compiler`: `"inductor"` or `"eager"`; by default inductor where this machine can compile,
-      else eager with a notice.
+      else eager with a notice. `"tensorrt"`, `"tensorrt-tf32"` and `"tensorrt-fp16"` build engines
+      for dense segments and give the rest to inductor.
     - `rewrites`: which of `REWRITES` to apply.
     - `threads`: CPU threads that compiled segments use inside of one request.
     - `rtol`, `atol`: how far a replay may be from eager.
@@ -94,11 +97,11 @@ def capture(
     """
     begun = time.perf_counter()
     sizes = _check_arguments(buckets, rewrites, strategy, streams)
+    compiler, notices = _choose_compiler(compiler, device)
     target = open_device(device)  # refuses a device that is not here before any work is done
     environment = target.fingerprint()
     target.close()
     strategy = strategy or DEFAULT_STRATEGY[target.type]
-    compiler, notices = _choose_compiler(compiler, device)
     for notice in notices:
         progress(notice)
     # A fused loop needs a compiler that fuses; operator by operator, it is only more operators.
@@ -107,7 +110,7 @@ def capture(
         progress("exporting")
         ingested = ingest(model, _example(model, example_inputs))
         planned, stacks, bounds, unchecked = _plan(
-            ingested, sizes, applied, strategy, streams, progress
+            ingested, sizes, applied, strategy, streams, compiler in PRECISIONS, progress
         )
         backend = get_compiler(compiler, threads)
         segments = {p.program.bucket: p.segments for p in planned}
@@ -187,6 +190,8 @@ def _choose_compiler(compiler: str | None, device: str) -> tuple[str, list[str]]
         if compiler not in COMPILERS:
             known = ", ".join(COMPILERS)
             raise CaptureError(f"unknown compiler {compiler!r}; expected one of {known}")
+        if compiler in PRECISIONS and (problem := tensorrt_problem(device)) is not None:
+            raise CompilerError(f"compiler {compiler!r} cannot be used: {problem}")
         return compiler, []
     problem = inductor_problem(device)
     if problem is None:
@@ -217,6 +222,7 @@ def _plan(
     rewrites: Sequence[str],
     strategy: str,
     streams: int,
+    dense_apart: bool,
     progress: Progress,
 ) -> tuple[list[_Planned], list[TableStack], list[IdBound], list[str]]:
     planned: list[_Planned] = []
@@ -236,7 +242,8 @@ def _plan(
         dag, nodes = to_dag(program)
         operators = assign(dag, cast(Strategy, strategy), streams)
         check_plan(operators)
-        plan, segments = cut(program, operators, nodes, dag.branches)
+        apart = dense_nodes(operators, nodes) if dense_apart else frozenset()
+        plan, segments = cut(program, operators, nodes, dag.branches, apart)
         check_plan(plan)
         after = operator_graph(dag, nodes, all_strategies(dag, operators, streams))
         if before is not None and before.operators == after.operators:

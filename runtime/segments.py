@@ -1,6 +1,6 @@
 """Compiled segments as the runtime calls them: bound once to tensors, then called with nothing.
 
-Two kinds of package, one small protocol: `load(path)` gives a factory, `factory.bind(inputs,
+Three kinds of package, one small protocol: `load(path)` gives a factory, `factory.bind(inputs,
 outputs)` gives a function that reads the one and writes the other.
 """
 
@@ -124,4 +124,8 @@ def load_package(compiler: str, path: Path, device: torch.device) -> LoadedPacka
         return EagerPackage(path, device)
     if compiler == "inductor":
         return InductorPackage(path, device)
+    if compiler == "tensorrt":
+        from recreplay.runtime.tensorrt_engine import TensorRTPackage
+
+        return TensorRTPackage(path, device)
     raise ArtifactCorruptError(f"{path} was made by the unknown segment compiler {compiler!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 from collections.abc import Iterator, Sequence
 from functools import partial
 
@@ -89,12 +90,13 @@ class OnnxModel(NamedInputs):
         for part in path:
             inside = owner._modules.get(part)
             if inside is None:
-                if hasattr(owner, part):
+                if hasattr(owner, part) or keyword.iskeyword(part):
                     break  # a name that is taken by something else
                 inside = torch.nn.Module()
                 owner.add_module(part, inside)
             owner = inside
-        while hasattr(owner, leaf):
+        # torch writes modules as code, where a keyword is no attribute.
+        while hasattr(owner, leaf) or keyword.iskeyword(leaf):
             leaf += "_"
         return owner, leaf
 

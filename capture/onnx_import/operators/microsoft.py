@@ -89,12 +89,6 @@ def _with_sum(call: Call, y: torch.Tensor, total: torch.Tensor) -> tuple[torch.T
     return (y, y, y, total) if call.wants(3) else (y,)
 
 
-def _simplified(call: Call) -> torch.Tensor:
-    return rms(
-        call.tensor(0), call.attribute("axis", -1), call.attribute("epsilon", 1e-5), call.tensor(1)
-    )
-
-
 MICROSOFT: dict[str, Operator] = {
     "com.microsoft::Gelu": _gelu("none"),
     "com.microsoft::BiasGelu": _gelu("none"),
@@ -104,5 +98,4 @@ MICROSOFT: dict[str, Operator] = {
     "com.microsoft::FusedGemm": _fused_gemm,
     "com.microsoft::SkipLayerNormalization": _skip_layer,
     "com.microsoft::SkipSimplifiedLayerNormalization": _skip_rms,
-    "SimplifiedLayerNormalization": _simplified,  # ONNX Runtime writes it into ONNX's own domain
 }

@@ -30,12 +30,16 @@ def _reduce(function: Reduction) -> Operator:
 
 def _sum(x: torch.Tensor, axes: list[int], keep: bool) -> torch.Tensor:
     if x.is_floating_point():
+        if keep and len(axes) == 1:  # so that capture sees the pooling of a lookup
+            return x.sum(axes).unsqueeze(axes[0])
         return x.sum(axes, keep)
     return x.sum(axes, keep, dtype=x.dtype)
 
 
 def _mean(x: torch.Tensor, axes: list[int], keep: bool) -> torch.Tensor:
     if x.is_floating_point():
+        if keep and len(axes) == 1:
+            return x.mean(axes).unsqueeze(axes[0])
         return x.mean(axes, keep)
     return x.double().mean(axes, keep).to(x.dtype)
 
