@@ -2,6 +2,15 @@
 
 from recreplay.capture.declared import Jagged
 from recreplay.capture.ingest import load_pt2
+from recreplay.capture.onnx_import import load_onnx
 from recreplay.capture.pipeline import DEFAULT_BUCKETS, DEFAULT_STRATEGY, REWRITES, capture
 
-__all__ = ["DEFAULT_BUCKETS", "DEFAULT_STRATEGY", "REWRITES", "Jagged", "capture", "load_pt2"]
+__all__ = [
+    "DEFAULT_BUCKETS",
+    "DEFAULT_STRATEGY",
+    "REWRITES",
+    "Jagged",
+    "capture",
+    "load_onnx",
+    "load_pt2",
+]

@@ -15,8 +15,21 @@ from recreplay.runtime.errors import CaptureError, UnsupportedModelError
 Example = Mapping[str, torch.Tensor] | Sequence[Any]
 
 
+class NamedInputs(torch.nn.Module):
+    """A module whose `forward` takes one list of tensors, which have names of their own.
+
+    Names of parameters have to be identifiers of Python; those of other formats need not be.
+    """
+
+    def __init__(self, input_names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.input_names = input_names
+
+
 def forward_arguments(model: torch.nn.Module, example: Example) -> dict[str, Any]:
     """Keyword arguments of `forward` from flat named tensors, or from a tuple in its order."""
+    if isinstance(model, NamedInputs):
+        return {"inputs": _in_order(model, example)}
     parameters = [
         p
         for p in inspect.signature(model.forward).parameters.values()
@@ -59,10 +72,28 @@ def forward_arguments(model: torch.nn.Module, example: Example) -> dict[str, Any
     return arguments
 
 
+def _in_order(model: NamedInputs, example: Example) -> list[torch.Tensor]:
+    names = model.input_names
+    if not isinstance(example, Mapping):
+        return named_positions(names, example)
+    if set(example) != set(names):
+        raise CaptureError(
+            f"example inputs are named {sorted(example)}; the model takes {', '.join(names)}"
+        )
+    return [example[name] for name in names]
+
+
 def _owner(name: str, parameters: Sequence[inspect.Parameter]) -> str | None:
     """The parameter that an example input belongs to: the longest whose name it begins with."""
     fits = (p.name for p in parameters if name == p.name or name.startswith(f"{p.name}_"))
     return max(fits, key=len, default=None)
+
+
+def example_of(model: torch.nn.Module, arguments: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """What `forward_arguments` nested, by flat names again."""
+    if isinstance(model, NamedInputs):
+        return dict(zip(model.input_names, arguments["inputs"], strict=True))
+    return named_leaves(arguments)
 
 
 def named_leaves(arguments: Mapping[str, Any]) -> dict[str, torch.Tensor]:

@@ -18,6 +18,7 @@ from recreplay.capture.arguments import (
     Example,
     check_rows,
     check_tensors,
+    example_of,
     forward_arguments,
     name_outputs,
     named_leaves,
@@ -26,7 +27,7 @@ from recreplay.capture.arguments import (
 from recreplay.capture.declared import Declared, Jagged, declare
 from recreplay.capture.jagged_axis import check_jagged
 from recreplay.capture.refusals import LastCall, refusal, refuse_operators
-from recreplay.runtime.errors import CaptureError, UnsupportedModelError
+from recreplay.runtime.errors import CaptureError, RecReplayError, UnsupportedModelError
 from recreplay.runtime.spec import DTYPES, USER_INDEX, InputSpec, OutputSpec
 
 
@@ -81,7 +82,7 @@ def ingest(
             "a method example_inputs(batch) that returns a dict of tensors"
         )
     arguments = forward_arguments(model, example_inputs)
-    example = named_leaves(arguments)
+    example = example_of(model, arguments)
     check_tensors(example)
     declared = told(example)
     batch = check_rows(example, declared)
@@ -93,6 +94,8 @@ def ingest(
         with LastCall() as last:
             try:
                 exported = torch.export.export(model, (), arguments, dynamic_shapes=shapes)
+            except RecReplayError:  # an imported model's own, which names the node
+                raise
             except Exception as error:
                 raise refusal(error, last, batch) from error
         exported = exported.run_decompositions({})

@@ -16,13 +16,16 @@ from torch.export import ExportedProgram
 from recreplay.capture.arguments import Example
 from recreplay.capture.assign import STRATEGIES, Strategy, assign
 from recreplay.capture.compilers import COMPILERS, get_compiler
+from recreplay.capture.compilers.tensorrt import PRECISIONS, tensorrt_problem
 from recreplay.capture.compilers.toolchain import inductor_problem
 from recreplay.capture.declared import Jagged
+from recreplay.capture.dense import dense_nodes
 from recreplay.capture.features import to_dag
 from recreplay.capture.ingest import Ingested, ingest
 from recreplay.capture.layout import lay_out
 from recreplay.capture.lookups import id_bounds
 from recreplay.capture.operator_graph import all_strategies, operator_graph
+from recreplay.capture.program_file import write_program
 from recreplay.capture.rewrites.inline_linears import inline_linears
 from recreplay.capture.rewrites.stack_branches import plan_weight_stacks, stack_branches
 from recreplay.capture.rewrites.stack_lookups import plan_stacks, stack_lookups
@@ -34,7 +37,7 @@ from recreplay.capture.weight_stacks import WeightStack
 from recreplay.capture.writer import artifact_folder, save_tensors, seal
 from recreplay.runtime.artifact import CONSTANTS, SELFTEST, WEIGHTS, Artifact
 from recreplay.runtime.devices import open_device
-from recreplay.runtime.errors import CaptureError
+from recreplay.runtime.errors import CaptureError, CompilerError
 from recreplay.runtime.graph import BucketGraph, OperatorGraph, write_graph
 from recreplay.runtime.loading import LaneLoader
 from recreplay.runtime.manifest import Manifest, TableView
@@ -90,7 +93,8 @@ def capture(
       given.
     - `streams`: the most streams that a plan may use.
     - `compiler`: `"inductor"` or `"eager"`; by default inductor where this machine can compile,
-      else eager with a notice.
+      else eager with a notice. `"tensorrt"`, `"tensorrt-tf32"` and `"tensorrt-fp16"` build engines
+      for dense segments and give the rest to inductor.
     - `rewrites`: which of `REWRITES` to apply.
     - `threads`: CPU threads that compiled segments use inside of one request.
     - `jagged`: which inputs hold values of a varying number per row, and what divides them.
@@ -104,11 +108,11 @@ def capture(
     """
     begun = time.perf_counter()
     sizes = _check_arguments(buckets, rewrites, strategy, streams)
+    compiler, notices = _choose_compiler(compiler, device)
     target = open_device(device)  # refuses a device that is not here before any work is done
     environment = target.fingerprint()
     target.close()
     strategy = strategy or DEFAULT_STRATEGY[target.type]
-    compiler, notices = _choose_compiler(compiler, device)
     for notice in notices:
         progress(notice)
     # A fused loop needs a compiler that fuses; operator by operator, it is only more operators.
@@ -123,7 +127,7 @@ def capture(
             users=users,
         )
         planned, stacks, bounds, unchecked = _plan(
-            ingested, sizes, applied, strategy, streams, progress
+            ingested, sizes, applied, strategy, streams, compiler in PRECISIONS, progress
         )
         backend = get_compiler(compiler, threads)
         segments = {p.program.bucket: p.segments for p in planned}
@@ -173,6 +177,7 @@ def capture(
             lane.close()
         save_tensors(folder / SELFTEST, stored)
         write_graph(folder, [p.graph for p in planned])
+        write_program(folder, ingested)
         gc.collect()
         seconds = round(time.perf_counter() - begun, 2)
         return seal(folder, replace(manifest, parity=tuple(parity), capture_seconds=seconds))
@@ -203,6 +208,8 @@ def _choose_compiler(compiler: str | None, device: str) -> tuple[str, list[str]]
         if compiler not in COMPILERS:
             known = ", ".join(COMPILERS)
             raise CaptureError(f"unknown compiler {compiler!r}; expected one of {known}")
+        if compiler in PRECISIONS and (problem := tensorrt_problem(device)) is not None:
+            raise CompilerError(f"compiler {compiler!r} cannot be used: {problem}")
         return compiler, []
     problem = inductor_problem(device)
     if problem is None:
@@ -233,6 +240,7 @@ def _plan(
     rewrites: Sequence[str],
     strategy: str,
     streams: int,
+    dense_apart: bool,
     progress: Progress,
 ) -> tuple[list[_Planned], list[WeightStack], list[IdBound], list[str]]:
     planned: list[_Planned] = []
@@ -257,7 +265,8 @@ def _plan(
         dag, nodes = to_dag(program)
         operators = assign(dag, cast(Strategy, strategy), streams)
         check_plan(operators)
-        plan, segments = cut(program, operators, nodes, dag.branches)
+        apart = dense_nodes(operators, nodes) if dense_apart else frozenset()
+        plan, segments = cut(program, operators, nodes, dag.branches, apart)
         check_plan(plan)
         after = operator_graph(dag, nodes, all_strategies(dag, operators, streams))
         if before is not None and before.operators == after.operators:

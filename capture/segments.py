@@ -107,11 +107,16 @@ class Piece:
 
 
 def cut(
-    program: Program, plan: Plan, nodes: list[fx.Node], branches: tuple[str | None, ...]
+    program: Program,
+    plan: Plan,
+    nodes: list[fx.Node],
+    branches: tuple[str | None, ...],
+    apart: frozenset[fx.Node] = frozenset(),
 ) -> tuple[Plan, list[BoundSegment]]:
     """The plan of segments, and the segments in its order.
 
-    `nodes[i]` and `branches[i]` belong to the operator named by `plan.steps` of the same name.
+    `nodes[i]` and `branches[i]` belong to the operator named by `plan.steps` of the same name. The
+    operators `apart`, which another compiler takes, share no segment with the others.
     """
     by_name = {node.name: (node, branch) for node, branch in zip(nodes, branches, strict=True)}
     groups: list[tuple[int, str | None, list[fx.Node]]] = []
@@ -120,7 +125,8 @@ def cut(
     for step in plan.steps:
         node, branch = by_name[step.name]
         at = open_group.get(step.stream)
-        if at is None or (not one_stream and (step.waits or groups[at][1] != branch)):
+        changes = at is not None and (groups[at][2][0] in apart) != (node in apart)
+        if at is None or changes or (not one_stream and (step.waits or groups[at][1] != branch)):
             open_group[step.stream] = len(groups)
             groups.append((step.stream, branch, [node]))
         else:

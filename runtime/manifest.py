@@ -43,7 +43,8 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """A compiled segment: `compiler` is `eager` (one JSON file) or `inductor` (a folder)."""
+    """A compiled segment: `compiler` is `eager` (one JSON file), `inductor` or `tensorrt` (a
+    folder)."""
 
     compiler: str
     path: str

@@ -128,4 +128,8 @@ def load_package(compiler: str, path: Path, device: torch.device) -> LoadedPacka
     if compiler == "inductor":
         library = native_library(path) if device.type == "cpu" else None
         return InductorPackage(path, device) if library is None else NativePackage(path, library)
+    if compiler == "tensorrt":
+        from recreplay.runtime.tensorrt_engine import TensorRTPackage
+
+        return TensorRTPackage(path, device)
     raise ArtifactCorruptError(f"{path} was made by the unknown segment compiler {compiler!r}")

@@ -27,7 +27,7 @@ def capture_command(
     target: Annotated[
         str,
         typer.Argument(
-            help="recreplay.models:dlrm_rmc1, path/to/file.py:factory or model.pt2",
+            help="recreplay.models:dlrm_rmc1, path/to/file.py:factory, model.pt2 or model.onnx",
             show_default=False,
         ),
     ],

@@ -14,6 +14,7 @@ from recreplay.tools import (
     capture_model,
     demo,
     doctor,
+    export_artifact,
     inspect_artifact,
     list_models,
     run_file,
@@ -80,6 +81,7 @@ app.command("doctor")(doctor.doctor)
 app.command("capture")(capture_model.capture_command)
 app.command("inspect")(inspect_artifact.inspect)
 app.command("run")(run_file.run)
+app.command("export")(export_artifact.export)
 app.command("bench")(bench.bench)
 app.command("demo")(demo.demo)
 app.command("view")(view.view)

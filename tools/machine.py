@@ -42,6 +42,8 @@ def gather() -> list[Fact]:
         *_cuda(),
         _package("triton", "only kernels of our own need it"),
         _package("cuda-bindings", "only CUDA graphs need it", "cuda.bindings"),
+        _package("onnx", "only models in ONNX files and `recreplay export` need it: extra [onnx]"),
+        _package("torch_tensorrt", "only --compiler tensorrt needs it: extra [tensorrt]"),
         _temp_folder(),
     ]
 

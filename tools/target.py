@@ -1,6 +1,6 @@
 """From what the command line calls a model to the model.
 
-`package.module:factory`, `path/to/file.py:factory` or `model.pt2`.
+`package.module:factory`, `path/to/file.py:factory`, `model.pt2` or `model.onnx`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
     from torch.export import ExportedProgram
 
-FORMS = "recreplay.models:dlrm_rmc1, path/to/file.py:factory or model.pt2"
+FORMS = "recreplay.models:dlrm_rmc1, path/to/file.py:factory, model.pt2 or model.onnx"
 
 
 @dataclass(frozen=True)
@@ -41,26 +41,22 @@ def load_target(text: str, args: Sequence[str] = ()) -> Target:
     Whatever the user's code prints goes to stderr. Raises CaptureError if there is no such model.
     """
     with contextlib.redirect_stdout(sys.stderr):
-        if text.endswith(".onnx"):
-            raise CaptureError(
-                f"{text}: ONNX models are not supported yet; give the PyTorch model it was "
-                f"exported from, as one of {FORMS}"
-            )
-        if text.endswith(".pt2"):
-            return _load_program(text, args)
+        if text.endswith((".onnx", ".pt2")):
+            return _load_saved(text, args)
         factory, name = _find_factory(text)
         arguments = parse_factory_args(factory, args)
         return Target(text, name, _make(factory, name, arguments), arguments)
 
 
-def _load_program(text: str, args: Sequence[str]) -> Target:
+def _load_saved(text: str, args: Sequence[str]) -> Target:
     if args:
         raise CaptureError(f"--arg is for factories; {text} is a saved program")
     if not Path(text).is_file():
         raise CaptureError(f"no file at {text}")
-    from recreplay.capture import load_pt2
+    from recreplay.capture import load_onnx, load_pt2
 
-    return Target(text, Path(text).stem, load_pt2(text))
+    load = load_onnx if text.endswith(".onnx") else load_pt2
+    return Target(text, Path(text).stem, load(text))
 
 
 def _find_factory(text: str) -> tuple[Callable[..., Any], str]:

@@ -1,4 +1,4 @@
-"""The protocol of a segment compiler, and the two there are."""
+"""The protocol of a segment compiler, and the ones there are."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Protocol
 
 from recreplay.capture.compilers.eager import EagerCompiler
 from recreplay.capture.compilers.inductor import InductorCompiler
+from recreplay.capture.compilers.tensorrt import PRECISIONS, TensorRTCompiler
 from recreplay.capture.sharing import Code
 from recreplay.runtime.manifest import Package
 
@@ -27,11 +28,13 @@ class SegmentCompiler(Protocol):
         it."""
 
 
-COMPILERS = ("eager", "inductor")
+COMPILERS = ("eager", "inductor", *PRECISIONS)
 
 
 def get_compiler(name: str, threads: int) -> SegmentCompiler:
     """The compiler of that name, one of `COMPILERS`."""
     if name == "eager":
         return EagerCompiler()
+    if name in PRECISIONS:
+        return TensorRTCompiler(name, threads)
     return InductorCompiler(threads)

@@ -42,7 +42,7 @@ def test_a_saved_program(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("model.onnx", "ONNX models are not supported yet"),
+        ("absent.onnx", "no file at absent.onnx"),
         ("dlrm_rmc1", "did you mean recreplay.models:dlrm_rmc1"),
         ("model.txt", "names no model; expected recreplay.models:dlrm_rmc1"),
         ("absent.pt2", "no file at absent.pt2"),

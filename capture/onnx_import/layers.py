@@ -1,0 +1,135 @@
+"""Passes: dense layers and tables get the form that torch's own models have.
+
+Capture then sees the same operators as in a native model: one `linear` for a product with a stored
+matrix and the sum with a stored vector, one `embedding` for a table of any rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+
+from recreplay.capture.onnx_import.graph import Graph, Step
+
+
+def find_linears(graph: Graph) -> Graph:
+    """`MatMul` and `Gemm` with a stored matrix, and the `Add` after them, as `recreplay::Linear`.
+
+    The matrix is stored transposed, and factors of `Gemm` are multiplied into it.
+    """
+    constants = dict(graph.constants)
+    readers = graph.readers()
+    steps: list[Step] = []
+    done: set[str] = set()  # outputs of the sums that went into a layer
+    for step in graph.steps:
+        if done.intersection(step.outputs):
+            continue
+        linear = _linear(step, constants)
+        following = readers.get(step.outputs[0], [])
+        if linear is None:
+            steps.append(step)
+        elif (
+            len(linear.inputs) == 2
+            and len(following) == 1
+            and step.outputs[0] not in graph.outputs
+            and (bias := _bias(following[0], step, constants))
+        ):
+            done.add(following[0].outputs[0])
+            inputs = (*linear.inputs, bias)
+            steps.append(replace(linear, inputs=inputs, outputs=following[0].outputs))
+        else:
+            steps.append(linear)
+    return replace(graph, steps=tuple(steps), constants=constants).pruned()
+
+
+def _linear(step: Step, constants: dict[str, torch.Tensor]) -> Step | None:
+    matrix = constants.get(step.input(1))
+    plain = matrix is not None and matrix.ndim == 2 and matrix.is_floating_point()
+    if matrix is None or not plain or step.input(0) in constants:
+        return None
+    given = step.attributes
+    if step.op == "MatMul":
+        weight = _stored(step.input(1), constants, transpose=True, factor=1.0)
+        return replace(step, op="recreplay::Linear", inputs=(step.inputs[0], weight), attributes={})
+    if step.op != "Gemm" or given.get("transA", 0):
+        return None
+    rows = bool(given.get("transB", 0))
+    inputs = [step.inputs[0]]
+    added = step.input(2)
+    if added:
+        bias = constants.get(added)
+        if bias is None or bias.numel() != matrix.shape[0 if rows else 1]:
+            return None
+    inputs.append(_stored(step.input(1), constants, not rows, given.get("alpha", 1.0)))
+    if added:
+        inputs.append(_vector(added, constants, given.get("beta", 1.0)))
+    return replace(step, op="recreplay::Linear", inputs=tuple(inputs), attributes={})
+
+
+def _stored(name: str, constants: dict[str, torch.Tensor], transpose: bool, factor: float) -> str:
+    """The matrix as a layer wants it, under a name of its own where that is not how it is."""
+    if not transpose and factor == 1:
+        return name
+    derived = f"{name}{'_t' if transpose else ''}{'' if factor == 1 else f'_{factor:g}'}"
+    matrix = constants[name].t() if transpose else constants[name]
+    constants.setdefault(derived, (matrix if factor == 1 else matrix * factor).contiguous())
+    return derived
+
+
+def _vector(name: str, constants: dict[str, torch.Tensor], factor: float) -> str:
+    if constants[name].ndim == 1 and factor == 1:
+        return name
+    derived = f"{name}_v{'' if factor == 1 else f'_{factor:g}'}"
+    vector = constants[name].reshape(-1)
+    constants.setdefault(derived, vector if factor == 1 else vector * factor)
+    return derived
+
+
+def _bias(step: Step, after: Step, constants: dict[str, torch.Tensor]) -> str:
+    """The stored vector that a step adds to the product, or nothing."""
+    if step.op != "Add":
+        return ""
+    other = [name for name in step.inputs if name != after.outputs[0]]
+    if len(other) != 1 or other[0] not in constants:
+        return ""
+    width = constants[after.input(1)].shape[1]
+    bias = constants[other[0]]
+    return other[0] if bias.numel() == width and bias.ndim in (1, 2) else ""
+
+
+def flatten_tables(graph: Graph) -> Graph:
+    """Tables of another rank than two, read by rows, as matrices, with a reshape after the read."""
+    constants = dict(graph.constants)
+    steps: list[Step] = []
+    for step in graph.steps:
+        table = constants.get(step.input(0)) if step.op == "Gather" else None
+        if table is None or not _is_odd_table(step, table, constants):
+            steps.append(step)
+            continue
+        derived = f"{step.inputs[0]}_rows"
+        constants.setdefault(derived, table.reshape(table.shape[0], -1))
+        made = f"{step.outputs[0]}_rows"
+        steps.append(replace(step, inputs=(derived, step.inputs[1]), outputs=(made,)))
+        steps.append(
+            Step(
+                step.name,
+                "recreplay::Unrow",
+                (made,),
+                step.outputs,
+                {"row": list(table.shape[1:])},
+                step.opset,
+            )
+        )
+    return replace(graph, steps=tuple(steps), constants=constants).pruned()
+
+
+def _is_odd_table(step: Step, table: torch.Tensor, constants: Mapping[str, torch.Tensor]) -> bool:
+    return (
+        table.ndim in (1, 3, 4)
+        and table.is_floating_point()
+        and table.numel() > 0
+        and step.attributes.get("axis", 0) % table.ndim == 0
+        and step.input(1) not in constants
+    )
