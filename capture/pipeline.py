@@ -5,61 +5,40 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
 import torch
-from torch import fx
 from torch.export import ExportedProgram
 
 from recreplay.capture.arguments import Example
-from recreplay.capture.assign import STRATEGIES, Strategy, assign
-from recreplay.capture.compilers import COMPILERS, get_compiler
+from recreplay.capture.assembly import Assembly
+from recreplay.capture.assign import STRATEGIES, Strategy
+from recreplay.capture.choices import TUNES, Choice, Tune, choices
+from recreplay.capture.compilers import COMPILERS
 from recreplay.capture.compilers.tensorrt import PRECISIONS, tensorrt_problem
 from recreplay.capture.compilers.toolchain import inductor_problem
 from recreplay.capture.declared import Jagged
-from recreplay.capture.dense import dense_nodes
-from recreplay.capture.features import to_dag
-from recreplay.capture.ingest import Ingested, ingest
-from recreplay.capture.layout import lay_out
-from recreplay.capture.lookups import id_bounds
-from recreplay.capture.operator_graph import all_strategies, operator_graph
+from recreplay.capture.ingest import ingest
+from recreplay.capture.planning import plan_buckets, survey
 from recreplay.capture.program_file import write_program
-from recreplay.capture.rewrites.inline_linears import inline_linears
-from recreplay.capture.rewrites.stack_branches import plan_weight_stacks, stack_branches
-from recreplay.capture.rewrites.stack_lookups import plan_stacks, stack_lookups
-from recreplay.capture.segments import BoundSegment, cut
-from recreplay.capture.sharing import share
-from recreplay.capture.specialise import Program, specialise
+from recreplay.capture.tune import tune_buckets
 from recreplay.capture.verify import verify
-from recreplay.capture.weight_stacks import WeightStack
+from recreplay.capture.weight_file import write_weights
 from recreplay.capture.writer import artifact_folder, save_tensors, seal
-from recreplay.runtime.artifact import CONSTANTS, SELFTEST, WEIGHTS, Artifact
+from recreplay.runtime.artifact import CONSTANTS, SELFTEST, Artifact
 from recreplay.runtime.devices import open_device
 from recreplay.runtime.errors import CaptureError, CompilerError
-from recreplay.runtime.graph import BucketGraph, OperatorGraph, write_graph
+from recreplay.runtime.graph import write_graph
 from recreplay.runtime.loading import LaneLoader
-from recreplay.runtime.manifest import Manifest, TableView
+from recreplay.runtime.manifest import Manifest
 from recreplay.runtime.mixed import make_checker
-from recreplay.runtime.plan import Plan, check_plan
-from recreplay.runtime.spec import IdBound
 
 REWRITES = ("stack_lookups", "stack_branches", "inline_linears")
 DEFAULT_BUCKETS = (1, 8, 64, 256)
 # CPU graphs replay serially, so that more streams only mean more and smaller segments.
 DEFAULT_STRATEGY: dict[str, Strategy] = {"cpu": "single", "cuda": "matching"}
 Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class _Planned:
-    """One bucket after assignment and cutting."""
-
-    program: Program
-    plan: Plan
-    segments: list[BoundSegment]
-    graph: BucketGraph
 
 
 def capture(
@@ -74,6 +53,8 @@ def capture(
     compiler: str | None = None,
     rewrites: Sequence[str] = REWRITES,
     threads: int = 1,
+    tune: Tune = "off",
+    tune_seconds: float | None = None,
     jagged: Sequence[Jagged] = (),
     user_inputs: Sequence[str] = (),
     users: int = 1,
@@ -97,6 +78,10 @@ def capture(
       for dense segments and give the rest to inductor.
     - `rewrites`: which of `REWRITES` to apply.
     - `threads`: CPU threads that compiled segments use inside of one request.
+    - `tune`: `"quick"` or `"full"` measures several ways to run each bucket, of the given
+      rewrites and streams (and of all strategies, unless one is given), and keeps the fastest. All
+      times stay in the manifest's `candidates`.
+    - `tune_seconds`: when to stop compiling candidates; those that were compiled are measured.
     - `jagged`: which inputs hold values of a varying number per row, and what divides them.
     - `user_inputs`: inputs that all rows of a request share, or that have a row for each of at
       most `users` users, which the input `user_index` then gives for each row. The example has
@@ -107,16 +92,16 @@ def capture(
     then.
     """
     begun = time.perf_counter()
-    sizes = _check_arguments(buckets, rewrites, strategy, streams)
+    sizes = _check_arguments(buckets, rewrites, strategy, streams, tune)
     compiler, notices = _choose_compiler(compiler, device)
     target = open_device(device)  # refuses a device that is not here before any work is done
     environment = target.fingerprint()
     target.close()
-    strategy = strategy or DEFAULT_STRATEGY[target.type]
     for notice in notices:
         progress(notice)
     # A fused loop needs a compiler that fuses; operator by operator, it is only more operators.
     applied = tuple(r for r in rewrites if r != "inline_linears" or compiler == "inductor")
+    given = Choice(applied, strategy or DEFAULT_STRATEGY[target.type], streams, compiler)
     with artifact_folder(Path(out), overwrite) as folder:
         progress("exporting")
         ingested = ingest(
@@ -126,53 +111,46 @@ def capture(
             user_inputs=user_inputs,
             users=users,
         )
-        planned, stacks, bounds, unchecked = _plan(
-            ingested, sizes, applied, strategy, streams, compiler in PRECISIONS, progress
-        )
-        backend = get_compiler(compiler, threads)
-        segments = {p.program.bucket: p.segments for p in planned}
-        codes, keys = share(segments, backend.dynamic_batch)
-        packages = backend.compile(codes, folder, device, progress)
-        constants = {k: v for p in planned for k, v in p.program.constants.items()}
-        save_tensors(folder / CONSTANTS, constants)
-        progress("writing weights")
-        tables = _write_weights(folder, ingested, planned, stacks)
-        manifest = Manifest(
+        known = survey(ingested, sizes[0], applied)
+        blank = Manifest(
             model=ingested.name,
             device=target.type,
-            strategy=strategy,
+            strategy=given.strategy,
             streams=streams,
             compiler=compiler,
             rewrites=applied,
             environment=environment,
             inputs=ingested.inputs,
             outputs=ingested.outputs,
-            bounds=tuple(bounds),
-            unchecked=tuple(unchecked),
-            tables=tables,
-            packages=packages,
-            buckets=tuple(
-                lay_out(
-                    p.program,
-                    p.plan,
-                    p.segments,
-                    keys[p.program.bucket],
-                    ingested.inputs,
-                    ingested.outputs,
-                    ingested.users,
-                )
-                for p in planned
-            ),
+            bounds=known.bounds,
+            unchecked=known.unchecked,
+            tables={},
+            packages={},
+            buckets=(),
             parity=(),
             notices=tuple(notices),
             capture_seconds=0.0,
             users=ingested.users,
         )
+        assembly = Assembly(folder, ingested, blank, device, threads, progress)
+        if tune == "off":
+            planned = plan_buckets(ingested, sizes, given, known, progress)
+            manifest = assembly.manifest(planned, assembly.compile(given, planned))
+        else:
+            tried = choices(tune, given, target.type, free_strategy=strategy is None)
+            planned, manifest = tune_buckets(
+                assembly, sizes, tried, known, tune, tune_seconds, environment, progress
+            )
+        assembly.drop_all_but(manifest)
+        constants = {k: v for p in planned for k, v in p.program.constants.items()}
+        save_tensors(folder / CONSTANTS, constants)
+        progress("writing weights")
+        manifest = replace(manifest, tables=write_weights(folder, ingested, planned, known))
         progress("recording and verifying")
         lane = LaneLoader(Artifact(folder, manifest), device, "error").lane()
         try:
             checker = make_checker(manifest, "error")
-            parity, stored = verify(ingested, lane, checker, sizes, bounds, rtol, atol)
+            parity, stored = verify(ingested, lane, checker, sizes, known.bounds, rtol, atol)
         finally:
             lane.close()
         save_tensors(folder / SELFTEST, stored)
@@ -184,7 +162,7 @@ def capture(
 
 
 def _check_arguments(
-    buckets: Sequence[int], rewrites: Sequence[str], strategy: str | None, streams: int
+    buckets: Sequence[int], rewrites: Sequence[str], strategy: str | None, streams: int, tune: str
 ) -> list[int]:
     sizes = sorted(set(buckets))
     if not sizes or any(isinstance(b, bool) or not isinstance(b, int) or b < 1 for b in sizes):
@@ -200,6 +178,8 @@ def _check_arguments(
         )
     if streams < 1:
         raise CaptureError(f"streams must be 1 or more; got {streams}")
+    if tune not in TUNES:
+        raise CaptureError(f"unknown tuning {tune!r}; expected one of {', '.join(TUNES)}")
     return sizes
 
 
@@ -232,83 +212,3 @@ def _example(
             "dict of tensors"
         )
     return example_inputs
-
-
-def _plan(
-    model: Ingested,
-    sizes: Sequence[int],
-    rewrites: Sequence[str],
-    strategy: str,
-    streams: int,
-    dense_apart: bool,
-    progress: Progress,
-) -> tuple[list[_Planned], list[WeightStack], list[IdBound], list[str]]:
-    planned: list[_Planned] = []
-    stacks: list[WeightStack] = []
-    bounds: list[IdBound] = []
-    unchecked: list[str] = []
-    branches: list[WeightStack] = []
-    for size in sizes:
-        program = specialise(model, size)
-        if size == sizes[0]:
-            bounds, unchecked = id_bounds(program)
-            stacks = plan_stacks(program) if "stack_lookups" in rewrites else []
-        before = _described(program, strategy, streams) if rewrites else None
-        stack_lookups(program, stacks)
-        if "stack_branches" in rewrites:
-            if size == sizes[0]:
-                branches = plan_weight_stacks(program)
-            stack_branches(program, branches)
-        # It pays in the smallest bucket only, which has packages of its own; the others share.
-        if "inline_linears" in rewrites and size == sizes[0]:
-            inline_linears(program)
-        dag, nodes = to_dag(program)
-        operators = assign(dag, cast(Strategy, strategy), streams)
-        check_plan(operators)
-        apart = dense_nodes(operators, nodes) if dense_apart else frozenset()
-        plan, segments = cut(program, operators, nodes, dag.branches, apart)
-        check_plan(plan)
-        after = operator_graph(dag, nodes, all_strategies(dag, operators, streams))
-        if before is not None and before.operators == after.operators:
-            before = None
-        planned.append(_Planned(program, plan, segments, BucketGraph(size, after, before)))
-        progress(
-            f"bucket {size}: {len(nodes)} operators, {len(segments)} segments, {plan.streams} "
-            "streams"
-        )
-    return planned, [*stacks, *branches], bounds, unchecked
-
-
-def _described(program: Program, strategy: str, streams: int) -> OperatorGraph:
-    """The program as it is now, under the strategy alone that is captured."""
-    dag, nodes = to_dag(program)
-    return operator_graph(dag, nodes, [assign(dag, cast(Strategy, strategy), streams)])
-
-
-def _write_weights(
-    folder: Path, model: Ingested, planned: Sequence[_Planned], stacks: Sequence[WeightStack]
-) -> dict[str, TableView]:
-    """Store each weight once: stacked tables inside of their stack, the others as they are."""
-    state = {**model.exported.state_dict, **model.exported.constants}
-    tables = {}
-    stored: dict[str, torch.Tensor] = {}
-    stacked = {stack.name for stack in stacks}
-    read = {name.removeprefix("weight:") for p in planned for name in _weights(p.program.graph)}
-    for stack in stacks:
-        if stack.name not in read:
-            continue
-        for member, start in zip(stack.members, stack.starts, strict=True):
-            tables[member] = TableView(stack.name, start, len(state[member]))
-        stored[stack.name] = stack.store(state)
-    for name in sorted(read - stacked - set(tables)):
-        stored[name] = state[name]
-    save_tensors(folder / WEIGHTS, stored)
-    return tables
-
-
-def _weights(graph: fx.Graph) -> list[str]:
-    return [
-        str(n.target)
-        for n in graph.find_nodes(op="placeholder")
-        if str(n.target).startswith("weight:")
-    ]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recreplay.runtime.artifact import CONSTANTS, WEIGHTS, Artifact, check_environment
 from recreplay.runtime.fill import Check
+from recreplay.runtime.manifest import Manifest
 
 if TYPE_CHECKING:
     import torch
@@ -38,27 +41,41 @@ class LaneLoader:
         Packages are not shared, because their runner, the one that a stream capture allows, serves
         one caller at a time.
         """
-        from recreplay.runtime.devices import open_device
-        from recreplay.runtime.lane import Closeable, Lane
-        from recreplay.runtime.segments import load_package
-
-        manifest, root = self._artifact.manifest, self._artifact.path
         tensors = {
             **{f"weight:{k}": v for k, v in self.weights.items()},
             **{f"const:{k}": v for k, v in self._constants.items()},
         }
-        device = open_device(self._wanted)
-        packages = {}
-        try:
-            for key, package in manifest.packages.items():
-                path = root / package.path
-                packages[key] = load_package(package.compiler, path, device.torch_device)
-            lane = Lane(manifest, device, packages, tensors, self._check)
-        except BaseException:
-            for loaded in packages.values():
-                loaded.close()
-            device.close()
-            raise
-        resources: list[Closeable] = [*packages.values(), device]
-        lane.resources += resources
-        return lane
+        artifact = self._artifact
+        return open_lane(artifact.manifest, artifact.path, self._wanted, tensors, self._check)
+
+
+def open_lane(
+    manifest: Manifest,
+    root: Path,
+    wanted: str,
+    tensors: Mapping[str, torch.Tensor],
+    check: Check = "error",
+) -> Lane:
+    """A lane over tensors that are on the device already; closing it closes all that it opened.
+
+    `root` is the folder of the packages. `tensors` are named as segments name them.
+    """
+    from recreplay.runtime.devices import open_device
+    from recreplay.runtime.lane import Closeable, Lane
+    from recreplay.runtime.segments import load_package
+
+    device = open_device(wanted)
+    packages = {}
+    try:
+        for key, package in manifest.packages.items():
+            path = root / package.path
+            packages[key] = load_package(package.compiler, path, device.torch_device)
+        lane = Lane(manifest, device, packages, tensors, check)
+    except BaseException:
+        for loaded in packages.values():
+            loaded.close()
+        device.close()
+        raise
+    resources: list[Closeable] = [*packages.values(), device]
+    lane.resources += resources
+    return lane

@@ -72,6 +72,25 @@ class Parity:
 
 
 @dataclass(frozen=True, slots=True)
+class Candidate:
+    """One way to run a bucket that the tuner looked at.
+
+    `us` is the median of a request, filling included, without the rest of `Runtime.run`; None where
+    it was not measured, and `note` says why. `modelled_us` is the cost model's makespan.
+    """
+
+    bucket: int
+    rewrites: tuple[str, ...]
+    strategy: str
+    streams: int
+    compiler: str
+    modelled_us: float
+    us: float | None
+    chosen: bool
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     model: str
     device: str
@@ -93,6 +112,7 @@ class Manifest:
     notices: tuple[str, ...]  # what was done otherwise than asked, in words
     capture_seconds: float
     users: int = 0  # the most users of one request; 0 where the model has no user side
+    candidates: tuple[Candidate, ...] = ()  # what the tuner measured; empty where it was off
     files: dict[str, str] = field(default_factory=dict)  # path -> sha256
 
     def to_json(self) -> dict[str, Any]:
@@ -123,6 +143,9 @@ class Manifest:
             notices=tuple(data["notices"]),
             capture_seconds=data["capture_seconds"],
             users=data["users"],
+            candidates=tuple(
+                Candidate(**{**c, "rewrites": tuple(c["rewrites"])}) for c in data["candidates"]
+            ),
             files=dict(data["files"]),
         )
 

@@ -69,6 +69,7 @@ def describe_bucket(bucket: Bucket, manifest: Manifest) -> dict[str, Any]:
         "output_bytes": total_bytes(bucket.outputs),
         "buffer_bytes": total_bytes(bucket.buffers),
         "parity": None if parity is None else asdict(parity),
+        "candidates": [asdict(c) for c in manifest.candidates if c.bucket == bucket.size],
     }
 
 

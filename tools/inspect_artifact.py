@@ -110,6 +110,12 @@ def _overview(summary: dict[str, Any]) -> Iterator[RenderableType]:
             for b in summary["buckets"]
         ],
     )
+    if any(b["candidates"] for b in summary["buckets"]):
+        yield tables.table(
+            "Candidates that were measured for each bucket",
+            ("bucket>", "time>", "", "compiler", "strategy", "streams>", "rewrites", "why not"),
+            [_candidate(b["size"], c) for b in summary["buckets"] for c in b["candidates"]],
+        )
     yield tables.table(
         "Inputs",
         ("name", "inputs>", "shape", "what", "ids below"),
@@ -129,6 +135,19 @@ def _overview(summary: dict[str, Any]) -> Iterator[RenderableType]:
                 for s in summary["stacks"]
             ],
         )
+
+
+def _candidate(size: int, candidate: dict[str, Any]) -> tuple[object, ...]:
+    return (
+        size,
+        tables.micros(candidate["us"]),
+        "kept" if candidate["chosen"] else "",
+        candidate["compiler"],
+        candidate["strategy"],
+        candidate["streams"],
+        ", ".join(candidate["rewrites"]) or "none",
+        candidate["note"],
+    )
 
 
 def _plan(strategy: str, counts: dict[str, Any], steps: list[dict[str, Any]]) -> RenderableType:

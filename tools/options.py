@@ -38,6 +38,15 @@ Rewrites = Annotated[
     str | None,
     typer.Option(help="Rewrites to apply, separated by commas, or none. [dim]Default: all.[/]"),
 ]
+Tune = Annotated[
+    str,
+    typer.Option(
+        help="off, quick or full: measure candidates for each bucket and keep the fastest."
+    ),
+]
+TuneSeconds = Annotated[
+    float | None, typer.Option(help="Stop compiling candidates after so many seconds.", min=0)
+]
 Threads = Annotated[int, typer.Option(help="CPU threads inside of one request.")]
 FactoryArgs = Annotated[
     list[str] | None,

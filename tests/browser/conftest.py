@@ -76,7 +76,12 @@ def rec_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve features on four streams in three buckets, with rewrites."""
     out = tmp_path_factory.mktemp("rec") / "rec.rr"
     model = streamrec(features=12, rows_scale=0.01)
-    options: dict[str, Any] = {"strategy": "matching", "streams": 4, "compiler": "eager"}
+    options: dict[str, Any] = {
+        "strategy": "matching",
+        "streams": 4,
+        "compiler": "eager",
+        "rewrites": ("stack_lookups",),
+    }
     capture(model, out=out, buckets=[1, 8, 64], **options)
     return out
 

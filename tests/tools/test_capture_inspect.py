@@ -81,7 +81,7 @@ def test_inspect_refuses_a_damaged_artifact(artifact: Path, invoke: Invoke) -> N
         ("FILE:build", ["--arg", "rowz=3"], "has no argument 'rowz'"),
         ("FILE:build", ["--inputs", "absent.npz"], "no file at absent.npz"),
         ("FILE:training", [], "call model.eval\\(\\) first|training mode"),
-        ("model.onnx", [], "not supported yet"),
+        ("model.onnx", [], "no file at model.onnx"),
     ],
 )
 def test_capture_errors(

@@ -20,7 +20,12 @@ from recreplay.runtime.artifact import open_artifact
 def streams_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Nine features on four streams."""
     out = tmp_path_factory.mktemp("streams") / "streams.rr"
-    options: dict[str, Any] = {"strategy": "matching", "streams": 4, "compiler": "eager"}
+    options: dict[str, Any] = {
+        "strategy": "matching",
+        "streams": 4,
+        "compiler": "eager",
+        "rewrites": ("stack_lookups",),
+    }
     capture(streamrec(features=9, rows_scale=0.001), out=out, buckets=[2, 8], **options)
     return out
 

@@ -25,7 +25,12 @@ from recreplay.tools.view.schedule import idle_share, in_turn, longest_path, sid
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Nine features of three widths, whose tables are stacked."""
     out = tmp_path_factory.mktemp("view") / "view.rr"
-    options: dict[str, Any] = {"strategy": "greedy", "streams": 3, "compiler": "eager"}
+    options: dict[str, Any] = {
+        "strategy": "greedy",
+        "streams": 3,
+        "compiler": "eager",
+        "rewrites": ("stack_lookups",),
+    }
     capture(streamrec(features=9, rows_scale=0.001), out=out, buckets=[2, 8], **options)
     return out
 
@@ -50,7 +55,7 @@ def test_the_page_and_inspect_say_the_same(
 def test_measured_times_are_of_every_segment(
     path: Path, invoke: Callable[..., Result], tmp_path: Path
 ) -> None:
-    data = page_of(path, invoke, tmp_path / "page.html", "--measure", "--runs", 5)
+    data = page_of(path, invoke, tmp_path / "page.html", "--measure", "--runs", 25)
     for bucket, item in zip(data["buckets"], data["artifact"]["buckets"], strict=True):
         measured, modelled = bucket["timings"]
         assert (measured["kind"], modelled["kind"]) == ("measured", "modelled")

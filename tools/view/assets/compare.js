@@ -26,10 +26,24 @@ views.compare = {
     const sorted = [...plans].sort((a, b) => order.indexOf(a.strategy) - order.indexOf(b.strategy));
     const serial = data.artifact.device === "cpu" ? " On the CPU replay is serial, and streams gain nothing: this is what they would do on a GPU." : "";
     const modelled = view.timings.find((t) => t.kind === "modelled");
-    this.body.append(el("p", { class: "note" }, el("b", {}, "No candidates were measured for this artifact. "),
+    if (view.candidates.length) this.body.append(this.candidates(view));
+    const none = view.candidates.length ? "" : "No candidates were measured for this artifact. ";
+    this.body.append(el("p", { class: "note" }, el("b", {}, none),
       `The times below are ${modelled ? modelled.note : "modelled"}.${serial}`));
     for (const plan of sorted) this.body.append(this.row(view, plan, longest, best));
     this.body.append(this.overview());
+  },
+  candidates(view) {
+    const measured = view.candidates.filter((c) => c.us !== null);
+    const fastest = Math.min(...measured.map((c) => c.us));
+    const sorted = [...measured].sort((a, b) => a.us - b.us).concat(view.candidates.filter((c) => c.us === null));
+    const rows = sorted.map((c) => [
+      c.us === null ? "–" : format.us(c.us), c.us === null ? "–" : `${(c.us / fastest).toFixed(2)}x`,
+      c.chosen ? "kept" : "", c.compiler, c.strategy, c.streams, c.rewrites.join(", ") || "none", c.note]);
+    return el("section", { class: "card pad candidates" },
+      el("h2", {}, `Candidates that the tuner measured for bucket ${view.size}`),
+      el("p", { class: "note" }, "Medians of a request on the device that captured, filling included, in turns on the same requests."),
+      table(["time>", "against best>", "", "compiler", "strategy", "streams>", "rewrites", "why not measured"], rows));
   },
   row(view, plan, longest, best) {
     const canvas = el("canvas", { role: "img", "aria-label": `${plan.strategy}: ${format.us(plan.total_us)} on ${plan.stream_count} streams` });

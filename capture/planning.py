@@ -1,0 +1,131 @@
+"""From a model to plans: each bucket specialised, rewritten, assigned and cut, for one choice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from torch import fx
+
+from recreplay.capture.assign import Strategy, assign
+from recreplay.capture.choices import Choice
+from recreplay.capture.compilers.tensorrt import PRECISIONS
+from recreplay.capture.dense import dense_nodes
+from recreplay.capture.features import to_dag
+from recreplay.capture.ingest import Ingested
+from recreplay.capture.lookups import id_bounds
+from recreplay.capture.operator_graph import all_strategies, operator_graph
+from recreplay.capture.rewrites.inline_linears import inline_linears
+from recreplay.capture.rewrites.stack_branches import plan_weight_stacks, stack_branches
+from recreplay.capture.rewrites.stack_lookups import plan_stacks, stack_lookups
+from recreplay.capture.segments import BoundSegment, cut
+from recreplay.capture.specialise import Program, specialise
+from recreplay.capture.weight_stacks import WeightStack
+from recreplay.runtime.graph import BucketGraph, OperatorGraph
+from recreplay.runtime.plan import Plan, check_plan
+from recreplay.runtime.spec import IdBound
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One bucket after assignment and cutting."""
+
+    program: Program
+    plan: Plan
+    segments: list[BoundSegment]
+    graph: BucketGraph
+    modelled_us: float  # what the cost model says of its operators, side by side
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is the same for all buckets and choices, found on the smallest bucket."""
+
+    bounds: tuple[IdBound, ...]
+    unchecked: tuple[str, ...]
+    tables: tuple[WeightStack, ...]
+    branches: tuple[WeightStack, ...]
+
+
+def survey(model: Ingested, size: int, rewrites: Sequence[str]) -> Survey:
+    """`rewrites`: all that any choice applies. How weights are stored follows from them."""
+    program = specialise(model, size)
+    bounds, unchecked = id_bounds(program)
+    tables = plan_stacks(program) if "stack_lookups" in rewrites else []
+    branches: list[WeightStack] = []
+    if "stack_branches" in rewrites:
+        stack_lookups(program, tables)
+        branches = plan_weight_stacks(program)
+    return Survey(tuple(bounds), tuple(unchecked), tuple(tables), tuple(branches))
+
+
+def plan_buckets(
+    model: Ingested,
+    sizes: Sequence[int],
+    choice: Choice,
+    known: Survey,
+    progress: Callable[[str], None],
+) -> list[Planned]:
+    """The plan of every bucket, in ascending order."""
+    planned = []
+    for size in sizes:
+        program = specialise(model, size)
+        before = _described(program, choice) if choice.rewrites else None
+        _rewrite(program, choice, known, smallest=size == sizes[0])
+        dag, nodes = to_dag(program)
+        operators = assign(dag, cast(Strategy, choice.strategy), choice.streams)
+        check_plan(operators)
+        apart = dense_nodes(operators, nodes) if choice.compiler in PRECISIONS else frozenset()
+        plan, segments = cut(program, operators, nodes, dag.branches, apart)
+        check_plan(plan)
+        after = operator_graph(dag, nodes, all_strategies(dag, operators, choice.streams))
+        if before is not None and before.operators == after.operators:
+            before = None
+        cost = dict(zip(dag.names, (cost.time_us() for cost in dag.costs), strict=True))
+        modelled = makespan(operators, [cost[step.name] for step in operators.steps])
+        graph = BucketGraph(size, after, before)
+        planned.append(Planned(program, plan, segments, graph, modelled))
+        progress(
+            f"bucket {size}: {len(nodes)} operators, {len(segments)} segments, {plan.streams} "
+            "streams"
+        )
+    return planned
+
+
+def weights_read(graph: fx.Graph) -> list[str]:
+    """Names of the weights that a program reads."""
+    return [
+        str(n.target).removeprefix("weight:")
+        for n in graph.find_nodes(op="placeholder")
+        if str(n.target).startswith("weight:")
+    ]
+
+
+def makespan(plan: Plan, durations: Sequence[float]) -> float:
+    """When the last step ends, if streams run beside each other and waits cost nothing."""
+    ends: list[float] = []
+    last: dict[int, int] = {}
+    for step, duration in zip(plan.steps, durations, strict=True):
+        before = [*step.waits, *([last[step.stream]] if step.stream in last else [])]
+        ends.append(duration + max((ends[b] for b in before), default=0.0))
+        last[step.stream] = len(ends) - 1
+    return max(ends, default=0.0)
+
+
+def _rewrite(program: Program, choice: Choice, known: Survey, smallest: bool) -> None:
+    if "stack_lookups" in choice.rewrites:
+        stack_lookups(program, known.tables)
+    if "stack_branches" in choice.rewrites:
+        stack_branches(program, known.branches)
+    # It pays in the smallest bucket only, which has packages of its own; the others share.
+    if "inline_linears" in choice.rewrites and smallest:
+        inline_linears(program)
+
+
+def _described(program: Program, choice: Choice) -> OperatorGraph:
+    """The program as it is now, under the strategy alone that is captured."""
+    dag, nodes = to_dag(program)
+    return operator_graph(
+        dag, nodes, [assign(dag, cast(Strategy, choice.strategy), choice.streams)]
+    )

@@ -1,0 +1,250 @@
+"""Measure ways to run each bucket on the device that will serve, and keep the fastest of each.
+
+The best form depends on the batch: stacking gains most at batch 1 and nothing at 128, and nothing
+but measuring tells where it turns.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Any, Literal
+
+from recreplay.capture.assembly import Assembly, Keys
+from recreplay.capture.choices import HOPELESS, Choice
+from recreplay.capture.ingest import Ingested
+from recreplay.capture.planning import Planned, Survey, plan_buckets
+from recreplay.capture.sampling import sample_request
+from recreplay.capture.tune_cache import cache_key, recall, remember
+from recreplay.capture.weight_file import weight_tensors
+from recreplay.runtime.devices import open_device
+from recreplay.runtime.lane import Lane
+from recreplay.runtime.loading import open_lane
+from recreplay.runtime.manifest import Candidate, Manifest
+from recreplay.runtime.mixed import make_checker
+from recreplay.runtime.request import RequestChecker
+from recreplay.runtime.spec import IdBound
+
+# Two candidates so close are equal, and the one with fewer streams is taken.
+_TIE = 0.02
+_REQUESTS = 8
+_WARM_UP = 5
+Effort = Literal["quick", "full"]
+_LATE = "not measured: the time for tuning was up"
+_ROUNDS = {"quick": 60, "full": 200}
+_SECONDS_A_BUCKET = {"quick": 2.0, "full": 10.0}
+
+
+def tune_buckets(
+    assembly: Assembly,
+    sizes: Sequence[int],
+    tried: Sequence[Choice],
+    known: Survey,
+    effort: Effort,
+    seconds: float | None,
+    environment: Mapping[str, str],
+    progress: Callable[[str], None],
+) -> tuple[list[Planned], Manifest]:
+    """The fastest plan of each bucket, and the manifest of them with all that was measured."""
+    plans = []
+    for choice in tried:
+        progress(f"planning: {choice.describe()}")
+        plans.append(plan_buckets(assembly.model, sizes, choice, known, lambda _: None))
+    keys = [assembly.keys(c, p) for c, p in zip(tried, plans, strict=True)]
+    shapes = {k: v.shape for k, v in assembly.model.exported.state_dict.items()}
+    key = cache_key(keys, shapes, environment, effort, assembly.device)
+    candidates = recall(key)
+    if candidates is None:
+        candidates = _measured(assembly, tried, plans, keys, known, effort, seconds, progress)
+        # A tuning that ran out of time is not what the next one should rely on.
+        if not any(c.note == _LATE for c in candidates):
+            remember(key, candidates)
+    else:
+        progress("tuned before on this device: taking what was fastest then")
+    chosen, used = [], {}
+    for at, size in enumerate(sizes):
+        best = [c for c in candidates if c.bucket == size]
+        pick = next(i for i, c in enumerate(best) if c.chosen)
+        chosen.append(plans[pick][at])
+        used[size] = assembly.compile(tried[pick], plans[pick])[size]
+        progress(f"bucket {size}: {tried[pick].describe()}")
+    manifest = assembly.manifest(chosen, used)
+    return chosen, replace(manifest, candidates=tuple(candidates))
+
+
+def _measured(
+    assembly: Assembly,
+    tried: Sequence[Choice],
+    plans: Sequence[Sequence[Planned]],
+    keys: Sequence[Keys],
+    known: Survey,
+    effort: Effort,
+    seconds: float | None,
+    progress: Callable[[str], None],
+) -> list[Candidate]:
+    """Compile what is worth it, and measure it."""
+    begun = time.perf_counter()
+    # The model counts kernels; what a compiler fuses into one on a CPU, it does not know.
+    on_cpu = assembly.device == "cpu"
+    skipped = hopeless([[p.modelled_us for p in planned] for planned in plans])
+    notes: list[str] = []
+    for at, choice in enumerate(tried):
+        if skipped[at] and not on_cpu:
+            notes.append(f"modelled more than {HOPELESS:g} times slower than the best")
+        elif at and seconds is not None and time.perf_counter() - begun > seconds:
+            notes.append(_LATE)
+        else:
+            progress(f"candidate {at + 1} of {len(tried)}: {choice.describe()}")
+            assembly.compile(choice, plans[at])
+            notes.append("")
+    lanes = LaneMaker(assembly, [p for planned in plans for p in planned], known)
+    contenders: list[Contender] = []
+    try:
+        for choice, planned, used, note in zip(tried, plans, keys, notes, strict=True):
+            lane = None if note else lanes.lane(assembly.manifest(planned, used))
+            contenders.append(Contender(choice, planned, used, lane, note))
+        checker = make_checker(assembly.manifest(plans[0], keys[0]), "error")
+        return measure(assembly.model, contenders, checker, known.bounds, effort, progress)
+    finally:
+        for contender in contenders:
+            if contender.lane is not None:
+                contender.lane.close()
+
+
+class LaneMaker:
+    """Lanes over one copy of the weights, before there is an artifact to load."""
+
+    def __init__(self, assembly: Assembly, planned: Sequence[Planned], known: Survey) -> None:
+        self._assembly = assembly
+        device = open_device(assembly.device)
+        target = device.torch_device
+        device.close()
+        weights = weight_tensors(assembly.model, planned, known, target)
+        constants = {k: v for p in planned for k, v in p.program.constants.items()}
+        self._tensors = {
+            **{f"weight:{k}": v for k, v in weights.items()},
+            **{f"const:{k}": v.to(target) for k, v in constants.items()},
+        }
+
+    def lane(self, manifest: Manifest) -> Lane:
+        return open_lane(manifest, self._assembly.folder, self._assembly.device, self._tensors)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A choice with its plans, ready to be replayed on a lane of its own; or why it is not."""
+
+    choice: Choice
+    planned: Sequence[Planned]
+    keys: Keys
+    lane: Lane | None
+    note: str
+
+    def same(self, other: Contender, size: int) -> bool:
+        """Whether the two replay the same packages in the same order in a bucket."""
+        plans = [next(p.plan for p in c.planned if p.program.bucket == size) for c in (self, other)]
+        return self.keys[size] == other.keys[size] and plans[0] == plans[1]
+
+
+def hopeless(modelled: Sequence[Sequence[float]]) -> list[bool]:
+    """Which choices the cost model has far behind the best of every bucket.
+
+    `modelled[i]` are the times of choice i, bucket by bucket. The first, which was asked for, is
+    measured anyway.
+    """
+    best = [min(times) for times in zip(*modelled, strict=True)]
+    return [
+        i > 0 and all(t > HOPELESS * b for t, b in zip(times, best, strict=True))
+        for i, times in enumerate(modelled)
+    ]
+
+
+def measure(
+    model: Ingested,
+    contenders: Sequence[Contender],
+    checker: RequestChecker,
+    bounds: Sequence[IdBound],
+    effort: Effort,
+    progress: Callable[[str], None],
+) -> list[Candidate]:
+    """All contenders of all buckets in turns, on the same random requests, filling included."""
+    found = []
+    for at, planned in enumerate(contenders[0].planned):
+        size = planned.program.bucket
+        progress(f"tuning bucket {size}: {len(contenders)} candidates")
+        requests = [
+            checker.check(
+                {
+                    name: tensor.numpy()
+                    for name, tensor in sample_request(
+                        model.inputs, bounds, model.example, size, seed, users=model.users
+                    ).items()
+                }
+            )[0]
+            for seed in range(_REQUESTS)
+        ]
+        notes = _notes(contenders, size)
+        lanes = [None if note else c.lane for c, note in zip(contenders, notes, strict=True)]
+        times = _times(lanes, size, requests, effort)
+        best = choose(times, [c.planned[at].plan.streams for c in contenders])
+        for i, contender in enumerate(contenders):
+            us = times[i]
+            found.append(
+                Candidate(
+                    bucket=size,
+                    rewrites=contender.choice.rewrites,
+                    strategy=contender.choice.strategy,
+                    streams=contender.planned[at].plan.streams,
+                    compiler=contender.choice.compiler,
+                    modelled_us=round(contender.planned[at].modelled_us, 3),
+                    us=None if us is None else round(us, 3),
+                    chosen=i == best,
+                    note=notes[i],
+                )
+            )
+    return found
+
+
+def _notes(contenders: Sequence[Contender], size: int) -> list[str]:
+    """Why a contender is not measured in a bucket; empty where it is."""
+    notes: list[str] = []
+    for at, contender in enumerate(contenders):
+        same = (i for i in range(at) if not notes[i] and contender.same(contenders[i], size))
+        twin = next(same, None)
+        if contender.note or twin is None:
+            notes.append(contender.note)
+        else:
+            notes.append(f"the same as {contenders[twin].choice.describe()}")
+    return notes
+
+
+def choose(times: Sequence[float | None], streams: Sequence[int]) -> int:
+    """The fastest; of those within 2 % of it, the one with the fewest streams, then the first."""
+    fastest = min(t for t in times if t is not None)
+    close = [i for i, t in enumerate(times) if t is not None and t <= fastest * (1 + _TIE)]
+    return min(close, key=lambda i: (streams[i], i))
+
+
+def _times(
+    lanes: Sequence[Lane | None], size: int, requests: Sequence[Sequence[Any]], effort: Effort
+) -> list[float | None]:
+    """Median microseconds of each lane; None where there is none."""
+    prepared = {i: lane.prepare_in(size, size) for i, lane in enumerate(lanes) if lane is not None}
+    samples: dict[int, list[int]] = {i: [] for i in prepared}
+    order = list(prepared)
+    end = time.perf_counter() + _SECONDS_A_BUCKET[effort]
+    for turn in range(-_WARM_UP, _ROUNDS[effort]):
+        request = requests[turn % len(requests)]
+        for i in order:
+            begun = time.perf_counter_ns()
+            prepared[i].fill(request)
+            prepared[i].replay()
+            spent = time.perf_counter_ns() - begun
+            if turn >= 0:
+                samples[i].append(spent)
+        order.append(order.pop(0))  # who comes first changes every round
+        if turn > 0 and time.perf_counter() > end:
+            break
+    return [median(samples[i]) / 1e3 if i in samples else None for i in range(len(lanes))]
