@@ -135,10 +135,15 @@ def measured_costs(path: Path, device: str) -> dict[int, float]:
 
 
 def modelled_costs(
-    target: Target, example: dict[str, Tensor] | None, device: str, largest: int
+    target: Target,
+    example: dict[str, Tensor] | None,
+    device: str,
+    largest: int,
+    **declared: Any,
 ) -> dict[int, float]:
     """Microseconds of a bucket at the rates of this machine: a call, one more for each operator and
-    each input, and the slower of the memory and the arithmetic that no replay can avoid."""
+    each input, and the slower of the memory and the arithmetic that no replay can avoid. `declared`
+    are capture's jagged and user inputs."""
     from recreplay.capture.ingest import ingest
     from recreplay.capture.least_work import least_work
     from recreplay.capture.specialise import specialise
@@ -148,7 +153,8 @@ def modelled_costs(
 
     own = getattr(target.model, "example_inputs", None)
     with contextlib.redirect_stdout(sys.stderr):  # what the user's model prints
-        model = ingest(target.model, own(4) if example is None and callable(own) else example)
+        given = own(4) if example is None and callable(own) else example
+        model = ingest(target.model, given, **declared)
     with quiet():
         floor = measure_floor(device)
     found = {}

@@ -77,14 +77,18 @@ def capture_command(
     asked = None if buckets == "auto" else options.parse_sizes(buckets, "--buckets")
     _check_choice(asked is None, sizes, k, costs)
     example = None if inputs is None else read_example(inputs)
-    shapes = input_options.parse_jagged(jagged or (), capacity or ())
+    declared = {
+        "jagged": input_options.parse_jagged(jagged or (), capacity or ()),
+        "user_inputs": input_options.parse_names(user_inputs),
+        "users": users,
+    }
     with Progress() as progress:
         progress(f"loading {target}")
         loaded = load_target(target, arg or ())
         choice = None
         if asked is None:
             assert sizes is not None
-            choice = _choose(loaded, sizes, k, costs, example, device, progress)
+            choice = _choose(loaded, sizes, k, costs, example, device, progress, **declared)
             asked = choice.buckets
         manifest = capture_target(
             loaded,
@@ -102,9 +106,7 @@ def capture_command(
             threads=threads,
             tune=tune,
             tune_seconds=tune_seconds,
-            jagged=shapes,
-            user_inputs=input_options.parse_names(user_inputs),
-            users=users,
+            **declared,
         )
     summary = finite(overview(Artifact(out, manifest), read_graph(out), {}))
     if choice is not None:
@@ -139,6 +141,7 @@ def _choose(
     example: dict[str, Tensor] | None,
     device: str,
     progress: Progress,
+    **declared: Any,
 ) -> Choice:
     from recreplay.tools import bucket_choice
 
@@ -147,7 +150,7 @@ def _choose(
     if costs is not None:
         points = bucket_choice.measured_costs(costs, device)
         return bucket_choice.choose(seen, k, points, f"measured with {costs}")
-    points = bucket_choice.modelled_costs(target, example, device, max(seen))
+    points = bucket_choice.modelled_costs(target, example, device, max(seen), **declared)
     return bucket_choice.choose(seen, k, points, "modelled from this machine's rates")
 
 

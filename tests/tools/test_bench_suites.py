@@ -1,0 +1,82 @@
+"""Suites that measure capture and the host rather than models: overhead, scaling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from typer.testing import Result
+
+from recreplay.tools.bench import overhead, scaling
+from recreplay.tools.bench.scaling import SERIES, Series, Stages, exponent
+from recreplay.tools.bench.suites import Benchmark
+
+SMALL = (Benchmark("recreplay.models:rm_small", ("rows_scale=0.00001",), (1, 4), (1, 4)),)
+
+
+def test_overhead(report: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overhead, "BENCHMARKS", SMALL)
+    found = report("bench", "--suite", "overhead", "--compiler", "eager", "--runs", "20")
+    assert found["kind"] == "recreplay-bench-overhead"
+    (model,) = found["results"]
+    assert model["inputs"] == 27
+    assert [b["batch"] for b in model["batches"]] == [1, 4]
+    for batch in model["batches"]:
+        views = batch["borrowed"]
+        for side in (batch, views):
+            assert 0 < side["overhead_us"]["p50"] < side["run_us"]["p50"]
+        assert 0 < views["writes_us"]["p50"] < views["run_us"]["p50"]
+        assert batch["graph_us"]["p50"] < batch["run_us"]["p50"]
+
+
+def test_scaling(report: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    series = (Series("features", "eager", (1, 2)), Series("buckets", "eager", (1, 2)))
+    monkeypatch.setattr(scaling, "SERIES", series)
+    found = report("bench", "--suite", "scaling")
+    assert found["kind"] == "recreplay-bench-scaling"
+    features, buckets = found["results"]
+    assert [p["value"] for p in features["points"]] == [1, 2]
+    for result in (features, buckets):
+        first, second = result["points"]
+        for point in (first, second):
+            stages = [point[f"{s}_seconds"] for s in ("plan", "compile", "verify")]
+            assert 0 < sum(stages) <= point["total_seconds"]
+            assert point["export_seconds"] > 0
+        assert second["lane_bytes"] > first["lane_bytes"] > 0
+        assert second["artifact_bytes"] > first["artifact_bytes"] > 0
+        assert 0 < result["exponents"]["lane_bytes"] < 2
+
+
+def test_scaling_says_its_exponents(
+    invoke: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scaling, "SERIES", (Series("features", "eager", (1, 2)),))
+    result = invoke("bench", "--suite", "scaling")
+    assert result.exit_code == 0, result.stderr
+    for words in ("Capture against features (eager)", "exponent", "lane", "1 is linear"):
+        assert words in result.stdout
+
+
+def test_exponents() -> None:
+    assert exponent([1, 2, 4, 8], [3, 6, 12, 24]) == 1.0
+    assert exponent([1, 2, 4], [5, 20, 80]) == 2.0
+    assert exponent([1, 2, 4], [7, 7, 7]) == 0.0
+    assert exponent([1, 2], [0.0, 3.0]) is None
+
+
+def test_what_scaling_measures() -> None:
+    assert max(v for s in SERIES if s.grows == "features" for v in s.values) == 400
+    assert SERIES[0].capture(25) == (25, (1, 16))
+    assert Series("buckets", "eager", (4,)).capture(4) == (8, (1, 2, 4, 8))
+
+
+def test_stages_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 1.0, 3.0, 4.0, 10.0, 11.0, 15.0])
+    monkeypatch.setattr(scaling.time, "perf_counter", lambda: next(clock))
+    stages = Stages()
+    for message in ("exporting", "bucket 1: 9 operators", "bucket 16: 9", "writing weights"):
+        stages(message)
+    stages("recording and verifying")
+    assert stages.end() == 15.0
+    assert (stages.until_compile, stages.compiling, stages.verifying) == (4.0, 6.0, 4.0)
