@@ -9,8 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import Result
 
+from recreplay.capture.assign import assign
+from recreplay.capture.features import to_dag
+from recreplay.capture.specialise import specialise
 from recreplay.runtime.artifact import open_artifact
 from recreplay.runtime.errors import RecReplayError
 from recreplay.tools.bench import against_peers, rounds
@@ -19,6 +23,7 @@ from recreplay.tools.bench.floor import Floor, measure_floor
 from recreplay.tools.bench.peers import PEERS, find_peers
 from recreplay.tools.bench.peers.base import Array, Arrays, Call, Subject
 from recreplay.tools.bench.peers.contender import Contender, LocalContender
+from recreplay.tools.bench.peers.multi_stream import issue_order
 from recreplay.tools.bench.peers.own_process import ProcessContender
 from recreplay.tools.bench.requests import as_arrays, random_requests
 from recreplay.tools.bench.rounds import Spread, play
@@ -113,11 +118,38 @@ def test_onnx_runtime_answers_as_eager(name: str, subject: Subject, requests: li
 
 
 @pytest.mark.inductor
-@pytest.mark.parametrize("name", ["compile", "aotinductor", "aotinductor_static"])
+@pytest.mark.parametrize("name", ["compile", "aotinductor_static"])
 def test_compilers_answer_as_eager(name: str, subject: Subject, requests: list[Arrays]) -> None:
     if PEERS[name].absent("cpu") is not None:
         pytest.skip(str(PEERS[name].absent("cpu")))
     same_answers(name, subject, requests)
+
+
+def test_operators_of_streams_are_issued_in_an_order_that_works(
+    subject: Subject, requests: list[Arrays]
+) -> None:
+    """One after the other they give eager's answer; each comes after those that it waits for."""
+    program = specialise(subject.ingested, 4)
+    dag, nodes = to_dag(program)
+    order = issue_order(program, assign(dag, "feature", 2), nodes)
+    assert {stream for _, stream, _, _ in order} == {0, 1}
+    state = subject.exported.state_dict
+    values: dict[Any, Any] = {}
+    for node in program.graph.find_nodes(op="placeholder"):
+        kind, _, name = str(node.target).partition(":")
+        found = {"weight": state, "const": program.constants}.get(kind)
+        values[node] = torch.from_numpy(requests[0][name]) if found is None else found[name]
+    awaited = {node for node, _, _, is_awaited in order if is_awaited}
+    for node, _, waits, _ in order:
+        assert all(other in values and other in awaited for other in waits)
+        args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+        values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+    eager = LocalContender(PEERS["eager"], subject)
+    eager.prepare(requests)
+    (output,) = program.outputs.values()
+    np.testing.assert_allclose(
+        values[output].detach().numpy(), eager.answer(0)["output"], rtol=1e-5
+    )
 
 
 def test_a_process_of_its_own(subject: Subject, requests: list[Arrays]) -> None:

@@ -50,7 +50,7 @@ class StaticPackages:
     def prepare(self, example: Mapping[str, Array]) -> Call:
         subject = self._subject
         rows = len(next(iter(example.values())))
-        tensors = [torch.from_numpy(example[name]) for name in subject.inputs]
+        tensors = list(to_tensors(subject)(example).values())
         with torch.no_grad():
             module = subject.exported.module()
             spec = subject.exported.call_spec.in_spec

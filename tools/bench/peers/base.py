@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 if TYPE_CHECKING:
+    import torch
     from torch.export import ExportedProgram
 
     from recreplay.capture.ingest import Ingested
@@ -60,6 +62,17 @@ class Subject:
     folder: Path  # for files that peers write
 
     @cached_property
+    def module(self) -> torch.nn.Module:
+        """The model on its device: itself on the CPU, elsewhere one copy for all."""
+        import torch
+        from torch.export import ExportedProgram
+
+        model = self.target.model
+        module = model.module() if isinstance(model, ExportedProgram) else model
+        assert isinstance(module, torch.nn.Module)
+        return module if self.device == "cpu" else copy.deepcopy(module).to(self.device)
+
+    @cached_property
     def ingested(self) -> Ingested:
         """The model with a dynamic batch, made once for all."""
         return self.ingest()
@@ -69,12 +82,23 @@ class Subject:
         return self.ingested.exported
 
     def ingest(self) -> Ingested:
-        """Export the model by capture's own front end."""
+        """Export the model, where it runs, by capture's own front end."""
+        from torch.export import ExportedProgram
+        from torch.export.passes import move_to_device_pass
+
         from recreplay.capture.ingest import ingest
 
         own = getattr(self.target.model, "example_inputs", None)
+        model = self.target.model
+        if self.device != "cpu":
+            model = (
+                move_to_device_pass(model, self.device)
+                if isinstance(model, ExportedProgram)
+                else self.module
+            )
         with contextlib.redirect_stdout(sys.stderr):  # what the user's model prints
-            return ingest(self.target.model, own(4) if callable(own) else self._stored())
+            example = own(4) if callable(own) else self._stored()
+            return ingest(model, {k: v.to(self.device) for k, v in example.items()})
 
     def _stored(self) -> dict[str, Any]:
         """The largest request that the artifact stores, for models that make none."""

@@ -9,7 +9,7 @@ import torch
 
 from recreplay.capture.compilers.toolchain import inductor_problem
 from recreplay.tools.bench.peers.base import Array, Call, Subject
-from recreplay.tools.bench.peers.torch_call import host_call, module_of
+from recreplay.tools.bench.peers.torch_call import host_call
 
 _RECOMPILES = 64  # one for each batch size; past the limit dynamo would quietly run eager
 
@@ -41,7 +41,7 @@ class CompiledModel:
 
     def prepare(self, example: Mapping[str, Array]) -> Call:
         function = torch.compile(
-            module_of(self._subject), mode=self._mode, dynamic=False, fullgraph=True
+            self._subject.module, mode=self._mode, dynamic=False, fullgraph=True
         )
         call = host_call(self._subject, function)
         settings: dict[str, Any] = {"triton.cudagraph_or_error": True} if self._graphs else {}

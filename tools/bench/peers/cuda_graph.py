@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from recreplay.tools.bench.peers.base import Array, Arrays, Call, Subject
-from recreplay.tools.bench.peers.torch_call import module_of, nesting, to_arrays
+from recreplay.tools.bench.peers.torch_call import nesting, to_arrays
 
 NOT_CUDA = "records CUDA graphs or uses CUDA streams, which the CPU does not have"
 
@@ -34,7 +34,7 @@ class _ByPosition(torch.nn.Module):
 
     def __init__(self, subject: Subject) -> None:
         super().__init__()
-        self._model = module_of(subject)
+        self._model = subject.module
         self._names = subject.inputs
         self._args, self._kwargs = nesting(subject)
 

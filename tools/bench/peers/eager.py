@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from recreplay.tools.bench.peers.base import Array, Call, Subject
-from recreplay.tools.bench.peers.torch_call import host_call, module_of
+from recreplay.tools.bench.peers.torch_call import host_call
 
 
 class Eager:
@@ -22,7 +22,7 @@ class Eager:
 
 class EagerModel:
     def __init__(self, subject: Subject) -> None:
-        self._call = host_call(subject, module_of(subject))
+        self._call = host_call(subject, subject.module)
 
     def prepare(self, example: Mapping[str, Array]) -> Call:
         return self._call

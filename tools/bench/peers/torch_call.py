@@ -19,13 +19,6 @@ from recreplay.tools.bench.peers.base import Array, Arrays, Call, Subject
 Nest = Callable[[Mapping[str, Any]], Any]
 
 
-def module_of(subject: Subject) -> torch.nn.Module:
-    """The model as a module on the subject's device."""
-    model = subject.target.model
-    module = model.module() if isinstance(model, ExportedProgram) else model
-    return module if subject.device == "cpu" else module.to(subject.device)
-
-
 def nesting(subject: Subject) -> tuple[Nest, Nest]:
     """Positional and keyword arguments of the model's forward from named values.
 
