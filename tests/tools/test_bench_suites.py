@@ -58,6 +58,13 @@ def test_scaling_says_its_exponents(
         assert words in result.stdout
 
 
+def test_options_that_do_not_fit(invoke: Callable[..., Result]) -> None:
+    result = invoke("bench", "--suite", "scaling", "--peers", "all", "--buckets", "1")
+    assert result.exit_code == 1
+    assert "--suite scaling measures models, sizes and peers of its own" in result.stderr
+    assert "leave out --peers, --buckets" in result.stderr
+
+
 def test_exponents() -> None:
     assert exponent([1, 2, 4, 8], [3, 6, 12, 24]) == 1.0
     assert exponent([1, 2, 4], [5, 20, 80]) == 2.0

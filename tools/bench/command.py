@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 DEFAULT_BUCKETS = (1, 16, 128)
+OWN_MODELS = ("overhead", "scaling")  # suites that measure something else than models
 
 
 def bench(
@@ -74,7 +75,17 @@ def bench(
     """Measure replay against eager and against peers: one run, one thread, in turns, checked."""
     from recreplay.tools.capture_model import read_example
 
-    _check(suite, targets or (), peers, cold, plot)
+    _check_peers(peers, cold, plot)
+    if suite in OWN_MODELS:
+        given = {
+            "models": targets,
+            "--peers": peers,
+            "--buckets": buckets,
+            "--batches": batches,
+            "--arg": arg,
+            "--inputs": inputs,
+        }
+        _refuse(suite, [name for name, value in given.items() if value])
     settings = {
         "device": device,
         "strategy": strategy,
@@ -163,9 +174,15 @@ def only(benchmarks: Iterable[Benchmark], models: str | None) -> list[Benchmark]
     return [b for b in found if b.name in wanted]
 
 
-def _check(
-    suite: str | None, targets: Sequence[str], peers: str | None, cold: bool, plot: Path | None
-) -> None:
+def _refuse(suite: str, given: Sequence[str]) -> None:
+    if given:
+        raise RecReplayError(
+            f"--suite {suite} measures models, sizes and peers of its own; leave out "
+            f"{', '.join(given)}"
+        )
+
+
+def _check_peers(peers: str | None, cold: bool, plot: Path | None) -> None:
     if peers is None and (cold or plot is not None):
         raise RecReplayError(f"{'--cold' if cold else '--plot'} goes with --peers; add --peers all")
     if plot is not None:
