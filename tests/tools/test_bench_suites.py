@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,32 +32,28 @@ def test_overhead(report: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -
         assert batch["graph_us"]["p50"] < batch["run_us"]["p50"]
 
 
-def test_scaling(report: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    series = (Series("features", "eager", (1, 2)), Series("buckets", "eager", (1, 2)))
-    monkeypatch.setattr(scaling, "SERIES", series)
-    found = report("bench", "--suite", "scaling")
-    assert found["kind"] == "recreplay-bench-scaling"
-    features, buckets = found["results"]
-    assert [p["value"] for p in features["points"]] == [1, 2]
-    for result in (features, buckets):
-        first, second = result["points"]
-        for point in (first, second):
-            stages = [point[f"{s}_seconds"] for s in ("plan", "compile", "verify")]
-            assert 0 < sum(stages) <= point["total_seconds"]
-            assert point["export_seconds"] > 0
-        assert second["lane_bytes"] > first["lane_bytes"] > 0
-        assert second["artifact_bytes"] > first["artifact_bytes"] > 0
-        assert 0 < result["exponents"]["lane_bytes"] < 2
-
-
-def test_scaling_says_its_exponents(
-    invoke: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+def test_scaling(
+    invoke: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scaling, "SERIES", (Series("features", "eager", (1, 2)),))
-    result = invoke("bench", "--suite", "scaling")
+    monkeypatch.setattr(scaling, "FEATURES", 1)
+    monkeypatch.setattr(scaling, "SERIES", (Series("buckets", "eager", (1, 2)),))
+    out = tmp_path / "scaling.json"
+    result = invoke("bench", "--suite", "scaling", "--out", out)
     assert result.exit_code == 0, result.stderr
-    for words in ("Capture against features (eager)", "exponent", "lane", "1 is linear"):
+    for words in ("Capture against buckets (eager)", "exponent", "lane", "1 is linear"):
         assert words in result.stdout
+    found = json.loads(out.read_text())
+    assert found["kind"] == "recreplay-bench-scaling"
+    (series,) = found["results"]
+    first, second = series["points"]
+    assert (first["value"], second["value"]) == (1, 2)
+    for point in (first, second):
+        stages = [point[f"{s}_seconds"] for s in ("plan", "compile", "verify")]
+        assert 0 < sum(stages) <= point["total_seconds"]
+        assert point["export_seconds"] > 0
+    assert second["lane_bytes"] > first["lane_bytes"] > 0
+    assert second["artifact_bytes"] > first["artifact_bytes"] > 0
+    assert 0 < series["exponents"]["lane_bytes"] < 2
 
 
 def test_options_that_do_not_fit(invoke: Callable[..., Result]) -> None:

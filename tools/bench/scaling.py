@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 KIND = "recreplay-bench-scaling"
 ROWS = 1000  # of each table: weights are not what is measured
+FEATURES = 8  # where buckets grow
 BUCKETS = (1, 2, 4, 8, 16, 32, 48, 64, 80, 96, 112, 128, 144, 160, 176, 192)
 
 
@@ -39,7 +40,7 @@ class Series:
 
     def capture(self, value: int) -> tuple[int, tuple[int, ...]]:
         """Features and buckets of one point."""
-        return (value, (1, 16)) if self.grows == "features" else (8, BUCKETS[:value])
+        return (value, (1, 16)) if self.grows == "features" else (FEATURES, BUCKETS[:value])
 
 
 SERIES = (
