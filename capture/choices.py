@@ -47,7 +47,7 @@ def choices(tune: Tune, given: Choice, device: str, free_strategy: bool) -> list
 
 
 def _rewrite_sets(given: tuple[str, ...], tune: Tune) -> list[tuple[str, ...]]:
-    sets = [given, _without(given, "stack_branches")]
+    sets = [given, _without(given, "stack_branches"), _without(given, "pack_linears")]
     if tune == "full":
         sets += [
             _without(given, "inline_linears"),

@@ -34,7 +34,7 @@ def operator_cost(node: fx.Node) -> Cost:
 
 def _flops(node: fx.Node, inputs: list[torch.Tensor], out: list[torch.Tensor]) -> int:
     elements = sum(prod(t.shape) for t in out)
-    if node.target is aten.linear.default:
+    if node.target in (aten.linear.default, torch.ops.mkldnn._linear_pointwise.default):
         return 2 * elements * int(inputs[0].shape[-1])
     if node.target in (aten.mm.default, aten.bmm.default, aten.matmul.default):
         return 2 * elements * int(inputs[0].shape[-1])

@@ -34,7 +34,7 @@ from recreplay.runtime.loading import LaneLoader
 from recreplay.runtime.manifest import Manifest
 from recreplay.runtime.mixed import make_checker
 
-REWRITES = ("stack_lookups", "stack_branches", "inline_linears")
+REWRITES = ("stack_lookups", "pack_linears", "stack_branches", "inline_linears")
 DEFAULT_BUCKETS = (1, 8, 64, 256)
 # CPU graphs replay serially, so that more streams only mean more and smaller segments.
 DEFAULT_STRATEGY: dict[str, Strategy] = {"cpu": "single", "cuda": "matching"}
@@ -100,7 +100,10 @@ def capture(
     for notice in notices:
         progress(notice)
     # A fused loop needs a compiler that fuses; operator by operator, it is only more operators.
-    applied = tuple(r for r in rewrites if r != "inline_linears" or compiler == "inductor")
+    useless = set() if compiler == "inductor" else {"inline_linears"}
+    if target.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        useless.add("pack_linears")  # it is oneDNN that packs
+    applied = tuple(r for r in rewrites if r not in useless)
     given = Choice(applied, strategy or DEFAULT_STRATEGY[target.type], streams, compiler)
     with artifact_folder(Path(out), overwrite) as folder:
         progress("exporting")

@@ -17,6 +17,7 @@ from recreplay.capture.ingest import Ingested
 from recreplay.capture.lookups import id_bounds
 from recreplay.capture.operator_graph import all_strategies, operator_graph
 from recreplay.capture.rewrites.inline_linears import inline_linears
+from recreplay.capture.rewrites.pack_linears import pack_linears
 from recreplay.capture.rewrites.stack_branches import plan_weight_stacks, stack_branches
 from recreplay.capture.rewrites.stack_lookups import plan_stacks, stack_lookups
 from recreplay.capture.segments import BoundSegment, cut
@@ -94,12 +95,9 @@ def plan_buckets(
 
 
 def weights_read(graph: fx.Graph) -> list[str]:
-    """Names of the weights that a program reads."""
-    return [
-        str(n.target).removeprefix("weight:")
-        for n in graph.find_nodes(op="placeholder")
-        if str(n.target).startswith("weight:")
-    ]
+    """Names of the weights that a program reads, as they are or packed."""
+    sources = (str(n.target).partition(":") for n in graph.find_nodes(op="placeholder"))
+    return [name for kind, _, name in sources if kind in ("weight", "packed")]
 
 
 def makespan(plan: Plan, durations: Sequence[float]) -> float:
@@ -116,6 +114,9 @@ def makespan(plan: Plan, durations: Sequence[float]) -> float:
 def _rewrite(program: Program, choice: Choice, known: Survey, smallest: bool) -> None:
     if "stack_lookups" in choice.rewrites:
         stack_lookups(program, known.tables)
+    # Before branches are stacked: what is large enough to be packed gains nothing from a batch.
+    if "pack_linears" in choice.rewrites:
+        pack_linears(program)
     if "stack_branches" in choice.rewrites:
         stack_branches(program, known.branches)
     # It pays in the smallest bucket only, which has packages of its own; the others share.

@@ -17,6 +17,7 @@ from recreplay.capture.choices import HOPELESS, Choice
 from recreplay.capture.ingest import Ingested
 from recreplay.capture.planning import Planned, Survey, plan_buckets
 from recreplay.capture.sampling import sample_request
+from recreplay.capture.specialise import Program
 from recreplay.capture.tune_cache import cache_key, recall, remember
 from recreplay.capture.weight_file import weight_tensors
 from recreplay.runtime.devices import open_device
@@ -24,6 +25,7 @@ from recreplay.runtime.lane import Lane
 from recreplay.runtime.loading import open_lane
 from recreplay.runtime.manifest import Candidate, Manifest
 from recreplay.runtime.mixed import make_checker
+from recreplay.runtime.packed import pack_all
 from recreplay.runtime.request import RequestChecker
 from recreplay.runtime.spec import IdBound
 
@@ -127,9 +129,16 @@ class LaneMaker:
             **{f"weight:{k}": v for k, v in weights.items()},
             **{f"const:{k}": v.to(target) for k, v in constants.items()},
         }
+        packed = {name for p in planned for name in _packed(p.program)}
+        self._tensors |= {f"packed:{k}": v for k, v in pack_all(packed, weights).items()}
 
     def lane(self, manifest: Manifest) -> Lane:
         return open_lane(manifest, self._assembly.folder, self._assembly.device, self._tensors)
+
+
+def _packed(program: Program) -> list[str]:
+    sources = (str(n.target) for n in program.graph.find_nodes(op="placeholder"))
+    return [s.removeprefix("packed:") for s in sources if s.startswith("packed:")]
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 A program is a list of operators in execution order. Arguments are JSON values, or one of these:
 `{"value": name}` (a tensor), `{"dtype": "float32"}`, `{"memory_format": "..."}`, `{"device":
 true}` (the device that the segment runs on), `{"layout": "strided"}`, `{"float": "inf"}`. Only
-operators of the `aten` namespace and `getitem` exist, so that loading one cannot run anything
-else.
+operators of the `aten` namespace, `getitem` and oneDNN's linear layer over a packed weight exist,
+so that loading one cannot run anything else.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from recreplay.runtime.errors import ArtifactCorruptError
 
+_PACKED_LINEAR = "mkldnn._linear_pointwise.default"
 _MEMORY_FORMATS = {
     str(f): f for f in (torch.contiguous_format, torch.preserve_format, torch.channels_last)
 }
@@ -100,6 +101,8 @@ def decode(arg: Any, device: torch.device) -> Any:
 def target_name(target: Any) -> str:
     if target is operator.getitem:
         return "getitem"
+    if str(target) == _PACKED_LINEAR:
+        return _PACKED_LINEAR
     if isinstance(target, torch._ops.OpOverload) and target.namespace == "aten":
         return str(target)
     raise TypeError(f"{target} is not an ATen operator")
@@ -109,6 +112,8 @@ def resolve(target: str) -> Callable[..., Any]:
     """The callable of a stored operator name such as `aten.linear.default`."""
     if target == "getitem":
         return operator.getitem
+    if target == _PACKED_LINEAR:
+        return cast("Callable[..., Any]", torch.ops.mkldnn._linear_pointwise.default)
     namespace, _, rest = target.partition(".")
     packet, _, overload = rest.rpartition(".")
     found = getattr(getattr(torch.ops.aten, packet, None), overload, None)

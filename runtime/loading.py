@@ -21,6 +21,7 @@ class LaneLoader:
 
     def __init__(self, artifact: Artifact, wanted: str, check: Check) -> None:
         from recreplay.runtime.devices import open_device
+        from recreplay.runtime.packed import pack_all, packed_names
         from recreplay.runtime.weights import load_tensors, with_views
 
         self._artifact, self._wanted, self._check = artifact, wanted, check
@@ -32,8 +33,17 @@ class LaneLoader:
             self.stored: dict[str, torch.Tensor] = load_tensors(root / WEIGHTS, target)
             self.weights = with_views(self.stored, manifest.tables)
             self._constants = load_tensors(root / CONSTANTS, target)
+            self.packed = pack_all(packed_names(manifest), self.weights)
         finally:
             device.close()
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What segments read besides requests, under the names that they use."""
+        return {
+            **{f"weight:{k}": v for k, v in self.weights.items()},
+            **{f"const:{k}": v for k, v in self._constants.items()},
+            **{f"packed:{k}": v for k, v in self.packed.items()},
+        }
 
     def lane(self) -> Lane:
         """One more lane: graphs, buffers, streams and packages of its own.
@@ -41,12 +51,10 @@ class LaneLoader:
         Packages are not shared, because their runner, the one that a stream capture allows, serves
         one caller at a time.
         """
-        tensors = {
-            **{f"weight:{k}": v for k, v in self.weights.items()},
-            **{f"const:{k}": v for k, v in self._constants.items()},
-        }
         artifact = self._artifact
-        return open_lane(artifact.manifest, artifact.path, self._wanted, tensors, self._check)
+        return open_lane(
+            artifact.manifest, artifact.path, self._wanted, self.tensors(), self._check
+        )
 
 
 def open_lane(

@@ -44,6 +44,12 @@ def _torch() -> ctypes.PyDLL:
     return ctypes.PyDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
 
 
+def _pointer_of(capsule: object, name: None) -> int:
+    of = ctypes.pythonapi.PyCapsule_GetPointer
+    of.restype, of.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    return int(of(capsule, name))
+
+
 def native_library(folder: Path) -> Path | None:
     """The library of a package that can be called this way, or None.
 
@@ -122,6 +128,9 @@ class NativePackage:
 def _handle(tensor: torch.Tensor) -> ctypes.c_void_p:
     """A handle over the tensor's memory, which the caller keeps alive."""
     lib = _torch()
+    if tensor.is_mkldnn:  # its layout is oneDNN's own, so the tensor itself is handed over
+        capsule = torch._C._aoti.unsafe_alloc_void_ptr_from_tensor(tensor)
+        return ctypes.c_void_p(_pointer_of(capsule, None))
     dims = tensor.dim()
     handle = ctypes.c_void_p()
     code = lib.aoti_torch_create_tensor_from_blob(

@@ -27,6 +27,7 @@ class Refresher:
         self._lanes = lanes
         storages = {view.storage for view in manifest.tables.values()}
         weights = {} if loader is None else loader.weights
+        self._packed = {} if loader is None else loader.packed
         # A storage of several tables is written through its tables only.
         self._weights = {k: v for k, v in weights.items() if k not in storages}
         self.count = 0
@@ -63,7 +64,7 @@ class Refresher:
         rows = rows.to(weight)
         with self._lanes.all_idle(), torch.no_grad():
             weight.index_copy_(0, where, rows)
-            _settle(weight)
+            self._settle(table, weight)
             self.count += 1
 
     def update_weights(self, weights: Mapping[str, Any]) -> None:
@@ -74,12 +75,23 @@ class Refresher:
             weight = self._find(name)
             new = _tensor(value, f"weight {name!r}")
             _check_fit(f"weight {name!r}", new, weight.dtype, tuple(weight.shape))
-            found.append((weight, new.to(weight)))
+            found.append((name, weight, new.to(weight)))
         with self._lanes.all_idle(), torch.no_grad():
-            for weight, new in found:
+            for name, weight, new in found:
                 weight.copy_(new)
-                _settle(weight)
+                self._settle(name, weight)
             self.count += 1
+
+    def _settle(self, name: str, weight: torch.Tensor) -> None:
+        """Bring up to date what was made of a weight, before any replay reads it."""
+        if name in self._packed:
+            from recreplay.runtime.packed import repack
+
+            repack(self._packed[name], weight)
+        if weight.is_cuda:  # a replay is queued on another stream of the device
+            import torch
+
+            torch.cuda.synchronize(weight.device)
 
     def _find(self, name: str) -> torch.Tensor:
         try:
@@ -114,11 +126,3 @@ def _check_fit(what: str, value: torch.Tensor, dtype: torch.dtype, shape: tuple[
 
 def _describe(value: torch.Tensor) -> str:
     return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
-
-
-def _settle(weight: torch.Tensor) -> None:
-    """A replay is queued on another stream of the device, so the write must be over before it."""
-    if weight.is_cuda:
-        import torch
-
-        torch.cuda.synchronize(weight.device)

@@ -20,6 +20,7 @@ import torch._inductor
 from torch import fx
 from torch.export import Dim
 
+from recreplay.capture.compilers.packed_lowering import register_packed_linear
 from recreplay.runtime.aten import decode, resolve
 
 _STAND_IN_ROWS = 64  # rows of the table that a segment is compiled with; the real number is dynamic
@@ -140,6 +141,8 @@ def compile_module(module: Module, threads: int, scratch: str, target: Path) -> 
 
 def main(job_file: str, folder: str) -> None:
     job = json.loads(Path(job_file).read_text())
+    if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        register_packed_linear()
     for key, code in job["codes"].items():
         if "dynamic" in code:
             dynamic = code["dynamic"]

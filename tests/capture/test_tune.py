@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recreplay.capture import REWRITES, capture
+from recreplay.capture import capture
 from recreplay.capture.choices import Choice, choices
 from recreplay.capture.planning import makespan
 from recreplay.capture.tune import choose, hopeless
@@ -20,6 +21,7 @@ from recreplay.runtime.artifact import open_artifact
 from recreplay.runtime.errors import CaptureError
 from recreplay.runtime.plan import plan_from
 
+REWRITES = ("stack_lookups", "stack_branches", "inline_linears")
 GIVEN = Choice(REWRITES, "matching", 8, "inductor")
 
 
@@ -112,7 +114,14 @@ def test_the_artifact_says_what_was_measured_and_holds_what_was_kept(
     model = small()
     out = tmp_path / "tuned.rr"
     told: list[str] = []
-    capture(model, out=out, buckets=[1, 4], compiler="eager", tune="full", progress=told.append)  # type: ignore[arg-type]
+    options: dict[str, Any] = {
+        "out": out,
+        "buckets": [1, 4],
+        "compiler": "eager",
+        "rewrites": ("stack_lookups", "stack_branches"),
+        "tune": "full",
+    }
+    capture(model, progress=told.append, **options)  # type: ignore[arg-type]
     manifest = open_artifact(out).manifest
     for size in (1, 4):
         mine = [c for c in manifest.candidates if c.bucket == size]
@@ -133,15 +142,7 @@ def test_the_artifact_says_what_was_measured_and_holds_what_was_kept(
     assert len(list(own_cache.iterdir())) == 1
     # The next capture of the same program measures nothing and takes the same.
     told.clear()
-    capture(
-        model,  # type: ignore[arg-type]
-        out=out,
-        buckets=[1, 4],
-        compiler="eager",
-        tune="full",
-        overwrite=True,
-        progress=told.append,
-    )
+    capture(model, progress=told.append, overwrite=True, **options)  # type: ignore[arg-type]
     assert "tuned before on this device: taking what was fastest then" in told
     assert not any("candidates" in line for line in told)
     assert open_artifact(out).manifest.candidates == manifest.candidates

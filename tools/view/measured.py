@@ -40,8 +40,8 @@ def measure(
 ) -> dict[int, Measured]:
     """Time `runs` full replays of each bucket, largest first; a result for each size."""
     from recreplay.runtime.lane import Lane
+    from recreplay.runtime.loading import LaneLoader
     from recreplay.runtime.segments import load_package
-    from recreplay.runtime.weights import load_tensors, with_views
     from recreplay.tools.quiet import quiet
     from recreplay.tools.view.timed import TimedDevice
 
@@ -52,15 +52,9 @@ def measure(
             f"{manifest.device!r}, so its times stay the cost model's"
         )
     device = TimedDevice(artifact)
-    target = device.torch_device
-    weights = with_views(load_tensors(root / "weights.safetensors", target), manifest.tables)
-    constants = load_tensors(root / "constants.safetensors", target)
-    tensors = {
-        **{f"weight:{k}": v for k, v in weights.items()},
-        **{f"const:{k}": v for k, v in constants.items()},
-    }
+    tensors = LaneLoader(artifact, manifest.device, "error").tensors()
     packages = {
-        key: load_package(package.compiler, root / package.path, target)
+        key: load_package(package.compiler, root / package.path, device.torch_device)
         for key, package in manifest.packages.items()
     }
     lane = Lane(manifest, device, packages, tensors, "error")

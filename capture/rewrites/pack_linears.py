@@ -1,0 +1,61 @@
+"""Rewrite: large linear layers of several rows read weights that are packed once, when loaded.
+
+A matrix library packs its right operand into blocks on every call; with few rows, that is a large
+part of the call. On one AVX-512 core a layer of 1,024 to 512 takes 168 us packed and 265 us not at
+16 rows, 1,233 and 1,434 us at 128; at one row the product reads the weight once either way, and
+packed is slower (46 and 39 us). ONNX Runtime packs too, and was up to 1.6 times as fast without
+this. The packed copy is oneDNN's and lives beside the stored weight; a refresh packs it again.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from recreplay.capture.specialise import Program
+
+aten = torch.ops.aten
+_LEAST = 1 << 14  # elements of a weight; below it, setting up the call costs more than it saves
+
+
+def pack_linears(program: Program) -> None:
+    """Rewrite `program` in place. For the CPU alone."""
+    for node in list(program.graph.nodes):
+        if node.target is aten.linear.default and _pays(node):
+            _pack(program, node)
+    program.sort()
+    program.prune()
+
+
+def _pays(node: fx.Node) -> bool:
+    source, weight = node.args[0], node.args[1]
+    assert isinstance(source, fx.Node)
+    assert isinstance(weight, fx.Node)
+    value = source.meta["val"]
+    several = value.ndim > 1 and value[..., 0].numel() > 1
+    return bool(
+        several
+        and value.dtype == torch.float32
+        and str(weight.target).startswith("weight:")
+        and weight.meta["val"].numel() >= _LEAST
+    )
+
+
+def _pack(program: Program, node: fx.Node) -> None:
+    source, weight = node.args[0], node.args[1]
+    bias = node.args[2] if len(node.args) > 2 else None
+    assert isinstance(weight, fx.Node)
+    packed = program.source("packed", str(weight.target).partition(":")[2], weight.meta["val"])
+    users = list(node.users)
+    relu = len(users) == 1 and users[0].target is aten.relu.default
+    last = users[0] if relu and node not in program.outputs.values() else node
+    result = program.call(
+        torch.ops.mkldnn._linear_pointwise.default,
+        source,
+        packed,
+        bias,
+        "none" if last is node else "relu",
+        [],
+        "",
+    )
+    program.replace(last, result)
