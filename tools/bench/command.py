@@ -94,6 +94,9 @@ def bench(
         "rewrites": options.parse_rewrites(rewrites),
     }
     example = None if inputs is None else read_example(inputs)
+    if targets and all(target.endswith(".onnx") for target in targets):
+        _bench_files(chosen, runs, settings, example, out, as_json)
+        return
     with Progress() as progress:
         if suite == "scaling":
             from recreplay.tools.bench import scaling
@@ -129,6 +132,32 @@ def bench(
     for result in report["results"]:
         for notice in result["notices"]:
             report_notice(f"{result['name']}: {notice}")
+
+
+def _bench_files(
+    chosen: Sequence[Benchmark],
+    runs: int,
+    settings: dict[str, Any],
+    example: dict[str, Tensor] | None,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """ONNX files are measured against ONNX Runtime, which is what replay would take the place
+    of."""
+    from recreplay.tools.bench import onnx_file
+
+    first = chosen[0]
+    paths = [benchmark.target for benchmark in chosen]
+    with Progress() as progress:
+        report = onnx_file.measure_files(
+            paths, first.buckets, first.batches, runs, progress, settings, example
+        )
+    if out is not None:
+        write_json(out, report)
+    if as_json:
+        print_json(report)
+        return
+    show(*onnx_file.render(report))
 
 
 def choose(
