@@ -16,6 +16,7 @@ from recreplay.tools.files import write_json
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from torch import Tensor
 
 DEFAULT_BUCKETS = (1, 16, 128)
 OWN_MODELS = ("overhead", "scaling")  # suites that measure something else than models
@@ -94,8 +95,9 @@ def bench(
         "rewrites": options.parse_rewrites(rewrites),
     }
     example = None if inputs is None else read_example(inputs)
-    if targets and all(target.endswith(".onnx") for target in targets):
-        _bench_files(chosen, runs, settings, example, out, as_json)
+    if targets and peers is None and all(target.endswith(".onnx") for target in targets):
+        files = choose(targets, suite, buckets, batches, arg or ())
+        _bench_files(files, runs, settings, example, out, as_json)
         return
     with Progress() as progress:
         if suite == "scaling":
@@ -135,7 +137,7 @@ def bench(
 
 
 def _bench_files(
-    chosen: Sequence[Benchmark],
+    files: Sequence[Benchmark],
     runs: int,
     settings: dict[str, Any],
     example: dict[str, Tensor] | None,
@@ -146,8 +148,8 @@ def _bench_files(
     of."""
     from recreplay.tools.bench import onnx_file
 
-    first = chosen[0]
-    paths = [benchmark.target for benchmark in chosen]
+    first = files[0]
+    paths = [benchmark.target for benchmark in files]
     with Progress() as progress:
         report = onnx_file.measure_files(
             paths, first.buckets, first.batches, runs, progress, settings, example
