@@ -184,6 +184,9 @@ def _arguments(
             found.append(Lanes(place[nodes[0]][0], tuple(place[n][1] for n in nodes)))
         else:
             return None
+    # The same value twice, such as ids that two stacks of tables flatten each for itself.
+    if not _is_cut(part[0]) and all(isinstance(a, fx.Node) for a in found):
+        return None
     return tuple(found)
 
 

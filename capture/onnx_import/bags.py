@@ -36,10 +36,15 @@ def _bag(
     body = loop.attributes.get("body")
     if loop.op != "Loop" or not isinstance(body, Graph) or len(body.inputs) != 4:
         return None
+    # The loop carries the sequence and an index, in either order.
+    sequence = loop.outputs.index(join.inputs[0])
+    index = body.inputs[3 - sequence].name
     inside = body.producers()
-    index = body.inputs[3].name
-    appended = inside.get(body.outputs[1])
+    appended = inside.get(body.outputs[1 + sequence])
+    started = made.get(loop.input(2 + sequence))
     if appended is None or appended.op != "SequenceInsert" or len(appended.inputs) != 2:
+        return None
+    if started is None or started.op != "SequenceEmpty":
         return None
     row = inside.get(appended.inputs[1])
     if row is None or row.op != "If":
@@ -53,6 +58,8 @@ def _bag(
     if first is None or last is None or first.op != "Slice" or last.op != "Slice":
         return None
     scope = _Scope(inside, constants, index)
+    if scope.shift_of(body.outputs[2 - sequence]) != 1:
+        return None
     if [scope.shift(first, n) for n in (1, 2)] != [0, 1]:
         return None
     if [scope.shift(last, n) for n in (1, 2)] != [1, 2] or first.input(0) != last.input(0):
@@ -81,19 +88,20 @@ class _Scope:
 
     def shift(self, step: Step, at: int) -> int | None:
         """k, where an input of a step is the loop's index and k."""
-        return self._shift(step.input(at))
+        return self.shift_of(step.input(at))
 
-    def _shift(self, name: str) -> int | None:
+    def shift_of(self, name: str) -> int | None:
+        """k, where a value is the loop's index and k."""
         if name == self._index:
             return 0
         step = self._inside.get(name)
         if step is None:
             return None
         if step.op in _SAME:
-            return self._shift(step.input(0))
+            return self.shift_of(step.input(0))
         if step.op != "Add":
             return None
-        base, more = self._shift(step.input(0)), self._number(step.input(1))
+        base, more = self.shift_of(step.input(0)), self._number(step.input(1))
         return None if base is None or more is None else base + more
 
     def _number(self, name: str) -> int | None:

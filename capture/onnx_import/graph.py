@@ -51,7 +51,7 @@ class Step:
 class GraphInput:
     """An input: `shape` holds a number, or the name of a symbolic size (empty if it has none).
 
-    `shape` is None where the model does not say even the rank.
+    `shape` is None for an input of a branch or a loop that does not say even its rank.
     """
 
     name: str

@@ -71,8 +71,6 @@ class OnnxModel(NamedInputs):
 
     def try_out(self) -> None:
         """Run on fake inputs, so that a model that cannot run at all is refused with its node."""
-        if any(spec.shape is None or not spec.shape for spec in self.specs):
-            return
         with FakeTensorMode(allow_non_fake_inputs=True):
             fakes = [
                 torch.zeros(
@@ -102,10 +100,6 @@ class OnnxModel(NamedInputs):
 
 
 def _rows_of(spec: GraphInput, batch: int) -> list[int]:
-    if spec.shape is None:
-        raise CaptureError(
-            f"input {spec.name!r} has no shape in the model; give example inputs (--inputs)"
-        )
     if not spec.shape:
         raise UnsupportedModelError(
             f"input {spec.name!r} is a scalar; every input needs a row for each row of the batch"

@@ -16,6 +16,7 @@ from recreplay.tools.files import write_json
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from torch import Tensor
 
 DEFAULT_BUCKETS = (1, 16, 128)
 OWN_MODELS = ("overhead", "scaling")  # suites that measure something else than models
@@ -94,6 +95,10 @@ def bench(
         "rewrites": options.parse_rewrites(rewrites),
     }
     example = None if inputs is None else read_example(inputs)
+    if targets and peers is None and all(target.endswith(".onnx") for target in targets):
+        files = choose(targets, suite, buckets, batches, arg or ())
+        _bench_files(files, runs, settings, example, out, as_json)
+        return
     with Progress() as progress:
         if suite == "scaling":
             from recreplay.tools.bench import scaling
@@ -129,6 +134,32 @@ def bench(
     for result in report["results"]:
         for notice in result["notices"]:
             report_notice(f"{result['name']}: {notice}")
+
+
+def _bench_files(
+    files: Sequence[Benchmark],
+    runs: int,
+    settings: dict[str, Any],
+    example: dict[str, Tensor] | None,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """ONNX files are measured against ONNX Runtime, which is what replay would take the place
+    of."""
+    from recreplay.tools.bench import onnx_file
+
+    first = files[0]
+    paths = [benchmark.target for benchmark in files]
+    with Progress() as progress:
+        report = onnx_file.measure_files(
+            paths, first.buckets, first.batches, runs, progress, settings, example
+        )
+    if out is not None:
+        write_json(out, report)
+    if as_json:
+        print_json(report)
+        return
+    show(*onnx_file.render(report))
 
 
 def choose(

@@ -1,0 +1,116 @@
+"""`recreplay capture model.onnx` and `recreplay export`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from safetensors.numpy import load_file
+from typer.testing import Result
+
+from recreplay.capture import capture, load_onnx
+from recreplay.capture.onnx_export import export_onnx
+from recreplay.models import MODELS
+from recreplay.runtime.errors import CaptureError, ParityError
+
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "dlrm": {"tables": 4, "rows": 60, "lookups": 3},
+    "rm_small": {"rows_scale": 1e-4},
+    "din": {"rows_scale": 1e-4, "length": 6},
+    "streamrec": {"rows_scale": 1e-4, "features": 6, "lookups": 3},  # branches are stacked
+}
+
+
+@pytest.fixture(scope="module", params=sorted(ARGUMENTS))
+def artifact(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("export") / f"{request.param}.rr"
+    model = MODELS[request.param].factory(**ARGUMENTS[request.param])
+    capture(model, out=out, buckets=[1, 4], compiler="eager")
+    return out
+
+
+def test_an_artifact_goes_to_onnx_and_back(
+    artifact: Path, tmp_path: Path, report: Callable[..., Any], invoke: Callable[..., Result]
+) -> None:
+    path = tmp_path / "out.onnx"
+    said = report("export", artifact, "--onnx", path)
+    assert [p.name for p in tmp_path.iterdir()] == ["out.onnx"]
+    assert said["bytes"] == path.stat().st_size
+    assert max(said["max_abs_error"].values()) < 1e-5
+    graph = onnx.load(path).graph
+    manifest = json.loads((artifact / "manifest.json").read_text())
+    assert [i.name for i in graph.input] == [i["name"] for i in manifest["inputs"]]
+    assert [o.name for o in graph.output] == [o["name"] for o in manifest["outputs"]]
+    assert all(i.type.tensor_type.shape.dim[0].dim_param for i in graph.input)
+    assert "Loop" not in {n.op_type for n in graph.node}
+    again = invoke("export", artifact, "--onnx", path)
+    assert again.exit_code == 1
+    assert "exists already" in again.stderr
+
+    summary = report(
+        "capture", path, "--out", tmp_path / "back.rr", "--buckets", "4", "--compiler", "eager"
+    )
+    assert summary["buckets"][0]["parity"]["max_abs"] < 1e-5
+    stored = load_file(artifact / "selftest.safetensors")
+    names = [i.name for i in graph.input]
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (got,) = session.run(None, {n: stored[f"4/in/{n}"] for n in names})
+    np.testing.assert_allclose(got, stored["4/out/output"], rtol=1e-4, atol=1e-5)
+
+
+def test_a_wrong_export_is_not_written(
+    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from recreplay.capture import onnx_export
+
+    read = onnx_export.read_program
+
+    def spoiled(opened: Any) -> Any:
+        module = read(opened)
+        for buffer in module.buffers():
+            if buffer.is_floating_point():
+                buffer.add_(1.0)
+        return module
+
+    monkeypatch.setattr(onnx_export, "read_program", spoiled)
+    with pytest.raises(ParityError, match=r"differs by .* under ONNX Runtime .*nothing was wri"):
+        export_onnx(artifact, tmp_path / "out.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_artifact_of_before_has_no_program(artifact: Path, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from recreplay.capture.program_file import read_program
+    from recreplay.runtime.artifact import open_artifact
+
+    opened = open_artifact(artifact)
+    files = {k: v for k, v in opened.manifest.files.items() if k != "program.json"}
+    older = replace(opened, manifest=replace(opened.manifest, files=files))
+    with pytest.raises(CaptureError, match=r"was captured without program\.json"):
+        read_program(older)
+
+
+def test_code_that_holds_tensors_is_exported_with_them(tmp_path: Path) -> None:
+    class Model(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (x * torch.tensor([1.0, 2.0, 3.0])).flatten(1).sum(1)
+
+    capture(
+        Model().eval(),
+        {"x": torch.rand(2, 3)},
+        out=tmp_path / "m.rr",
+        buckets=[2],
+        compiler="eager",
+    )
+    export_onnx(tmp_path / "m.rr", tmp_path / "m.onnx")
+    x = torch.rand(5, 3)
+    got = load_onnx(tmp_path / "m.onnx")([x])["output"]
+    torch.testing.assert_close(got, (x * torch.tensor([1.0, 2.0, 3.0])).sum(1))
