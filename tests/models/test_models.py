@@ -226,7 +226,7 @@ def test_example_inputs_are_typed_seeded_and_within_bounds(name: str) -> None:
             assert bool((offsets.diff() >= 0).all())
         else:
             assert x.dtype == torch.float32
-            assert x.shape == (16, DENSE[name] if name in DENSE else spec.width)
+            assert x.shape == (16, DENSE.get(name, spec.width))
     if name in LOOKUPS:
         assert inputs["ids_0"].shape == (16, LOOKUPS[name])
     with pytest.raises(ValueError, match="batch"):
