@@ -344,6 +344,62 @@ def test_every_mode_and_division(
     np.testing.assert_allclose(got, model({"v": values, "o": given}).detach().numpy(), rtol=1e-4)
 
 
+class Basket(nn.Module):
+    """Jagged features of two widths and modes, with lengths, starts and offsets of their own."""
+
+    def __init__(self, widths: tuple[int, ...], mode: str) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.mode = mode
+        self.tables = nn.ModuleList(nn.Embedding(10 + i, w) for i, w in enumerate(widths))
+
+    def forward(self, item: Tensor, values: list[Tensor], divisions: list[Tensor]) -> Tensor:
+        parts = [item.unsqueeze(1).to(torch.float32)]
+        for i, (table, ids, by) in enumerate(zip(self.tables, values, divisions, strict=True)):
+            starts = by.cumsum(0) - by if i % 3 == 2 else by
+            end = i % 3 == 0
+            parts.append(
+                F.embedding_bag(ids, table.weight, starts, mode=self.mode, include_last_offset=end)
+            )
+        return torch.cat(parts, 1)
+
+    def request(self, lengths: list[np.ndarray[Any, Any]], draw: Any) -> dict[str, Tensor]:
+        request = {"item": torch.arange(len(lengths[0]))}
+        for i, count in enumerate(lengths):
+            ends = np.concatenate([[0], np.cumsum(count)])
+            ids = draw.integers(0, 10 + i, int(count.sum()))
+            dtype = torch.int32 if i % 2 else torch.int64
+            request[f"values_{i}"] = torch.from_numpy(ids).to(dtype)
+            request[f"divisions_{i}"] = torch.from_numpy([ends, ends[:-1], count][i % 3])
+        return request
+
+    def jagged(self, capacity: int) -> list[Jagged]:
+        kinds = ("offsets", "offsets", "lengths")
+        return [
+            Jagged(f"values_{i}", **{kinds[i % 3]: f"divisions_{i}"}, capacity=capacity + i)
+            for i in range(len(self.tables))
+        ]
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+def test_jagged_lookups_of_one_width_are_one(captured: Capture, mode: str) -> None:
+    model = Basket((4, 4, 4, 8, 4, 8), mode).eval()
+    draw = np.random.default_rng(1)
+    example = model.request([draw.integers(1, 5, 4) for _ in model.tables], draw)
+    path = captured(model, example, jagged=model.jagged(3))
+    operators = [op for s in open_artifact(path).manifest.buckets[0].segments for op in s.operators]
+    assert sum("embedding_bag" in op for op in operators) == 2  # one a width
+    with Runtime.load(path) as runtime, torch.inference_mode():
+        for rows in (1, 2, 3, 4, 9, 4, 4):
+            request = model.request([draw.integers(0, 4, rows) for _ in model.tables], draw)
+            got = runtime.run({k: v.numpy() for k, v in request.items()})["output"]
+            want = model(
+                request["item"],
+                *([request[f"{k}_{i}"] for i in range(6)] for k in ("values", "divisions")),
+            )
+            np.testing.assert_allclose(got, want.numpy(), rtol=1e-5, atol=1e-6)
+
+
 # int32
 
 
