@@ -57,6 +57,14 @@ class Declared:
     capacity: int = 0
 
 
+def jagged_of(model: object, jagged: Sequence[Jagged] | None) -> Sequence[Jagged]:
+    """What was said, or else what the model itself says: `jagged_inputs`, values to offsets."""
+    if jagged is not None:
+        return jagged
+    own: Mapping[str, str] = getattr(model, "jagged_inputs", {})
+    return [Jagged(values, offsets=offsets) for values, offsets in own.items()]
+
+
 def declare(
     example: Mapping[str, torch.Tensor],
     jagged: Sequence[Jagged],

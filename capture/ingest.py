@@ -24,7 +24,7 @@ from recreplay.capture.arguments import (
     named_leaves,
     named_positions,
 )
-from recreplay.capture.declared import Declared, Jagged, declare
+from recreplay.capture.declared import Declared, Jagged, declare, jagged_of
 from recreplay.capture.jagged_axis import check_jagged
 from recreplay.capture.refusals import LastCall, refusal, refuse_operators
 from recreplay.runtime.errors import CaptureError, RecReplayError, UnsupportedModelError
@@ -53,7 +53,7 @@ def ingest(
     model: torch.nn.Module | ExportedProgram,
     example_inputs: Example | None,
     *,
-    jagged: Sequence[Jagged] = (),
+    jagged: Sequence[Jagged] | None = None,
     user_inputs: Sequence[str] = (),
     users: int = 1,
 ) -> Ingested:
@@ -62,12 +62,13 @@ def ingest(
     `example_inputs`: named tensors `{name: [B, ...]}`, or a tuple in the order of `forward`'s
     parameters; B must be 2 or more. A list or dict parameter `p` is given as `p_0`, `p_1`, … or
     `p_key`. Not needed for an `ExportedProgram` that carries its own. Inputs of `jagged` have a
-    first dimension of their own, see `Jagged`. `user_inputs` are given as if every row had a user
+    first dimension of their own, see `Jagged`; by default what the model's own `jagged_inputs`, a
+    dict of values to offsets, says. `user_inputs` are given as if every row had a user
     of its own, as the model takes them; `users` is how many a request may have.
     """
 
     def told(example: Mapping[str, torch.Tensor]) -> dict[str, Declared]:
-        return declare(example, jagged, user_inputs, users)
+        return declare(example, jagged_of(model, jagged), user_inputs, users)
 
     if isinstance(model, ExportedProgram):
         return _with_users(_from_exported(model, example_inputs, told), users)

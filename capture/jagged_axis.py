@@ -105,6 +105,8 @@ def _check_operator(node: fx.Node, axes: Mapping[Any, str]) -> None:
     tags = getattr(node.target, "tags", ())
     allowed = packet in _POINTWISE or packet in _VIEWS or torch.Tag.pointwise in tags
     _refuse_unless(allowed, node, axes, "not worked on value by value")
+    counted = packet not in _VIEWS and any(not _is_tensor(n) for n in touched)
+    _refuse_unless(not counted, node, axes, "counted, with the room that a request does not fill")
     # The axis must stay what it was: dimension 0, whole, and no other.
     kept = [s for s in axes if _involves(first_symbol(node), s)]
     assert isinstance(value, torch.Tensor)
@@ -113,6 +115,10 @@ def _check_operator(node: fx.Node, axes: Mapping[Any, str]) -> None:
     _refuse_unless(whole, node, axes, "not kept as dimension 0, whole")
     same = all(first_symbol(n) in (kept[0], None, 1) for n in touched)
     _refuse_unless(same, node, axes, "mixed with another jagged input")
+
+
+def _is_tensor(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), torch.Tensor)
 
 
 def _axes_of(node: fx.Node, axes: Mapping[Any, str]) -> list[Any]:

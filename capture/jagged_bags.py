@@ -47,6 +47,7 @@ def bag_with_room(
         True,
         arguments.get("padding_idx"),
     )
+    bag.meta["jagged"] = True
     pooled = program.call(operator.getitem, bag, 0)
     return program.call(aten.slice.Tensor, pooled, 0, 0, rows)
 

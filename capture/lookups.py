@@ -52,6 +52,7 @@ class Lookup:
     pooling: Pooling
     length: int
     stackable: bool
+    jagged: bool = False  # stackable too, but by where each bag ends and not by one length
 
 
 @dataclass(frozen=True)
@@ -143,20 +144,19 @@ def _embedding_bag(program: Program, node: fx.Node) -> Lookup:
         step = count // bags
         regular = bool(torch.equal(program.constants[constant], torch.arange(0, count, step)))
     mode = arguments.get("mode", 0)
-    plain = (
-        regular
-        and _is_weight(table)
-        and mode in (0, 1)
+    usual = (
+        _is_weight(table)
         and arguments.get("per_sample_weights") is None
-        and not arguments.get("include_last_offset", False)
         and arguments.get("padding_idx") in (None, -1)
         and len(readers) == len(node.users) == 1
     )
+    plain = usual and regular and mode in (0, 1) and not arguments.get("include_last_offset", False)
     output = readers[0] if readers else node
     pooling: Pooling = "mean" if mode == 1 else "sum"
     length = count // bags if bags else 0
     name = _table_name(table)
-    return Lookup(node, output, name, dim, rows, ids, pooling, length, plain)
+    jagged = usual and "jagged" in node.meta
+    return Lookup(node, output, name, dim, rows, ids, pooling, length, plain, jagged)
 
 
 def origin(ids: fx.Node) -> Origin | None:

@@ -55,7 +55,7 @@ def capture(
     threads: int = 1,
     tune: Tune = "off",
     tune_seconds: float | None = None,
-    jagged: Sequence[Jagged] = (),
+    jagged: Sequence[Jagged] | None = None,
     user_inputs: Sequence[str] = (),
     users: int = 1,
     rtol: float = 1e-4,
@@ -82,7 +82,8 @@ def capture(
       rewrites and streams (and of all strategies, unless one is given), and keeps the fastest. All
       times stay in the manifest's `candidates`.
     - `tune_seconds`: when to stop compiling candidates; those that were compiled are measured.
-    - `jagged`: which inputs hold values of a varying number per row, and what divides them.
+    - `jagged`: which inputs hold values of a varying number per row, and what divides them;
+      by default what the model's own `jagged_inputs` (values to offsets) says.
     - `user_inputs`: inputs that all rows of a request share, or that have a row for each of at
       most `users` users, which the input `user_index` then gives for each row. The example has
       them for every row, as the model takes them.
@@ -207,7 +208,8 @@ def _example(
 ) -> Example | None:
     own = getattr(model, "example_inputs", None)
     if example_inputs is None and callable(own):
-        made = own(4)
+        # Capacities come from the lengths of the example, of which there must be some.
+        made = own(256 if getattr(model, "jagged_inputs", None) else 4)
         if isinstance(made, (dict, tuple, list)):
             return made
         raise CaptureError(

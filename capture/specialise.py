@@ -27,9 +27,9 @@ from torch.utils import _pytree as pytree
 from recreplay.capture.ingest import Ingested
 from recreplay.capture.jagged_axis import bag_arguments, first_symbol, name_bag_arguments
 from recreplay.capture.jagged_bags import bag_with_room
-from recreplay.capture.user_side import number, user_operators, user_sizes
+from recreplay.capture.user_side import CandidateValues, number, user_operators, user_sizes
 from recreplay.capture.views import base
-from recreplay.runtime.spec import USER_INDEX, InputSpec
+from recreplay.runtime.spec import InputSpec
 
 aten = torch.ops.aten
 _ASSERTS = {
@@ -141,7 +141,9 @@ def specialise(model: Ingested, bucket: int) -> Program:
     inputs = _inputs(model)
     side = user_operators(exported.graph, inputs, _ASSERTS) if model.users else frozenset()
     by_user = _UserSide(program, model, inputs)
-    values = _Candidates(program, model, by_user.values)  # old node -> new node or Python value
+    values = CandidateValues(
+        program, model.users, by_user.values
+    )  # old node -> new node or Python value
     seen: dict[Any, fx.Node] = {}
     specs = iter(exported.graph_signature.input_specs)
     state = {**exported.state_dict, **exported.constants}
@@ -216,29 +218,6 @@ class _UserSide:
                 made.meta["user"] = True
 
 
-class _Candidates(dict[fx.Node, Any]):
-    """Values for the rows of the bucket; those of the user side are brought there when asked
-    for."""
-
-    def __init__(self, program: Program, model: Ingested, by_user: dict[fx.Node, Any]) -> None:
-        super().__init__()
-        self._program = program
-        self._users = model.users
-        self._by_user = by_user
-
-    def __missing__(self, node: fx.Node) -> fx.Node:
-        value, rows = self._by_user[node], self._program.bucket
-        row = list(value.meta["val"].shape[1:])
-        if self._users > 1:
-            fake = self._program.fake((rows,), torch.int64)
-            index = self._program.source("input", USER_INDEX, fake)
-            value = self._program.call(aten.index_select.default, value, 0, index)
-        elif rows > 1:
-            value = self._program.call(aten.expand.default, value, [rows, *row])
-        self[node] = value
-        return cast(fx.Node, value)
-
-
 def _own_node(program: Program, value: fx.Node) -> fx.Node:
     """The output as an operator of its own: no view of an input or a weight, no other output."""
     if base(value).op == "placeholder" or value in program.outputs.values():
@@ -265,6 +244,8 @@ def _emit(
             staged = program.find(f"input:{division.name}")
             bag = bag_with_room(program, name_bag_arguments(args, kwargs), division, staged)
             return [bag]
+    if node.target is aten.view.default:
+        args = (_viewable(program, *args), args[1])
     used = [a for a in pytree.tree_leaves((args, kwargs)) if isinstance(a, fx.Node)]
     key = _cse_key(node.target, args, kwargs)
     if key in seen:
@@ -295,6 +276,16 @@ def _emit(
     }
     seen[key] = new
     return new
+
+
+def _viewable(program: Program, tensor: fx.Node, shape: list[int]) -> fx.Node:
+    """What can be viewed so: a user's rows that were expanded to many may have to be copied."""
+    try:
+        with program.fake_mode:
+            tensor.meta["val"].view(shape)
+    except (RuntimeError, ValueError):
+        return program.call(aten.clone.default, tensor, memory_format=torch.contiguous_format)
+    return tensor
 
 
 def _division(bag: fx.Node, inputs: Mapping[fx.Node, InputSpec]) -> InputSpec | None:

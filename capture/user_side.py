@@ -9,7 +9,7 @@ own, and each operator of the user's side is then specialised to the number of u
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import fx
@@ -17,7 +17,12 @@ from torch import fx
 from recreplay.capture.jagged_axis import first_symbol, symbolic
 from recreplay.capture.refusals import stack_line
 from recreplay.runtime.errors import UnsupportedModelError
-from recreplay.runtime.spec import InputSpec
+from recreplay.runtime.spec import USER_INDEX, InputSpec
+
+if TYPE_CHECKING:
+    from recreplay.capture.specialise import Program
+
+aten = torch.ops.aten
 
 
 def user_operators(
@@ -108,6 +113,29 @@ def number(value: Any, sizes: Mapping[Any, int]) -> Any:
     known = value.node.expr.xreplace(dict(sizes))
     kind = {torch.SymInt: int, torch.SymFloat: float, torch.SymBool: bool}[type(value)]
     return kind(known)
+
+
+class CandidateValues(dict[fx.Node, Any]):
+    """Values for the rows of the bucket; those of the user side are brought there when asked
+    for."""
+
+    def __init__(self, program: Program, users: int, by_user: dict[fx.Node, Any]) -> None:
+        super().__init__()
+        self._program = program
+        self._users = users
+        self._by_user = by_user
+
+    def __missing__(self, node: fx.Node) -> fx.Node:
+        value, rows = self._by_user[node], self._program.bucket
+        row = list(value.meta["val"].shape[1:])
+        if self._users > 1:
+            fake = self._program.fake((rows,), torch.int64)
+            index = self._program.source("input", USER_INDEX, fake)
+            value = self._program.call(aten.index_select.default, value, 0, index)
+        elif rows > 1:
+            value = self._program.call(aten.expand.default, value, [rows, *row])
+        self[node] = value
+        return cast(fx.Node, value)
 
 
 def for_eager(

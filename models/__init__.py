@@ -5,7 +5,7 @@ weight), and returns a frozen model in eval mode. `model.example_inputs(batch)` 
 it; `MODELS` lists all of them.
 """
 
-from .base import DenseInput, IdInput, Ranker
+from .base import DenseInput, IdInput, JaggedInput, Ranker
 from .cards import MODELS, ModelCard
 from .collaborative import ncf
 from .deep_interest import din
@@ -14,12 +14,14 @@ from .interest_evolution import dien
 from .microrec import microrec_47, microrec_98
 from .recpipe import rm_large, rm_med, rm_small
 from .stream_rec import streamrec
+from .two_tower import two_tower
 from .wide_and_deep import mt_wide_deep, wide_deep
 
 __all__ = [
     "MODELS",
     "DenseInput",
     "IdInput",
+    "JaggedInput",
     "ModelCard",
     "Ranker",
     "dien",
@@ -36,5 +38,6 @@ __all__ = [
     "rm_med",
     "rm_small",
     "streamrec",
+    "two_tower",
     "wide_deep",
 ]

@@ -1,7 +1,7 @@
 """What every reference model shares: described inputs, example batches and seeded weights.
 
-A model says what it reads once, as a tuple of `DenseInput` and `IdInput`; example batches, their
-names and the bounds of every id follow from that. Names are flat: a `list` parameter `ids` of
+A model says what it reads once, as a tuple of inputs; example batches, their names and the bounds
+of every id follow from that. Names are flat: a `list` parameter `ids` of
 `forward` shows up as `ids_0`, `ids_1`, ..., which is also how capture names features.
 """
 
@@ -58,6 +58,33 @@ class IdInput:
         return ids.masked_fill(positions >= lengths, 0)
 
 
+@dataclass(frozen=True)
+class JaggedInput:
+    """An int64 input of ids `[N]` in `[0, rows)`, those of all rows end to end, 0 or more a row.
+
+    A second input, `offsets`, is int64 `[B + 1]`: row i has the ids from offset i to offset i + 1.
+    The number of ids in a row is geometric with mean `length`: many short histories, few long
+    ones.
+    """
+
+    name: str
+    rows: int
+    length: float
+
+    @property
+    def offsets(self) -> str:
+        return f"{self.name}_offsets"
+
+    def draw(self, batch: int, generator: torch.Generator) -> Tensor:
+        """The offsets."""
+        uniform = torch.rand(batch, generator=generator, device="cpu", dtype=torch.float64)
+        lengths = torch.log1p(-uniform) / math.log1p(-1 / (1 + self.length))
+        return torch.cat([torch.zeros(1), lengths.floor().cumsum(0)]).to(torch.int64)
+
+    def draw_ids(self, offsets: Tensor, generator: torch.Generator) -> Tensor:
+        return torch.randint(0, self.rows, (int(offsets[-1]),), generator=generator, device="cpu")
+
+
 def id_list(rows: list[int], lookups: int = 1) -> tuple[IdInput, ...]:
     """The inputs `ids_0`, `ids_1`, ... of a model that takes one list of ids, one per table."""
     return tuple(IdInput(f"ids_{i}", n, lookups, group="ids") for i, n in enumerate(rows))
@@ -66,14 +93,27 @@ def id_list(rows: list[int], lookups: int = 1) -> tuple[IdInput, ...]:
 class Ranker(nn.Module):
     """A ranking model that knows its inputs, in the order in which `forward` takes them."""
 
-    inputs: tuple[DenseInput | IdInput, ...]
+    inputs: tuple[DenseInput | IdInput | JaggedInput, ...]
 
     def example_inputs(self, batch: int, seed: int = 0) -> dict[str, Tensor]:
         """Random requests of `batch` rows on the CPU, by flat input name; one seed, one result."""
         if batch < 1:
             raise ValueError(f"batch must be at least 1, got {batch}")
         generator = torch.Generator(device="cpu").manual_seed(seed)
-        return {spec.name: spec.draw(batch, generator) for spec in self.inputs}
+        drawn: dict[str, Tensor] = {}
+        for spec in self.inputs:
+            values = spec.draw(batch, generator)
+            if isinstance(spec, JaggedInput):
+                drawn[spec.name] = spec.draw_ids(values, generator)
+                drawn[spec.offsets] = values
+            else:
+                drawn[spec.name] = values
+        return drawn
+
+    @property
+    def jagged_inputs(self) -> dict[str, str]:
+        """The jagged inputs, and the input with the offsets of each."""
+        return {s.name: s.offsets for s in self.inputs if isinstance(s, JaggedInput)}
 
     def arguments(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor | list[Tensor]]:
         """Keyword arguments of `forward` from flat inputs: `ids_0`, `ids_1` become `ids=[...]`."""
@@ -82,6 +122,8 @@ class Ranker(nn.Module):
             group = spec.group if isinstance(spec, IdInput) else None
             if group is None:
                 arguments[spec.name] = inputs[spec.name]
+                if isinstance(spec, JaggedInput):
+                    arguments[spec.offsets] = inputs[spec.offsets]
                 continue
             items = arguments.setdefault(group, [])
             assert isinstance(items, list)

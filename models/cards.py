@@ -14,12 +14,14 @@ from .interest_evolution import dien
 from .microrec import microrec_47, microrec_98
 from .recpipe import rm_large, rm_med, rm_small
 from .stream_rec import streamrec
+from .two_tower import two_tower
 from .wide_and_deep import mt_wide_deep, wide_deep
 
 DEEPRECINFRA = "DeepRecInfra, arXiv 2001.02772"
 MICROREC = "MicroRec, arXiv 2010.05894"
 RECPIPE = "RecPipe, arXiv 2105.08820"
 STREAMREC = "StreamRec, DASFAA 2023 (sizes ours)"
+YOUTUBE = "YouTube DNN, RecSys 2016 (sizes ours)"
 DLRM = "DLRM, arXiv 1906.00091 (sizes ours)"
 
 
@@ -143,6 +145,13 @@ _CARDS = (
         DLRM,
         "a DLRM of any size; 26 tables x 20 lookups unless told otherwise",
         332_800_000,
+    ),
+    ModelCard(
+        "two_tower",
+        two_tower,
+        YOUTUBE,
+        "a user with jagged histories and items with jagged tags; a user side to share",
+        410_880_000,
     ),
 )
 

@@ -78,7 +78,7 @@ def capture_command(
     _check_choice(asked is None, sizes, k, costs)
     example = None if inputs is None else read_example(inputs)
     declared = {
-        "jagged": input_options.parse_jagged(jagged or (), capacity or ()),
+        "jagged": input_options.parse_jagged(jagged or (), capacity or ()) or None,
         "user_inputs": input_options.parse_names(user_inputs),
         "users": users,
     }

@@ -18,6 +18,14 @@ from torch import fx
 
 from recreplay.capture.features import dependencies
 from recreplay.capture.lookups import Lookup, find_lookups
+from recreplay.capture.rewrites.lookup_ids import (
+    ids_dtype,
+    in_dtype,
+    narrowest,
+    ready_together,
+    widens,
+)
+from recreplay.capture.rewrites.stack_jagged import stack_jagged
 from recreplay.capture.specialise import Program
 from recreplay.capture.weight_stacks import WeightStack, lay_end_to_end
 
@@ -31,7 +39,7 @@ def plan_stacks(program: Program) -> list[WeightStack]:
     """
     groups: dict[tuple[int, torch.dtype], dict[str, int]] = defaultdict(dict)
     for lookup in find_lookups(program):
-        if lookup.stackable:
+        if lookup.stackable or lookup.jagged:
             dtype = lookup.node.args[0].meta["val"].dtype  # type: ignore[union-attr]
             groups[lookup.dim, dtype][lookup.weight] = lookup.rows
     return [
@@ -53,27 +61,15 @@ def stack_lookups(program: Program, stacks: Sequence[WeightStack]) -> None:
     by_name = {stack.name: stack for stack in stacks}
     features = dependencies(program)
     for (name, pooling, _), members in groups.items():
-        for part in _ready_together(program, members):
+        for part in ready_together(program, members):
             if len(part) > 1:
                 group = f"{name}_{pooling}_{len(program.staged)}"
                 for member, piece in _rewrite_group(program, group, by_name[name], part):
                     piece.meta["features"] = features[member.output]
                     program.replace(member.output, piece)
                 program.sort()
+    stack_jagged(program, stacks)
     program.prune()
-
-
-def _ready_together(program: Program, members: list[Lookup]) -> list[list[Lookup]]:
-    """Split a group so that no lookup's ids depend on the output of another one of its part."""
-    depth: dict[fx.Node, int] = {}
-    outputs = {m.node for m in members}
-    for node in program.graph.nodes:
-        above = max((depth[n] for n in node.all_input_nodes), default=0)
-        depth[node] = above + 1 if node in outputs else above
-    parts: dict[int, list[Lookup]] = defaultdict(list)
-    for member in members:
-        parts[depth[member.node]].append(member)
-    return list(parts.values())
 
 
 def _rewrite_group(
@@ -81,7 +77,7 @@ def _rewrite_group(
 ) -> list[tuple[Lookup, fx.Node]]:
     """One lookup for all members; what takes the place of each one's output."""
     taken = {name for names in program.staged.values() for name in names}
-    dtype = _ids_dtype(stack, members)
+    dtype = ids_dtype(stack, members)
     staged = [m for m in members if _whole_input(m, members, dtype) not in (None, *taken)]
     rest = [m for m in members if m not in staged]
     if len(staged) < 2:
@@ -97,10 +93,8 @@ def _rewrite_group(
         total = sum(counts[: len(staged)])
         pieces.append(program.source("staged", group, program.fake((total,), dtype)))
     for member in rest:
-        flat = program.call(aten.reshape.default, _narrowest(member.ids), [-1])
-        if flat.meta["val"].dtype != dtype:
-            flat = program.call(aten.to.dtype, flat, dtype)
-        pieces.append(flat)
+        flat = program.call(aten.reshape.default, narrowest(member.ids), [-1])
+        pieces.append(in_dtype(program, flat, dtype))
     ids = pieces[0] if len(pieces) == 1 else program.call(aten.cat.default, pieces)
     # One number to add per id, not one per table: broadcasting would need a division per id where
     # the batch is dynamic (7 % of a request of 26 tables at batch 16).
@@ -145,12 +139,6 @@ def _look_up(
     return program.call(operator.getitem, bag, 0)
 
 
-def _ids_dtype(stack: WeightStack, members: list[Lookup]) -> torch.dtype:
-    """int32 where all ids come as int32 and the rows of the stack can be counted so."""
-    narrow = all(_narrowest(m.ids).meta["val"].dtype == torch.int32 for m in members)
-    return torch.int32 if narrow and stack.rows <= torch.iinfo(torch.int32).max else torch.int64
-
-
 def _whole_input(lookup: Lookup, members: list[Lookup], dtype: torch.dtype) -> str | None:
     """The input that is exactly this lookup's ids, in order, and no other member's."""
     node = _root(lookup.ids)
@@ -163,20 +151,6 @@ def _whole_input(lookup: Lookup, members: list[Lookup], dtype: torch.dtype) -> s
 
 def _root(node: fx.Node) -> fx.Node:
     """What ids are a view of, or were widened from."""
-    while node.target in (aten.view.default, aten.reshape.default) or _widens(node):
+    while node.target in (aten.view.default, aten.reshape.default) or widens(node):
         node = node.args[0]  # type: ignore[assignment]
     return node
-
-
-def _narrowest(ids: fx.Node) -> fx.Node:
-    """The same ids before they were widened, if that is the last that was done to them."""
-    while _widens(ids):
-        ids = ids.args[0]  # type: ignore[assignment]
-    return ids
-
-
-def _widens(node: fx.Node) -> bool:
-    if node.target not in (aten._to_copy.default, aten.to.dtype):
-        return False
-    before = node.args[0].meta["val"].dtype  # type: ignore[union-attr]
-    return bool(before == torch.int32 and node.meta["val"].dtype == torch.int64)

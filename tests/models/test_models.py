@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import recreplay.models as models
-from recreplay.models import MODELS, IdInput, Ranker
+from recreplay.models import MODELS, IdInput, JaggedInput, Ranker
 from recreplay.models.layers import Table
 
 NAMES = sorted(MODELS)
@@ -26,6 +26,7 @@ TABLES: dict[str, list[tuple[int, int, int]]] = {
     "dlrm_rmc1": [(8, 4_000_000, 32)],
     "dlrm_rmc2": [(32, 500_000, 64)],
     "dlrm_rmc3": [(10, 2_000_000, 32)],
+    "two_tower": [(3, 1_000_000, 32), (1, 200_000, 32), (1, 10_000, 32)],
     "din": [(1, 1_000_000, 32), (1, 100_000, 32), (2, 10_000_000, 32)],
     "dien": [(2, 500_000, 32), (2, 5_000_000, 32)],
     "dlrm": [(26, 100_000, 32)],
@@ -86,8 +87,14 @@ def run(model: Ranker, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     return out if isinstance(out, dict) else {"output": out}
 
 
-def row(inputs: dict[str, Tensor], i: int) -> dict[str, Tensor]:
-    return {name: x[i : i + 1] for name, x in inputs.items()}
+def row(model: Ranker, inputs: dict[str, Tensor], i: int) -> dict[str, Tensor]:
+    """Row i alone."""
+    alone = {name: x[i : i + 1] for name, x in inputs.items()}
+    for ids, offsets in model.jagged_inputs.items():
+        start, stop = inputs[offsets][i : i + 2].tolist()
+        alone[ids] = inputs[ids][start:stop]
+        alone[offsets] = torch.tensor([0, stop - start])
+    return alone
 
 
 def close(got: Tensor, want: Tensor) -> None:
@@ -196,7 +203,11 @@ def test_models_are_frozen_and_in_eval_mode(name: str) -> None:
 def test_example_inputs_are_typed_seeded_and_within_bounds(name: str) -> None:
     model = small(name)
     inputs = model.example_inputs(16, seed=1)
-    assert list(inputs) == [spec.name for spec in model.inputs]
+    assert list(inputs) == [
+        name
+        for spec in model.inputs
+        for name in ([spec.name, spec.offsets] if isinstance(spec, JaggedInput) else [spec.name])
+    ]
     again, other = model.example_inputs(16, seed=1), model.example_inputs(16, seed=2)
     assert all(torch.equal(x, again[key]) for key, x in inputs.items())
     assert any(not torch.equal(x, other[key]) for key, x in inputs.items())
@@ -206,9 +217,16 @@ def test_example_inputs_are_typed_seeded_and_within_bounds(name: str) -> None:
             assert x.dtype == torch.int64
             assert x.shape == ((16, spec.lookups) if spec.lookups > 1 else (16,))
             assert 0 <= int(x.min()) <= int(x.max()) < spec.rows
+        elif isinstance(spec, JaggedInput):
+            offsets = inputs[spec.offsets]
+            assert x.dtype == offsets.dtype == torch.int64
+            assert 0 <= int(x.min()) <= int(x.max()) < spec.rows
+            assert offsets.shape == (17,)
+            assert (int(offsets[0]), int(offsets[-1])) == (0, len(x))
+            assert bool((offsets.diff() >= 0).all())
         else:
             assert x.dtype == torch.float32
-            assert x.shape == (16, DENSE[name])
+            assert x.shape == (16, DENSE.get(name, spec.width))
     if name in LOOKUPS:
         assert inputs["ids_0"].shape == (16, LOOKUPS[name])
     with pytest.raises(ValueError, match="batch"):
@@ -218,13 +236,13 @@ def test_example_inputs_are_typed_seeded_and_within_bounds(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_the_stated_bound_of_each_id_is_the_end_of_its_table(name: str) -> None:
     model = small(name)
-    last = {
-        spec.name: torch.full_like(x, spec.rows - 1) if isinstance(spec, IdInput) else x
-        for spec, x in zip(model.inputs, model.example_inputs(1).values(), strict=True)
-    }
+    last = model.example_inputs(4)
+    ids = [spec for spec in model.inputs if isinstance(spec, (IdInput, JaggedInput))]
+    for spec in ids:
+        last[spec.name] = torch.full_like(last[spec.name], spec.rows - 1)
     run(model, last)
-    for spec in model.inputs:
-        if isinstance(spec, IdInput):
+    for spec in ids:
+        if len(last[spec.name]):
             beyond = {**last, spec.name: torch.full_like(last[spec.name], spec.rows)}
             with pytest.raises((IndexError, RuntimeError)):
                 run(model, beyond)
@@ -239,7 +257,7 @@ def test_outputs_have_one_row_per_row_and_do_not_depend_on_the_others(name: str)
         if name == "mt_wide_deep":
             assert list(outputs) == [f"task_{i}" for i in range(8)]
         for i in range(batch):
-            alone = run(model, row(inputs, i))
+            alone = run(model, row(model, inputs, i))
             for key, out in outputs.items():
                 assert out.shape == (batch, WIDTHS.get(name, 1))
                 close(alone[key], out[i : i + 1])
@@ -258,8 +276,12 @@ def test_every_input_matters(name: str) -> None:
     model = small(name)
     inputs, others = model.example_inputs(32, seed=1), model.example_inputs(32, seed=2)
     base = run(model, inputs)
+    jagged = model.jagged_inputs
     for key in inputs:
-        changed = run(model, {**inputs, key: others[key]})
+        if key in jagged.values():
+            continue  # goes with its ids
+        new = {key: others[key]} | ({jagged[key]: others[jagged[key]]} if key in jagged else {})
+        changed = run(model, {**inputs, **new})
         assert any(not torch.equal(changed[k], base[k]) for k in base), key
 
 
@@ -269,10 +291,12 @@ def test_every_input_matters(name: str) -> None:
 def export(model: Ranker) -> torch.export.ExportedProgram:
     batch = torch.export.Dim("batch", min=1)
     arguments = model.arguments(model.example_inputs(3))
-    shapes = {
+    shapes: dict[str, Any] = {
         key: [{0: batch} for _ in value] if isinstance(value, list) else {0: batch}
         for key, value in arguments.items()
     }
+    for ids, offsets in model.jagged_inputs.items():
+        shapes |= {ids: {0: torch.export.Dim(f"n_{ids}", min=1)}, offsets: {0: batch + 1}}
     return torch.export.export(model, (), kwargs=arguments, dynamic_shapes=shapes)
 
 
@@ -283,7 +307,8 @@ def test_export_with_a_dynamic_batch_equals_eager(name: str) -> None:
     for node in program.graph.nodes:
         assert not node.meta.get("unbacked_bindings"), f"{node} depends on data"
     assert not program.constants, "a constant outside the buffers does not follow the weights"
-    exported = program.module()
+    # torch takes it for given that there is more than one bag, but the program serves one as well.
+    exported = program.module(check_guards=not model.jagged_inputs)
     for batch in BATCHES:
         inputs = model.example_inputs(batch, seed=batch)
         got = exported(**model.arguments(inputs))
@@ -307,6 +332,15 @@ def test_dlrm_takes_one_row_count_per_table_and_one_lookup() -> None:
     assert list(inputs) == ["dense", "ids_0", "ids_1", "ids_2"]
     assert inputs["ids_0"].shape == (4,)
     assert run(model, inputs)["output"].shape == (4, 1)
+
+
+def test_jagged_inputs_have_the_mean_length_they_say() -> None:
+    model = models.two_tower(rows_scale=SMALL)
+    inputs = model.example_inputs(4096)
+    for ids, mean in (("watched", 50.0), ("searched", 10.0), ("tags", 3.0)):
+        lengths = inputs[model.jagged_inputs[ids]].diff().to(torch.float32)
+        assert float(lengths.mean()) == pytest.approx(mean, rel=0.1)
+        assert int(lengths.min()) == 0
 
 
 def test_streamrec_without_dense_values() -> None:
