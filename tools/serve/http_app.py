@@ -57,10 +57,12 @@ def build_app(service: Service, max_body: int, read_seconds: float) -> Starlette
             Route(f"{prefix}/stats", api.stats),
             Route(f"{prefix}/infer", api.infer, methods=["POST"]),
         ]
-    return Starlette(
+    app = Starlette(
         routes=routes,
         exception_handlers={HTTPException: _http_error, Exception: _failure},
     )
+    app.router.redirect_slashes = False
+    return app
 
 
 Handler = Callable[["_Api", Request], Awaitable[Response]]
