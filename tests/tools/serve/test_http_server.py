@@ -80,11 +80,11 @@ def test_bodies_that_cannot_be_read(
     server: Any, content: bytes, headers: dict[str, str], status: int
 ) -> None:
     head = "POST /v2/models/shop/infer HTTP/1.1\r\nHost: x\r\n"
-    given = {"Content-Length": str(len(content)), **headers}
+    given = {"Content-Length": str(len(content)), "Connection": "close", **headers}
     head += "".join(f"{k}: {v}\r\n" for k, v in given.items()) + "\r\n"
     with socket.create_connection(("127.0.0.1", server.http), timeout=10) as line:
         line.sendall(head.encode() + content)
-        answer = line.recv(65536).decode()
+        answer = b"".join(iter(lambda: line.recv(65536), b"")).decode()
     assert answer.startswith(f"HTTP/1.1 {status} ")
     assert '{"error":' in answer
 
