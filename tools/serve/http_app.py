@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import zlib
 from collections.abc import Awaitable, Callable
@@ -24,6 +25,7 @@ from recreplay.tools.serve.protocol import (
 from recreplay.tools.serve.service import Service, http_status, message
 
 HEADER = "Inference-Header-Content-Length"
+_LINGER = 0.2  # seconds
 _WINDOWS = {"gzip": 31, "deflate": 15}  # window bits of zlib, which say the format
 
 
@@ -75,7 +77,9 @@ def _answered(handler: Handler) -> Handler:
         try:
             return await handler(self, request)
         except BodyError as error:
-            # What is left of the body is not read, so the connection cannot go on.
+            # What is left of the body is not read, so the connection cannot go on. A client that
+            # is still sending would miss the answer if it were closed at once.
+            await _discard(request, self._max_body)
             headers = {"Connection": "close"}
             return JSONResponse({"error": str(error)}, error.status, headers)
         except ClientDisconnect:
@@ -196,6 +200,17 @@ class _Api:
         if not unpacker.eof:
             raise ProtocolError(f"the body is not all of a {encoding} stream")
         return plain
+
+
+async def _discard(request: Request, most: int) -> None:
+    """Read on for a moment, and forget it."""
+    # RuntimeError: there is nothing left, the body was read to its end.
+    with contextlib.suppress(TimeoutError, ClientDisconnect, RuntimeError):
+        async with asyncio.timeout(_LINGER):
+            async for chunk in request.stream():
+                most -= len(chunk)
+                if most < 0:
+                    return
 
 
 def _named(request: Request) -> tuple[str, str | None]:
