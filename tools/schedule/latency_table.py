@@ -7,6 +7,7 @@ import threading
 import time
 from bisect import bisect_left
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ class LatencyTable:
 
 
 def measure(path: Path, queries: Queries, rows: Sequence[int], lanes: int) -> LatencyTable:
-    """Time replays of each size, alone and with all lanes at work: on one machine they share
+    """Time requests of each size, with one lane at work and with more: on one machine they share
     memory and caches, and in Python the interpreter."""
     samples: dict[int, tuple[tuple[float, ...], ...]] = {}
     for busy in range(1, lanes + 1):
@@ -82,29 +83,43 @@ def measure(path: Path, queries: Queries, rows: Sequence[int], lanes: int) -> La
 
 
 def _time(runtime: Runtime, queries: Queries, rows: int, busy: int) -> tuple[float, ...]:
+    """Seconds between what a lane answers, while more waits: its work and all that goes with it,
+    queueing, waking and answering."""
     requests = [queries.of(rows) for _ in range(17)]
-    found: list[list[float]] = [[] for _ in range(busy)]
-    start = threading.Barrier(busy)
+    wanted = busy * (_SAMPLES + 3)
+    found: list[float] = []
+    last: dict[int, float] = {}
+    sent, stopped = 0, threading.Event()
+    end = time.perf_counter() + _SECONDS
+    lock = threading.Lock()
 
-    def work(mine: list[float]) -> None:
-        import torch
+    def send() -> None:
+        nonlocal sent
+        with lock:
+            sent += 1
+            request = requests[sent % len(requests)]
+        runtime.submit(request).add_done_callback(answered)
 
-        torch.set_num_threads(1)
-        for request in requests[:3]:
-            runtime.run(request)
-        start.wait()
-        end = time.perf_counter() + _SECONDS
-        while len(mine) < _SAMPLES and time.perf_counter() < end:
-            begun = time.perf_counter()
-            runtime.run(requests[len(mine) % len(requests)])
-            mine.append(time.perf_counter() - begun)
+    def answered(future: Future[Any]) -> None:
+        now, lane = time.perf_counter(), threading.get_ident()
+        with lock:
+            if lane in last:
+                found.append(now - last[lane])
+            last[lane] = now
+            more = sent < wanted and (now < end or len(found) < busy)
+        if more:
+            send()
+        else:
+            stopped.set()
 
-    threads = [threading.Thread(target=work, args=(mine,)) for mine in found]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return tuple(sorted(s for mine in found for s in mine))
+    for request in requests[:3]:
+        runtime.submit(request).result()
+    for _ in range(2 * busy):
+        send()
+    stopped.wait()
+    while runtime.stats()["queue"]["waiting"]:
+        time.sleep(0.001)
+    return tuple(sorted(found))
 
 
 def _pick(samples: tuple[float, ...], draw: np.random.Generator) -> float:
