@@ -95,6 +95,17 @@ def test_refused_and_late_queries_are_counted(shop_path: Path, shop: Any) -> Non
     assert load.failed == 0
 
 
+def test_saturate_reports(shop_path: Path, tmp_path: Path) -> None:
+    out = tmp_path / "s.json"
+    command = ["saturate", str(shop_path), "--rows", "2", "--lanes", "1,2", "--delays", "0"]
+    done = CliRunner().invoke(app, [*command, "--seconds", "0.2", "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    report = json.loads(out.read_text())
+    assert [(i["rows"], i["lanes"]) for i in report["lanes"]] == [(2, 1), (2, 2)]
+    assert [i["max_delay_us"] for i in report["batching"]] == [None, 0]
+    assert all(i["qps"] > 0 for i in report["lanes"] + report["batching"])
+
+
 def test_loadgen_reports(shop_path: Path, tmp_path: Path) -> None:
     (tmp_path / "serving.json").write_text('{"lanes": 2, "max_delay_us": 0}')
     command = ["loadgen", str(shop_path), "--rate", "100", "--seconds", "0.5"]
