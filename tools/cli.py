@@ -21,6 +21,10 @@ from recreplay.tools import (
 )
 from recreplay.tools.bench import command as bench
 from recreplay.tools.console import report_error
+from recreplay.tools.load import command as load
+from recreplay.tools.load import saturate
+from recreplay.tools.schedule import command as schedule
+from recreplay.tools.serve import command as serve
 from recreplay.tools.view import command as view
 
 INTERRUPTED = 130  # what a shell expects of a process that SIGINT ended
@@ -84,6 +88,10 @@ app.command("run")(run_file.run)
 app.command("export")(export_artifact.export)
 app.command("bench")(bench.bench)
 app.command("demo")(demo.demo)
+app.command("serve")(serve.serve)
+app.command("loadgen")(load.loadgen)
+app.command("saturate")(saturate.saturate)
+app.command("schedule")(schedule.schedule)
 app.command("view")(view.view)
 app.command("trace")(view.trace)
 

@@ -1,0 +1,120 @@
+"""Load: what is drawn, and that latency counts from when a query was due."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from recreplay.runtime import Runtime, Serving
+from recreplay.runtime.errors import RecReplayError
+from recreplay.tools.cli import app
+from recreplay.tools.load.arrivals import arrival_times, check_arrivals, draw_gap
+from recreplay.tools.load.generator import run_load
+from recreplay.tools.load.sizes import parse_sizes
+
+
+def test_exponential_gaps_are_a_poisson_process() -> None:
+    times = arrival_times("exponential", 1000.0, 20.0, seed=1)
+    gaps = np.diff(times)
+    assert abs(len(times) - 20_000) < 600
+    assert abs(gaps.std() / gaps.mean() - 1) < 0.05
+
+
+def test_poisson_gaps_are_whole_milliseconds_and_less_bursty() -> None:
+    draw = np.random.default_rng(0)
+    gaps = np.array([draw_gap("poisson", 100.0, draw) for _ in range(5000)])
+    assert np.allclose(gaps * 1e3, np.round(gaps * 1e3))
+    assert abs(gaps.mean() - 0.01) < 0.001
+    assert abs(gaps.std() - np.sqrt(10) / 1e3) < 0.0005
+
+
+# Figures of the published distributions, as sampled from their sources.
+@pytest.mark.parametrize(
+    ("text", "mean", "p50", "p95"),
+    [
+        ("lognormal:5.1,0.2", 166.9, 164, 228),
+        ("normal:165,16", 165, 165, 191),
+        ("kairos", 238.7, 177, 606),
+        ("fixed:7", 7, 7, 7),
+    ],
+)
+def test_sizes_are_those_that_were_published(text: str, mean: float, p50: int, p95: int) -> None:
+    draw, sizes = np.random.default_rng(3), parse_sizes(text)
+    drawn = np.array([sizes(draw) for _ in range(20_000)])
+    assert drawn.min() >= 1
+    assert drawn.max() <= 1024
+    assert drawn.mean() == pytest.approx(mean, rel=0.02)
+    assert np.percentile(drawn, 50) == pytest.approx(p50, rel=0.02)
+    assert np.percentile(drawn, 95) == pytest.approx(p95, rel=0.03)
+
+
+def test_sizes_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "trace.txt").write_text("3\n5\n2000\n")
+    sizes = parse_sizes(f"file:{tmp_path / 'trace.txt'}")
+    draw = np.random.default_rng(0)
+    assert {sizes(draw) for _ in range(200)} == {3, 5, 1024}
+
+
+@pytest.mark.parametrize("text", ["zipf", "fixed:x", "normal:1", "file:/nowhere", "kairos:2", ""])
+def test_unknown_sizes_are_refused(text: str) -> None:
+    with pytest.raises(RecReplayError, match=r"; expected fixed:N, normal:MEAN,STD, lognormal"):
+        parse_sizes(text)
+
+
+def test_unknown_arrivals_are_refused() -> None:
+    with pytest.raises(RecReplayError, match=r"^unknown arrivals 'bursts'; expected one of expon"):
+        check_arrivals("bursts")
+
+
+def test_a_stall_shows_in_every_query_that_was_due_meanwhile(shop_path: Path, shop: Any) -> None:
+    with Runtime.load(shop_path) as runtime:
+        lane = runtime._lanes.take()
+        held = time.perf_counter()
+        import threading
+
+        threading.Timer(0.4, lambda: runtime._lanes.put(lane)).start()
+        load = run_load(runtime, [shop.request(2)] * 20, np.arange(20) * 0.01)
+        assert time.perf_counter() - held < 5
+    assert load.answered == 20
+    assert load.latency_ms["p50"] > 150  # due 0 to 190 ms, answered after 350 ms or more
+    assert load.late_ms < 100
+
+
+def test_refused_and_late_queries_are_counted(shop_path: Path, shop: Any) -> None:
+    serving = Serving(max_queue=2, deadline_us=1000)
+    with Runtime.load(shop_path, serving=serving) as runtime:
+        load = run_load(runtime, [shop.request(20)] * 400, np.zeros(400))
+    assert load.refused > 0
+    assert load.answered + load.refused + load.expired == 400
+    assert load.failed == 0
+
+
+def test_saturate_reports(shop_path: Path, tmp_path: Path) -> None:
+    out = tmp_path / "s.json"
+    command = ["saturate", str(shop_path), "--rows", "2", "--lanes", "1,2", "--delays", "0"]
+    done = CliRunner().invoke(app, [*command, "--seconds", "0.2", "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    report = json.loads(out.read_text())
+    assert [(i["rows"], i["lanes"]) for i in report["lanes"]] == [(2, 1), (2, 2)]
+    assert [i["max_delay_us"] for i in report["batching"]] == [None, 0]
+    assert all(i["qps"] > 0 for i in report["lanes"] + report["batching"])
+
+
+def test_loadgen_reports(shop_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "serving.json").write_text('{"lanes": 2, "max_delay_us": 0}')
+    command = ["loadgen", str(shop_path), "--rate", "100", "--seconds", "0.5"]
+    command += ["--sizes", "fixed:3", "--serving", str(tmp_path / "serving.json")]
+    done = CliRunner().invoke(app, [*command, "--json"])
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    assert report["answered"] == report["offered"] > 20
+    assert report["serving"]["lanes"] == 2
+    assert report["latency_ms"]["p50"] <= report["latency_ms"]["p99"]
+    done = CliRunner().invoke(app, command)
+    assert "latency from due" in done.stdout

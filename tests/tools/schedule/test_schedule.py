@@ -1,0 +1,193 @@
+"""The searches against what is known: queues with a formula, tables that are made up."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from recreplay.runtime import Runtime, Serving
+from recreplay.runtime.errors import RecReplayError
+from recreplay.tools.cli import app
+from recreplay.tools.load.sizes import parse_sizes
+from recreplay.tools.schedule.climb import BAND, RateClimb, hill_climb, rate_grid
+from recreplay.tools.schedule.latency_table import LatencyTable
+from recreplay.tools.schedule.setting import Setting
+from recreplay.tools.schedule.simulate import Simulation
+from recreplay.tools.schedule.targets import SLA_MS, target_for
+
+
+@given(st.floats(1, 1e4), st.floats(1.5, 100), st.integers(2, 80))
+def test_the_grid_is_even_in_its_logarithm(low: float, ratio: float, steps: int) -> None:
+    grid = rate_grid(low, low * ratio, steps)
+    assert len(grid) == steps
+    assert grid[0] == low
+    assert grid[-1] == pytest.approx(low * ratio)
+    np.testing.assert_allclose(np.diff(np.log(grid)), np.log(ratio) / (steps - 1), rtol=1e-6)
+
+
+@given(st.floats(2, 900))
+def test_the_climb_ends_where_the_target_is_crossed(knee: float) -> None:
+    """A server whose p95 is its rate over the knee, in units of the target."""
+    climb = RateClimb(rate_grid(1, 1000), target=1.0, start=30)
+    for _ in range(200):
+        climb.observe(climb.rate / knee)
+    step = (1000) ** (1 / 49)
+    assert knee / (1 + BAND) / step <= climb.achieved() <= knee * step
+
+
+def test_in_the_dead_band_the_rate_is_held() -> None:
+    climb = RateClimb(rate_grid(1, 1000), target=1.0, start=30)
+    before = climb.rate
+    climb.observe(0.95)
+    assert climb.rate == before
+    climb.observe(0.90)
+    assert climb.rate > before
+    climb.observe(1.01)
+    assert climb.rate == before
+
+
+def test_a_target_that_never_holds_is_no_rate() -> None:
+    climb = RateClimb(rate_grid(1, 1000), target=1.0, start=30)
+    for _ in range(50):
+        climb.observe(2.0)
+    assert climb.achieved() == 0.0
+
+
+def test_hill_climb_stops_when_it_gets_worse() -> None:
+    values = {1: 1.0, 2: 3.0, 3: 2.5, 4: 2.0, 5: 9.0}
+    seen = []
+
+    def value(candidate: int) -> float:
+        seen.append(candidate)
+        return values[candidate]
+
+    assert hill_climb([1, 2, 3, 4, 5], value, patience=2) == (2, 3.0)
+    assert seen == [1, 2, 3, 4]
+
+
+def flat(seconds: float) -> LatencyTable:
+    return LatencyTable((1, 1000), {1: ((seconds,), (seconds,))})
+
+
+def simulate(
+    setting: Setting, table: LatencyTable, target: float, sizes: str = "fixed:10", **more: object
+) -> float:
+    climb = RateClimb(rate_grid(1, 10_000), target, start=20)
+    simulation = Simulation(
+        setting,
+        table,
+        parse_sizes(sizes),
+        "exponential",
+        climb,
+        256,
+        **more,  # type: ignore[arg-type]
+    )
+    return simulation.run(300)
+
+
+def test_the_simulator_agrees_with_queueing_theory() -> None:
+    """M/D/1: with a service of 10 ms and a p95 of 40 ms, the load is what the formula says.
+
+    The distribution of the waiting time is Erlang's: P(W <= t) = (1 - rho) * sum over k <= t / D
+    of exp(-lambda (kD - t)) (lambda (kD - t))^k / k!  (A. K. Erlang, 1909).
+    """
+    from math import exp, factorial
+
+    def p_wait(rate: float, t: float, service: float) -> float:
+        terms = (
+            (rate * (k * service - t)) ** k / factorial(k) * exp(-rate * (k * service - t))
+            for k in range(int(t / service + 1e-9) + 1)
+        )
+        return (1 - rate * service) * sum(terms)
+
+    service, target = 0.01, 0.04
+    exact = max(r for r in np.arange(1.0, 99.0, 0.5) if p_wait(r, target - service, service) > 0.95)
+    found = simulate(Setting(1), flat(service), target)
+    assert found == pytest.approx(exact, rel=0.15)
+
+
+def test_more_lanes_and_batches_hold_more() -> None:
+    one = simulate(Setting(1), flat(0.01), 0.05)
+    assert simulate(Setting(2), flat(0.01), 0.05) > 1.7 * one
+    # 25 queries of 10 rows fit a bucket of 256, and a replay takes as long as that of one.
+    assert simulate(Setting(1, max_delay_us=0), flat(0.01), 0.05) > 10 * one
+
+
+def test_chunks_shorten_what_would_be_too_long() -> None:
+    linear = LatencyTable((1, 1000), dict.fromkeys((1, 2), ((0.0001,), (0.1,))))
+    whole = simulate(Setting(2), linear, 0.03, "fixed:250")
+    assert simulate(Setting(2, chunk_rows=125), linear, 0.03, "fixed:250") > 1.5 * whole
+
+
+def test_an_accelerator_takes_the_large_queries() -> None:
+    linear = LatencyTable((1, 1000), {1: ((1e-4,), (0.1,))})
+    kairos = "kairos"
+    alone = simulate(Setting(1), linear, 0.1, kairos)
+    both = simulate(Setting(1, threshold=192), linear, 0.1, kairos, accelerator=flat(0.004))
+    assert both > 1.5 * alone
+
+
+def test_tables_interpolate_and_are_read_back(tmp_path: Path) -> None:
+    table = LatencyTable((10, 20), {1: ((0.1,), (0.2,)), 2: ((0.3,), (0.4,))})
+    draw = np.random.default_rng(0)
+    assert table.draw(15, 1, draw) == pytest.approx(0.15)
+    assert table.draw(40, 2, draw) == pytest.approx(0.8)
+    assert table.draw(1, 5, draw) == pytest.approx(0.3)
+    path = tmp_path / "gpu.json"
+    path.write_text(json.dumps(table.to_json()))
+    assert LatencyTable.read(path) == table
+    path.write_text('{"rows": [1, 2], "median_ms": {"1": [1]}}')
+    with pytest.raises(RecReplayError, match=r"gpu\.json is no latency table"):
+        LatencyTable.read(path)
+
+
+def test_targets() -> None:
+    assert target_for("dlrm_rmc2", None) == SLA_MS["dlrm_rmc2"] == 350
+    assert target_for("mine", 7.5) == 7.5
+    with pytest.raises(RecReplayError, match=r"^no target is known for 'mine' \(ncf, "):
+        target_for("mine", None)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("recreplay.tools.schedule.search.SIMULATED", 40)
+    monkeypatch.setattr("recreplay.tools.schedule.latency_table._SAMPLES", 10)
+
+
+def test_schedule_writes_what_the_runtime_takes(shop_path: Path, tmp_path: Path) -> None:
+    out = tmp_path / "serving.json"
+    command = ["schedule", str(shop_path), "--target-ms", "5000", "--sizes", "fixed:12", "--json"]
+    command += ["--out", str(out), "--windows", "2", "--seconds", "2", "--delays", "0"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    data = json.loads(done.stdout)
+    report = data["report"]
+    assert report["baseline"] == {
+        "lanes": 2,
+        "chunk_rows": 6,
+        "max_delay_us": None,
+        "threshold": None,
+    }
+    assert report["qps_chosen"] >= report["qps_baseline"] > 0
+    assert sum(s["measured_qps"] is not None for s in report["settings"]) >= 2
+    serving = Serving.read(out)
+    assert serving.deadline_us == 5_000_000
+    with Runtime.load(shop_path, serving=serving) as runtime:
+        assert runtime.lanes_alive() == report["chosen"]["lanes"]
+
+
+def test_an_accelerator_is_planned_for_without_one(shop_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "gpu.json").write_text('{"rows": [1, 1000], "median_ms": {"1": [0.05, 0.06]}}')
+    command = ["schedule", str(shop_path), "--target-ms", "50", "--sizes", "kairos", "--json"]
+    command += ["--out", str(tmp_path / "s.json"), "--windows", "0"]
+    done = CliRunner().invoke(app, [*command, "--accelerator", str(tmp_path / "gpu.json")])
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)["report"]
+    assert report["chosen"]["threshold"] is not None
+    assert report["qps_chosen"] is None

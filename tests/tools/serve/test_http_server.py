@@ -1,0 +1,220 @@
+"""The server against clients that are not well-behaved, and its end."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import threading
+import time
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+pytest.importorskip("starlette")
+pytest.importorskip("tritonclient.grpc")
+
+
+def body(request: dict[str, Any], **more: Any) -> dict[str, Any]:
+    types = {"float32": "FP32", "int64": "INT64", "int32": "INT32"}
+    inputs = [
+        {
+            "name": k,
+            "datatype": types[v.dtype.name],
+            "shape": list(v.shape),
+            "data": v.ravel().tolist(),
+        }
+        for k, v in request.items()
+    ]
+    return {"inputs": inputs, **more}
+
+
+def scores(answer: httpx.Response) -> Any:
+    assert answer.status_code == 200, answer.text
+    return np.array(next(o for o in answer.json()["outputs"] if o["name"] == "score")["data"])
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"inputs": 3}, "a request is a JSON object with a list 'inputs'"),
+        ({"inputs": [{}]}, "each input is an object with a 'name'"),
+        ({"datatype": "FP8"}, "input 'dense' has datatype 'FP8'; expected one of BOOL, "),
+        ({"shape": [2, -1]}, "input 'dense' has shape [2, -1]; expected a list of sizes"),
+        ({"shape": [3, 4]}, "input 'dense' has 8 numbers; expected 12 for shape [3, 4]"),
+        ({"data": ["x"] * 8}, "input 'dense': ValueError("),
+        ({"data": None}, "input 'dense' has 1 numbers"),
+        ({"parameters": {"binary_data_size": 9}}, "has binary_data_size 9; 0 bytes are left"),
+        ({"parameters": {"shared_memory_region": "a"}}, "shared memory extensions are not"),
+        ({"outputs": [{"name": "y"}]}, "unexpected inference output 'y' for model 'shop'"),
+    ],
+)
+def test_malformed_requests(server: Any, shop: Any, change: dict[str, Any], text: str) -> None:
+    asked = body(shop.request(2))
+    for key, value in change.items():
+        if key in ("inputs", "outputs"):
+            asked[key] = value
+        else:
+            asked["inputs"][0][key] = value
+    answer = httpx.post(f"{server.url}/v2/models/shop/infer", json=asked)
+    assert answer.status_code == 400
+    assert text in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("content", "headers", "status"),
+    [
+        (b"{", {}, 400),
+        (b"[" * 100_000, {}, 400),
+        (b"{}" * 10, {"Inference-Header-Content-Length": "99"}, 400),
+        (b"{}", {"Inference-Header-Content-Length": "-1"}, 400),
+        (b"{}", {"Content-Encoding": "gzip"}, 400),
+        (b"{}", {"Content-Encoding": "br"}, 415),
+        (b" " * 300_000, {}, 413),
+        (b"", {"Content-Length": "999999999"}, 413),
+    ],
+)
+def test_bodies_that_cannot_be_read(
+    server: Any, content: bytes, headers: dict[str, str], status: int
+) -> None:
+    head = "POST /v2/models/shop/infer HTTP/1.1\r\nHost: x\r\n"
+    given = {"Content-Length": str(len(content)), "Connection": "close", **headers}
+    head += "".join(f"{k}: {v}\r\n" for k, v in given.items()) + "\r\n"
+    with socket.create_connection(("127.0.0.1", server.http), timeout=10) as line:
+        line.sendall(head.encode() + content)
+        answer = b"".join(iter(lambda: line.recv(65536), b"")).decode()
+    assert answer.startswith(f"HTTP/1.1 {status} ")
+    assert '{"error":' in answer
+
+
+def test_a_small_body_that_unpacks_to_a_large_one(server: Any) -> None:
+    import gzip
+
+    bomb = gzip.compress(b" " * 50_000_000)
+    answer = httpx.post(
+        f"{server.url}/v2/models/shop/infer",
+        content=bomb[:190_000],
+        headers={"Content-Encoding": "gzip"},
+    )
+    assert answer.status_code == 413
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/v2/models/../../etc/passwd", "/v2/models/%2e%2e%2fshop", "/v2/models/..%2F", "/nothing"],
+)
+def test_paths_lead_nowhere_else(server: Any, path: str) -> None:
+    with socket.create_connection(("127.0.0.1", server.http), timeout=10) as line:
+        line.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        assert line.recv(65536).startswith(b"HTTP/1.1 404 ")
+    answer = httpx.post(f"{server.url}/v2/repository/models/..%2f..%2fetc/load")
+    assert answer.status_code == 404
+
+
+def test_clients_that_stall_or_leave(server: Any, shop: Any) -> None:
+    request = "POST /v2/models/shop/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{"
+    for _ in range(5):
+        with socket.create_connection(("127.0.0.1", server.http), timeout=10) as line:
+            line.sendall(request.encode())  # and leaves in the middle of the body
+    with socket.create_connection(("127.0.0.1", server.http), timeout=10) as line:
+        line.sendall(request.encode())
+        assert line.recv(65536).startswith(b"HTTP/1.1 408 ")
+    answer = httpx.post(f"{server.url}/v2/models/shop/infer", json=body(shop.request(2)))
+    np.testing.assert_allclose(scores(answer), shop.answer(shop.request(2))["score"], 1e-4)
+
+
+def test_methods_and_parameters(server: Any, shop: Any) -> None:
+    assert httpx.get(f"{server.url}/v2/models/shop/infer").status_code == 405
+    late = body(shop.request(2), parameters={"timeout": "soon"})
+    answer = httpx.post(f"{server.url}/v2/models/shop/infer", json=late)
+    assert (answer.status_code, answer.json()["error"]) == (
+        400,
+        "parameter 'timeout' is 'soon'; expected microseconds",
+    )
+
+
+def test_metrics(server: Any, shop: Any) -> None:
+    for rows in (2, 20):
+        httpx.post(f"{server.url}/v2/models/shop/infer", json=body(shop.request(rows)))
+    text = httpx.get(f"http://127.0.0.1:{server.metrics}/metrics").text
+    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    labels = '{model="shop",version="1"}'
+    assert float(values[f"nv_inference_request_success_total{labels}"]) >= 2
+    assert float(values[f"recreplay_split_requests_total{labels}"]) >= 1
+    assert float(values[f"recreplay_lanes{labels}"]) == 2
+    assert float(values[f"recreplay_graph_bytes{labels}"]) > 0
+    assert float(values['recreplay_replays_total{bucket="8",model="shop",version="1"}']) >= 3
+    assert any(key.startswith("nv_inference_queue_duration_us_total") for key in values)
+
+
+def test_sigterm_under_load_loses_nothing_accepted(own_server: Any, shop: Any) -> None:
+    server = own_server()
+    request = shop.request(5)
+    expected = shop.answer(request)["score"]
+    asked = json.dumps(body(request)).encode()
+    wrong: list[Any] = []
+    answered = [0] * 8
+
+    def ask(number: int) -> None:
+        with httpx.Client() as client:
+            while True:
+                try:
+                    answer = client.post(f"{server.url}/v2/models/shop/infer", content=asked)
+                except httpx.ConnectError:
+                    return  # not accepted
+                except httpx.RemoteProtocolError:
+                    return  # an idle connection that the server closed: nothing was read of it
+                except httpx.ReadError:
+                    return
+                if answer.status_code != 200:
+                    wrong.append(answer.text)
+                    return
+                np.testing.assert_allclose(scores(answer), expected, 1e-4)
+                answered[number] += 1
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    time.sleep(1)
+    code = server.stop(signal.SIGTERM)
+    for thread in threads:
+        thread.join(timeout=30)
+    assert code == 0
+    assert wrong == []
+    assert min(answered) > 0
+
+
+def test_killed_and_started_again(own_server: Any, shop: Any) -> None:
+    server = own_server()
+    assert server.stop(signal.SIGKILL) == -signal.SIGKILL
+    again = own_server(root=server.root)
+    answer = httpx.post(f"{again.url}/v2/models/shop/infer", json=body(shop.request(2)))
+    np.testing.assert_allclose(scores(answer), shop.answer(shop.request(2))["score"], 1e-4)
+
+
+def test_a_model_that_fails_to_load_is_named(own_server: Any, make_root: Any) -> None:
+    root = make_root()
+    (root / "empty").mkdir()
+    (root / "broken" / "1").mkdir(parents=True)
+    (root / "broken" / "1" / "manifest.json").write_text("{}")
+    server = own_server(root=root)  # ready, since one model serves
+    index = httpx.post(f"{server.url}/v2/repository/index").json()
+    states = {m["name"]: (m["state"], m["reason"]) for m in index}
+    assert states["shop"] == ("READY", "")
+    assert states["empty"] == ("UNAVAILABLE", "no version on disk")
+    assert states["broken"][0] == "UNAVAILABLE"
+    assert "manifest.sha256" in states["broken"][1]
+    assert httpx.get(f"{server.url}/v2/models/broken/ready").status_code == 400
+
+
+def test_a_port_that_is_taken(server: Any, make_root: Any) -> None:
+    import subprocess
+    import sys
+
+    command = [sys.executable, "-m", "recreplay.tools.cli", "serve", str(make_root())]
+    command += ["--http-port", str(server.http), "--grpc-port", "0", "--metrics-port", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert f"cannot listen on 127.0.0.1:{server.http}" in done.stderr

@@ -1,0 +1,130 @@
+"""Open-loop load on a runtime: queries arrive when they are due, whether or not others are done.
+
+Latency counts from the moment a query was due, so that a server that stalls cannot hide the
+queries that it kept from being sent (coordinated omission).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from recreplay.runtime import Runtime
+from recreplay.runtime.errors import DeadlineExceeded, Overloaded, RecReplayError
+
+_SPIN = 200e-6  # seconds before a query is due at which sleeping ends
+Request = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What became of the queries of one run. Latencies in milliseconds, of answered ones."""
+
+    offered: int
+    answered: int
+    refused: int  # Overloaded
+    expired: int  # DeadlineExceeded
+    failed: int
+    seconds: float
+    latency_ms: dict[str, float]
+    late_ms: float  # p99 of how late the generator itself sent
+
+    @property
+    def qps(self) -> float:
+        return self.answered / self.seconds
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "offered": self.offered,
+            "answered": self.answered,
+            "refused": self.refused,
+            "expired": self.expired,
+            "failed": self.failed,
+            "seconds": round(self.seconds, 3),
+            "qps": round(self.qps, 2),
+            "latency_ms": self.latency_ms,
+            "generator_late_ms_p99": self.late_ms,
+        }
+
+
+class Sender:
+    """Sends queries and tells `done` the latency in seconds, or the error, of each."""
+
+    def __init__(self, runtime: Runtime, done: Callable[[float, BaseException | None], None]):
+        self._runtime, self._done = runtime, done
+        self._under_way = 0
+        self._idle = threading.Condition()
+
+    def send(self, request: Request, due: float) -> None:
+        """Wait until `due`, a time of `time.perf_counter`, then submit."""
+        while (left := due - time.perf_counter()) > 0:
+            time.sleep(max(0.0, left - _SPIN))
+        try:
+            future = self._runtime.submit(request)
+        except Overloaded as error:
+            self._done(time.perf_counter() - due, error)
+            return
+        with self._idle:
+            self._under_way += 1
+
+        def finished(future: Future[Any]) -> None:
+            self._done(time.perf_counter() - due, future.exception())
+            with self._idle:
+                self._under_way -= 1
+                self._idle.notify()
+
+        future.add_done_callback(finished)
+
+    def wait(self, seconds: float = 60.0) -> None:
+        """Until all that was sent is answered."""
+        with self._idle:
+            if not self._idle.wait_for(lambda: not self._under_way, seconds):
+                raise RecReplayError(f"{self._under_way} queries were not answered in {seconds} s")
+
+
+def run_load(runtime: Runtime, requests: Sequence[Request], times: Sequence[float]) -> Load:
+    """Send `requests[i]` at `times[i]` seconds from now, and wait for all answers."""
+    latencies: list[float] = []
+    counts = {"refused": 0, "expired": 0, "failed": 0}
+    lock = threading.Lock()
+
+    def done(latency: float, error: BaseException | None) -> None:
+        with lock:
+            if error is None:
+                latencies.append(latency)
+            elif isinstance(error, Overloaded):
+                counts["refused"] += 1
+            elif isinstance(error, DeadlineExceeded):
+                counts["expired"] += 1
+            else:
+                counts["failed"] += 1
+
+    sender = Sender(runtime, done)
+    begun = time.perf_counter() + 0.05
+    late = []
+    for request, at in zip(requests, times, strict=True):
+        late.append(max(0.0, time.perf_counter() - begun - at))
+        sender.send(request, begun + at)
+    sender.wait()
+    seconds = max(time.perf_counter() - begun, 1e-9)
+    return Load(
+        len(requests),
+        len(latencies),
+        **counts,
+        seconds=seconds,
+        latency_ms=percentiles_ms(latencies),
+        late_ms=round(float(np.percentile(late, 99)) * 1e3, 3) if late else 0.0,
+    )
+
+
+def percentiles_ms(latencies: Sequence[float]) -> dict[str, float]:
+    if not latencies:
+        return {}
+    marks = np.percentile(np.asarray(latencies) * 1e3, [50, 90, 95, 99])
+    return {f"p{p}": round(float(m), 3) for p, m in zip((50, 90, 95, 99), marks, strict=True)}

@@ -1,0 +1,163 @@
+"""`recreplay saturate`: what lanes and batching give, and what batching costs at low load."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from recreplay.tools import options, tables
+from recreplay.tools.console import Progress, print_json, show
+from recreplay.tools.files import write_json
+
+_PAUSE = 0.002  # seconds between requests where little arrives
+_LONELY = 300  # requests, each sent when the one before was answered
+
+
+def saturate(
+    artifact: Annotated[Path, typer.Argument(help="An artifact that capture wrote.")],
+    rows: Annotated[str, typer.Option(help="Rows of a request.")] = "1,16,128",
+    lanes: Annotated[str, typer.Option(help="Numbers of lanes.")] = "1,2,4",
+    delays: Annotated[str, typer.Option(help="Batching delays, µs.")] = "0,200,1000",
+    seconds: Annotated[float, typer.Option(help="For each measurement.", min=0.05)] = 2.0,
+    out: Annotated[Path | None, typer.Option(help="Write the report here too, as JSON.")] = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Measure closed-loop throughput by lanes, and batching at both ends of the load."""
+    from recreplay.tools.bench.stamp import stamp
+
+    sizes = options.parse_sizes(rows, "--rows")
+    counts = options.parse_sizes(lanes, "--lanes")
+    waits: list[int | None] = [None, *options.parse_sizes(delays, "--delays")]
+    with Progress() as progress:
+        report = {
+            "kind": "recreplay-saturate",
+            "artifact": artifact.name,
+            "seconds": seconds,
+            "lanes": by_lanes(artifact, sizes, counts, seconds, progress),
+            "batching": by_delay(artifact, sizes, waits, seconds, progress),
+            "stamp": stamp(threads=1),
+        }
+    if out is not None:
+        write_json(out, report)
+    if as_json:
+        print_json(report)
+        return
+    _show(report)
+
+
+def by_lanes(
+    path: Path, sizes: list[int], counts: list[int], seconds: float, progress: Any
+) -> list[dict[str, Any]]:
+    """Requests a second of as many threads as lanes, each with a `run` at a time."""
+    from recreplay.runtime import Runtime
+
+    found = []
+    for lanes in counts:
+        with Runtime.load(path, lanes=lanes) as runtime:
+            for rows in sizes:
+                progress(f"{rows} rows on {lanes} lanes")
+                requests = _requests(runtime, rows)
+                done = [0] * lanes
+                end = time.perf_counter() + seconds
+
+                def work(
+                    at: int, end: float = end, done: list[int] = done, requests: Any = requests
+                ) -> None:
+                    import torch
+
+                    torch.set_num_threads(1)
+                    while time.perf_counter() < end:
+                        runtime.run(requests[done[at] % len(requests)])
+                        done[at] += 1
+
+                threads = [threading.Thread(target=work, args=(i,)) for i in range(lanes)]
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join()
+                found.append({"rows": rows, "lanes": lanes, "qps": round(sum(done) / seconds, 1)})
+    return found
+
+
+def by_delay(
+    path: Path, sizes: list[int], waits: list[int | None], seconds: float, progress: Any
+) -> list[dict[str, Any]]:
+    """Requests a second with 64 under way, and the latency of one that is alone."""
+    from recreplay.runtime import Runtime, Serving
+
+    found = []
+    for delay in waits:
+        with Runtime.load(path, serving=Serving(lanes=2, max_delay_us=delay)) as runtime:
+            for rows in sizes:
+                progress(f"{rows} rows, delay {delay}")
+                requests = _requests(runtime, rows)
+                qps = _flood(runtime, requests, seconds)
+                alone = []
+                for at in range(_LONELY):
+                    begun = time.perf_counter()
+                    runtime.submit(requests[at % len(requests)]).result()
+                    alone.append((time.perf_counter() - begun) * 1e6)
+                    time.sleep(_PAUSE)
+                p50, p95 = np.percentile(alone, [50, 95]).round(1).tolist()
+                item = {"rows": rows, "max_delay_us": delay, "qps": round(qps, 1)}
+                found.append({**item, "alone_us_p50": p50, "alone_us_p95": p95})
+    return found
+
+
+def _requests(runtime: Any, rows: int) -> list[dict[str, Any]]:
+    from recreplay.tools.load.queries import Queries
+    from recreplay.tools.load.sizes import parse_sizes
+
+    queries = Queries(runtime.path, runtime.manifest, parse_sizes(f"fixed:{rows}"))
+    return [queries.next() for _ in range(17)]
+
+
+def _flood(runtime: Any, requests: list[dict[str, Any]], seconds: float) -> float:
+    room = threading.Semaphore(64)
+    answered = 0
+
+    def done(future: Future[Any]) -> None:
+        nonlocal answered
+        answered += 1
+        room.release()
+
+    begun = time.perf_counter()
+    sent = 0
+    while time.perf_counter() - begun < seconds:
+        room.acquire()
+        runtime.submit(requests[sent % len(requests)]).add_done_callback(done)
+        sent += 1
+    counted, spent = answered, time.perf_counter() - begun
+    for _ in range(64):
+        room.acquire()
+    return counted / spent
+
+
+def _show(report: dict[str, Any]) -> None:
+    show(
+        tables.table(
+            f"{report['artifact']}: threads and lanes, each with a request at a time",
+            ("rows>", "lanes>", "requests/s>"),
+            [(i["rows"], i["lanes"], f"{i['qps']:,.0f}") for i in report["lanes"]],
+        ),
+        tables.table(
+            "two lanes, 64 requests under way; and one alone",
+            ("rows>", "delay µs>", "requests/s>", "alone p50 µs>", "p95>"),
+            [
+                (
+                    i["rows"],
+                    "-" if i["max_delay_us"] is None else i["max_delay_us"],
+                    f"{i['qps']:,.0f}",
+                    tables.micros(i["alone_us_p50"]),
+                    tables.micros(i["alone_us_p95"]),
+                )
+                for i in report["batching"]
+            ],
+        ),
+    )

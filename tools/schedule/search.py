@@ -1,0 +1,176 @@
+"""The search of DeepRecSched over settings, simulated, and the best of it measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from recreplay.runtime.artifact import open_artifact
+from recreplay.tools.load.arrivals import Arrivals
+from recreplay.tools.load.queries import Queries
+from recreplay.tools.load.sizes import Sizes, largest
+from recreplay.tools.schedule.climb import RateClimb, hill_climb, rate_grid
+from recreplay.tools.schedule.execute import execute
+from recreplay.tools.schedule.latency_table import LatencyTable, measure
+from recreplay.tools.schedule.setting import Setting
+from recreplay.tools.schedule.simulate import Simulation
+
+CHUNKS = (512, 384, 256, 192, 128, 96, 64, 48, 32)  # as DeepRecSys tries them
+THRESHOLDS = (96, 128, 192, 256, 384, 512)
+SIMULATED = 160  # windows
+_BEST = 2  # simulated settings that are measured beside the baseline
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What queries are like, and what is asked of the server."""
+
+    sizes: Sizes
+    arrivals: Arrivals
+    target_ms: float
+    seed: int = 0
+
+
+class Search:
+    """Searches settings for one artifact on this machine."""
+
+    def __init__(
+        self,
+        path: Path,
+        workload: Workload,
+        cores: int,
+        delays_us: Sequence[int],
+        accelerator: LatencyTable | None,
+        progress: Callable[[str], None],
+    ) -> None:
+        artifact = open_artifact(path)
+        self._path, self._load, self._progress = artifact.path, workload, progress
+        self._accelerator = accelerator
+        self._buckets = [b.size for b in artifact.manifest.buckets]
+        self._queries = Queries(artifact.path, artifact.manifest, workload.sizes, workload.seed)
+        self._largest = largest(workload.sizes)
+        self._cores, self._delays = cores, tuple(delays_us)
+        rows = sorted({*self._buckets, *_middles(self._buckets), self._largest})
+        progress(f"latencies of {len(rows)} sizes on 1 to {cores} lanes")
+        self.table = measure(artifact.path, self._queries, rows, cores)
+        self.simulated: dict[Setting, float] = {}
+        self.measured: dict[Setting, float] = {}
+
+    def baseline(self) -> Setting:
+        """What is compared with: every query cut over all cores by the largest one, no batching."""
+        return Setting(self._cores, chunk_rows=-(-self._largest // self._cores))
+
+    def simulate(self, setting: Setting) -> float:
+        """Queries a second of one setting; each is simulated once."""
+        if setting not in self.simulated:
+            climb = self._climb(setting, self._estimate(setting) / 2)
+            simulation = Simulation(
+                setting,
+                self.table,
+                self._load.sizes,
+                self._load.arrivals,
+                climb,
+                self._buckets[-1],
+                self._accelerator,
+                self._load.seed,
+            )
+            self.simulated[setting] = found = simulation.run(SIMULATED)
+            self._progress(f"simulated {setting.describe()}: {found:.1f} queries/s")
+        return self.simulated[setting]
+
+    def climb(self) -> Setting:
+        """The best simulated setting: chunk first, then lanes and batching, then the threshold."""
+        self.simulate(self.baseline())
+        chunks = [None, *(c for c in CHUNKS if c < self._largest)]
+        start = [Setting(self._cores, chunk_rows=chunk) for chunk in chunks]
+        best, _ = hill_climb(start, self.simulate, patience=3)
+        lanes = [replace(best, lanes=n) for n in range(self._cores, 0, -1)]
+        best, _ = hill_climb(lanes, self.simulate)
+        delays = [best, *(replace(best, max_delay_us=d) for d in self._delays)]
+        best, _ = hill_climb(delays, self.simulate, patience=2)
+        if self._accelerator is not None:
+            thresholds = [best, *(replace(best, threshold=t) for t in THRESHOLDS)]
+            best, _ = hill_climb(thresholds, self.simulate, patience=len(THRESHOLDS))
+        return max(self.simulated, key=lambda s: self.simulated[s])
+
+    def execute(self, setting: Setting, updates: int, seconds: float) -> float:
+        """Queries a second of one setting, with real queries on this machine."""
+        climb = self._climb(setting, max(self.simulate(setting), 1e-6) * 0.8)
+        found = execute(
+            self._path,
+            setting,
+            self._queries,
+            self._load.arrivals,
+            climb,
+            updates,
+            seconds,
+            self._load.seed + 1,
+        )
+        self.measured[setting] = found
+        self._progress(f"measured {setting.describe()}: {found:.1f} queries/s")
+        return found
+
+    def candidates(self) -> Iterator[Setting]:
+        """The baseline, and the settings that simulate best: what is worth measuring."""
+        base = self.baseline()
+        yield base
+        ranked = sorted(self.simulated, key=lambda s: -self.simulated[s])
+        yield from [s for s in ranked if s != base and s.threshold is None][:_BEST]
+
+    def mean_ms(self) -> float:
+        """Median time of one mean query on one lane, in milliseconds."""
+        return self.table.median(self.mean_rows(), 1) * 1e3
+
+    def mean_rows(self) -> int:
+        return self._queries.mean_rows()
+
+    def _estimate(self, setting: Setting) -> float:
+        each = self.table.median(self.mean_rows(), setting.lanes)
+        return setting.lanes / each
+
+    def _climb(self, setting: Setting, start: float) -> RateClimb:
+        most = self._estimate(setting)
+        rates = rate_grid(most / 16, most * 4)
+        return RateClimb(rates, self._load.target_ms / 1e3, start)
+
+
+def _middles(sizes: Sequence[int]) -> list[int]:
+    return [(a + b) // 2 for a, b in pairwise(sizes) if b - a > 1]
+
+
+def error_percent(simulated: float, measured: float) -> float | None:
+    """How far the simulator is off, of what was measured."""
+    return None if not measured else round(100 * (simulated / measured - 1), 1)
+
+
+def report(search: Search, workload: Workload, chosen: Setting) -> dict[str, Any]:
+    base = search.baseline()
+    measured = search.measured
+    speedup = (
+        round(measured[chosen] / measured[base], 3)
+        if measured.get(base) and chosen in measured
+        else None
+    )
+    return {
+        "target_ms_p95": workload.target_ms,
+        "mean_rows": search.mean_rows(),
+        "mean_query_ms": round(search.mean_ms(), 4),
+        "baseline": base.to_json(),
+        "chosen": chosen.to_json(),
+        "qps_baseline": measured.get(base),
+        "qps_chosen": measured.get(chosen),
+        "speedup": speedup,
+        "settings": [
+            {
+                **setting.to_json(),
+                "simulated_qps": round(qps, 2),
+                "measured_qps": round(measured[setting], 2) if setting in measured else None,
+                "simulator_error_percent": error_percent(qps, measured.get(setting, 0.0)),
+            }
+            for setting, qps in search.simulated.items()
+        ],
+        "latency_table": search.table.to_json(),
+    }

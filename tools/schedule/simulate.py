@@ -1,0 +1,134 @@
+"""The runtime's queue, lanes and batching as a discrete-event model, with measured latencies.
+
+An accelerator, where a latency table of one is given, takes whole queries from a threshold on, one
+at a time.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import simpy
+
+from recreplay.tools.load.arrivals import Arrivals, draw_gap
+from recreplay.tools.load.sizes import Sizes
+from recreplay.tools.schedule.climb import WINDOW, RateClimb
+from recreplay.tools.schedule.latency_table import LatencyTable
+from recreplay.tools.schedule.setting import Setting
+
+
+@dataclass(slots=True)
+class _Query:
+    due: float
+    left: int  # parts that are not done
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    query: _Query
+    rows: int
+    arrived: float
+
+
+class Simulation:
+    """One setting under load; feeds the p95 of each window to a climb, and follows its rate."""
+
+    def __init__(
+        self,
+        setting: Setting,
+        lanes: LatencyTable,
+        sizes: Sizes,
+        arrivals: Arrivals,
+        climb: RateClimb,
+        largest_bucket: int,
+        accelerator: LatencyTable | None = None,
+        seed: int = 0,
+    ) -> None:
+        self._setting, self._lanes, self._accelerator = setting, lanes, accelerator
+        self._sizes, self._arrivals, self._climb = sizes, arrivals, climb
+        self._most = min(setting.chunk_rows or largest_bucket, largest_bucket)
+        self._draw = np.random.default_rng(seed)
+        self._env = simpy.Environment()
+        self._line: deque[_Part] = deque()
+        self._whole: deque[_Part] = deque()
+        self._came = self._env.event()
+        self._busy = 0
+        self._window: list[float] = []
+        self._updates = 0
+
+    def run(self, updates: int) -> float:
+        """Queries a second that hold the target, after so many windows."""
+        env = self._env
+        env.process(self._arrive())
+        turn = simpy.Resource(env, 1)
+        for _ in range(self._setting.lanes):
+            env.process(self._lane(turn))
+        if self._accelerator is not None:
+            env.process(self._accelerate(self._accelerator))
+        while self._updates < updates:
+            env.step()
+        return self._climb.achieved()
+
+    def _arrive(self) -> Generator[Any, Any, None]:
+        env = self._env
+        while True:
+            yield env.timeout(draw_gap(self._arrivals, self._climb.rate, self._draw))
+            rows = self._sizes(self._draw)
+            threshold = self._setting.threshold
+            if self._accelerator is not None and threshold is not None and rows >= threshold:
+                self._whole.append(_Part(_Query(env.now, 1), rows, env.now))
+            else:
+                step = self._setting.chunk_rows or rows
+                cuts = [min(step, rows - at) for at in range(0, rows, step)]
+                query = _Query(env.now, len(cuts))
+                self._line.extend(_Part(query, n, env.now) for n in cuts)
+            came, self._came = self._came, env.event()
+            came.succeed()
+
+    def _lane(self, turn: simpy.Resource) -> Generator[Any, Any, None]:
+        env, delay = self._env, self._setting.max_delay_us
+        while True:
+            with turn.request() as mine:
+                yield mine
+                while not self._line:
+                    yield self._came
+                parts = [self._line.popleft()]
+                rows = parts[0].rows
+                until = parts[0].arrived + (delay or 0) / 1e6
+                while delay is not None and rows < self._most:
+                    if self._line:
+                        if rows + self._line[0].rows > self._most:
+                            break
+                        parts.append(self._line.popleft())
+                        rows += parts[-1].rows
+                    elif env.now >= until:
+                        break
+                    else:
+                        yield self._came | env.timeout(until - env.now)
+            self._busy += 1
+            yield env.timeout(self._lanes.draw(rows, self._busy, self._draw))
+            self._busy -= 1
+            for part in parts:
+                self._finish(part)
+
+    def _accelerate(self, table: LatencyTable) -> Generator[Any, Any, None]:
+        while True:
+            while not self._whole:
+                yield self._came
+            part = self._whole.popleft()
+            yield self._env.timeout(table.draw(part.rows, 1, self._draw))
+            self._finish(part)
+
+    def _finish(self, part: _Part) -> None:
+        part.query.left -= 1
+        if part.query.left:
+            return
+        self._window.append(self._env.now - part.query.due)
+        if len(self._window) == WINDOW:
+            self._climb.observe(float(np.percentile(self._window, 95)))
+            self._window.clear()
+            self._updates += 1

@@ -1,0 +1,1 @@
+"""A server of standard protocols over a model repository."""

@@ -1,0 +1,187 @@
+"""The protocol over gRPC: `inference.GRPCInferenceService`, with the messages of `tritonclient`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+import numpy as np
+from google.protobuf import json_format
+from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
+
+from recreplay.tools.serve import describe
+from recreplay.tools.serve.protocol import (
+    Array,
+    ProtocolError,
+    datatype_of,
+    dtype_of,
+    from_bytes,
+    select,
+    timeout_of,
+)
+from recreplay.tools.serve.service import Service, http_status, message
+
+_CODES = {
+    400: grpc.StatusCode.INVALID_ARGUMENT,
+    404: grpc.StatusCode.NOT_FOUND,
+    503: grpc.StatusCode.UNAVAILABLE,
+    500: grpc.StatusCode.INTERNAL,
+}
+# Field of InferTensorContents that holds numbers of a datatype. FP16 has none: raw bytes only.
+_CONTENTS = {
+    "BOOL": "bool_contents",
+    "UINT8": "uint_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+}
+Method = Callable[["Inference", Any, Any], Awaitable[Any]]
+
+
+async def start_grpc(service: Service, host: str, port: int, max_body: int) -> tuple[Any, int]:
+    """A running server, and the port that it has."""
+    options = [
+        ("grpc.max_receive_message_length", max_body),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.so_reuseport", 0),
+    ]
+    server = grpc.aio.server(options=options)
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Inference(service), server)
+    bound = server.add_insecure_port(f"{host}:{port}")
+    await server.start()
+    return server, bound
+
+
+def _answered(method: Method) -> Method:
+    """Errors become a status and its text."""
+
+    async def wrapped(self: Inference, request: Any, context: Any) -> Any:
+        try:
+            return await method(self, request, context)
+        except Exception as error:
+            await context.abort(_CODES[http_status(error)], message(error))
+
+    return wrapped
+
+
+class Inference(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
+    """Methods of the service have the names of its definition."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def ServerLive(self, request: Any, context: Any) -> Any:
+        return service_pb2.ServerLiveResponse(live=True)
+
+    async def ServerReady(self, request: Any, context: Any) -> Any:
+        return service_pb2.ServerReadyResponse(ready=self._service.is_ready())
+
+    async def ModelReady(self, request: Any, context: Any) -> Any:
+        ready = self._service.model_ready(request.name, request.version or None)
+        return service_pb2.ModelReadyResponse(ready=ready)
+
+    async def ServerMetadata(self, request: Any, context: Any) -> Any:
+        return service_pb2.ServerMetadataResponse(**describe.server())
+
+    @_answered
+    async def ModelMetadata(self, request: Any, context: Any) -> Any:
+        served = self._service.repository.get(request.name, request.version or None)
+        return service_pb2.ModelMetadataResponse(**describe.model(request.name, served))
+
+    @_answered
+    async def ModelConfig(self, request: Any, context: Any) -> Any:
+        served = self._service.repository.get(request.name, request.version or None)
+        config = json_format.ParseDict(
+            describe.config(request.name, served), model_config_pb2.ModelConfig()
+        )
+        return service_pb2.ModelConfigResponse(config=config)
+
+    @_answered
+    async def ModelStatistics(self, request: Any, context: Any) -> Any:
+        if request.name:
+            wanted = [(request.name, request.version or None)]
+        else:
+            ready = describe.index(self._service.repository, only_ready=True)
+            wanted = [(m["name"], m["version"]) for m in ready]
+        found = [self._service.statistics(*one) for one in wanted]
+        return json_format.ParseDict({"model_stats": found}, service_pb2.ModelStatisticsResponse())
+
+    @_answered
+    async def RepositoryIndex(self, request: Any, context: Any) -> Any:
+        models = describe.index(self._service.repository, request.ready)
+        return service_pb2.RepositoryIndexResponse(models=models)
+
+    @_answered
+    async def RepositoryModelLoad(self, request: Any, context: Any) -> Any:
+        if request.parameters:
+            raise ProtocolError("load takes no parameters here; it loads the newest version")
+        await asyncio.to_thread(self._service.repository.load, request.model_name)
+        return service_pb2.RepositoryModelLoadResponse()
+
+    @_answered
+    async def RepositoryModelUnload(self, request: Any, context: Any) -> Any:
+        await asyncio.to_thread(self._service.repository.unload, request.model_name)
+        return service_pb2.RepositoryModelUnloadResponse()
+
+    @_answered
+    async def ModelInfer(self, request: Any, context: Any) -> Any:
+        return await self._infer(request)
+
+    async def ModelStreamInfer(self, requests: Any, context: Any) -> AsyncIterator[Any]:
+        async for request in requests:
+            try:
+                answer = await self._infer(request)
+            except Exception as error:
+                yield service_pb2.ModelStreamInferResponse(error_message=message(error))
+            else:
+                yield service_pb2.ModelStreamInferResponse(infer_response=answer)
+
+    async def _infer(self, request: Any) -> Any:
+        inputs = read_inputs(request)
+        parameters = request.parameters
+        timeout = parameters["timeout"].int64_param if "timeout" in parameters else None
+        answering, outputs = await self._service.infer(
+            request.model_name, request.model_version or None, inputs, timeout_of(timeout)
+        )
+        chosen = select(outputs, [o.name for o in request.outputs], request.model_name)
+        answer = service_pb2.ModelInferResponse(
+            model_name=request.model_name, model_version=answering, id=request.id
+        )
+        for name, array in chosen.items():
+            answer.outputs.add(name=name, datatype=datatype_of(array), shape=array.shape)
+            answer.raw_output_contents.append(np.ascontiguousarray(array).tobytes())
+        return answer
+
+
+def read_inputs(request: Any) -> dict[str, Array]:
+    """The arrays of a `ModelInferRequest`; raw contents are for all inputs or for none."""
+    raw = request.raw_input_contents
+    if raw and len(raw) != len(request.inputs):
+        raise ProtocolError(
+            f"the request has {len(request.inputs)} inputs and {len(raw)} raw_input_contents"
+        )
+    found: dict[str, Array] = {}
+    for at, item in enumerate(request.inputs):
+        where = f"input {item.name!r}"
+        if item.name in found:
+            raise ProtocolError(f"{where} is given twice")
+        if "shared_memory_region" in item.parameters:
+            raise ProtocolError("the shared memory extensions are not supported")
+        dtype = dtype_of(item.datatype, where)
+        shape = list(item.shape)
+        if raw:
+            found[item.name] = from_bytes(raw[at], dtype, shape, where)
+            continue
+        if item.datatype not in _CONTENTS:
+            raise ProtocolError(f"{where} of datatype {item.datatype} needs raw_input_contents")
+        values = np.array(getattr(item.contents, _CONTENTS[item.datatype]))
+        array = values.astype(dtype)
+        if dtype.kind in "iu" and not (values == array).all():
+            raise ProtocolError(f"{where} has numbers that {item.datatype} cannot hold")
+        found[item.name] = from_bytes(array.tobytes(), dtype, shape, where)
+    return found

@@ -1,0 +1,129 @@
+"""One process that serves: HTTP and gRPC in one event loop, metrics beside it, a clean end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import uvicorn
+from prometheus_client import CollectorRegistry, start_http_server
+
+from recreplay.runtime import ModelRepository
+from recreplay.runtime.errors import RecReplayError
+from recreplay.tools.serve.grpc_server import start_grpc
+from recreplay.tools.serve.http_app import build_app
+from recreplay.tools.serve.metrics import ServiceCollector
+from recreplay.tools.serve.service import Service
+
+_SWITCH = 0.0005  # seconds that one thread keeps the interpreter; lanes wait for it after a replay
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """Where to listen (port 0 takes any) and what to bear with."""
+
+    host: str = "127.0.0.1"
+    http_port: int = 8000
+    grpc_port: int = 8001
+    metrics_port: int = 8002
+    max_body: int = 64 << 20  # bytes
+    read_seconds: float = 30.0
+    drain_seconds: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    http: int
+    grpc: int
+    metrics: int
+
+
+class _Http(uvicorn.Server):
+    """Leaves signals to us: uvicorn would end the process before gRPC has drained."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def serve(
+    repository: ModelRepository,
+    options: ServerOptions,
+    report: Callable[[str], None],
+    listening: Callable[[Ports], None],
+    stop: asyncio.Event,
+) -> None:
+    """Listen, load the models, serve until `stop`, answer what was accepted.
+
+    `listening` is called when the ports are open, before any model is loaded: until then the
+    server is live and not ready.
+    """
+    sys.setswitchinterval(_SWITCH)
+    service = Service(repository)
+    bound = _listen(options.host, options.http_port)
+    app = build_app(service, options.max_body, options.read_seconds)
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        timeout_graceful_shutdown=int(options.drain_seconds),
+    )
+    http = _Http(config)
+    registry = CollectorRegistry()
+    registry.register(ServiceCollector(service))
+    try:
+        metrics, thread = start_http_server(options.metrics_port, options.host, registry)
+        grpc, grpc_port = await start_grpc(
+            service, options.host, options.grpc_port, options.max_body
+        )
+    except (OSError, RuntimeError) as error:
+        raise RecReplayError(f"cannot listen: {error}; choose other ports, or 0 for any") from error
+    serving = asyncio.create_task(http.serve(sockets=[bound]))
+    listening(Ports(bound.getsockname()[1], grpc_port, metrics.server_address[1]))
+    try:
+        for failure in await asyncio.to_thread(service.start):
+            report(str(failure))
+        report("ready" if service.is_ready() else "not ready: no model could be loaded")
+        await stop.wait()
+    finally:
+        report("stopping: answering what was accepted")
+        service.stopping = True
+        http.should_exit = True
+        await asyncio.gather(serving, grpc.stop(options.drain_seconds))
+        await asyncio.to_thread(repository.close)
+        metrics.shutdown()
+        metrics.server_close()
+        thread.join()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port), backlog=2048)
+    except OSError as error:
+        raise RecReplayError(
+            f"cannot listen on {host}:{port}: {error}; choose another by --http-port, or 0 for any"
+        ) from error
+
+
+def serve_until_signal(
+    repository: ModelRepository,
+    options: ServerOptions,
+    report: Callable[[str], None],
+    listening: Callable[[Ports], None],
+) -> None:
+    """`serve` until SIGTERM or SIGINT."""
+
+    async def main() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        await serve(repository, options, report, listening, stop)
+
+    asyncio.run(main())

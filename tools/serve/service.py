@@ -1,0 +1,152 @@
+"""What HTTP and gRPC serve: a repository, whether it is ready, and counters of each model."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from recreplay.runtime import ModelRepository
+from recreplay.runtime.errors import (
+    DeadlineExceeded,
+    InputError,
+    LanesLostError,
+    ModelNotFoundError,
+    Overloaded,
+    RecReplayError,
+    RepositoryError,
+    RuntimeClosedError,
+)
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass
+class Counts:
+    """Requests of one version of a model since the server began, times in nanoseconds."""
+
+    success: int = 0
+    success_ns: int = 0
+    failed: int = 0
+    failed_ns: int = 0
+    rows: int = 0
+    last_ms: int = 0  # of the epoch, when the last request was answered
+    pending: int = 0
+
+
+def http_status(error: BaseException) -> int:
+    """The status that Triton answers with for a failure of this kind."""
+    match error:
+        case ModelNotFoundError():
+            return 404
+        case InputError() | RepositoryError():
+            return 400
+        case Overloaded() | DeadlineExceeded() | RuntimeClosedError() | LanesLostError():
+            return 503
+    return 500
+
+
+class Service:
+    """Ready once every model of the repository was tried and none failed, until it stops."""
+
+    def __init__(self, repository: ModelRepository) -> None:
+        self.repository = repository
+        self.ready = False
+        self.stopping = False
+        self._counts: dict[tuple[str, str], Counts] = {}
+        self._lock = threading.Lock()
+
+    def start(self) -> list[RepositoryError]:
+        """Load every model; what failed. Ready if any model serves, or there is none."""
+        failed = self.repository.load_all()
+        self.ready = not failed or len(failed) < len(self.repository.names())
+        return failed
+
+    def is_ready(self) -> bool:
+        return self.ready and not self.stopping
+
+    def model_ready(self, name: str, version: str | None) -> bool:
+        try:
+            served = self.repository.get(name, version)
+        except ModelNotFoundError:
+            return False
+        return not self.stopping and served.runtime.lanes_alive() > 0
+
+    async def infer(
+        self,
+        name: str,
+        version: str | None,
+        inputs: Mapping[str, Array],
+        deadline_us: int | None,
+    ) -> tuple[str, dict[str, Array]]:
+        """The version that answered, and its outputs."""
+        begun = time.perf_counter_ns()
+        answering = self.repository.get(name, version).version
+        counts = self._of(name, answering)
+        with self._lock:
+            counts.pending += 1
+        try:
+            answering, future = self.repository.submit(
+                name, inputs, version, deadline_us=deadline_us
+            )
+            outputs = await asyncio.wrap_future(future)
+        except BaseException:
+            with self._lock:
+                counts.pending -= 1
+                counts.failed += 1
+                counts.failed_ns += time.perf_counter_ns() - begun
+            raise
+        with self._lock:
+            counts.pending -= 1
+            counts = self._counts.setdefault((name, answering), counts)
+            counts.success += 1
+            counts.success_ns += time.perf_counter_ns() - begun
+            counts.rows += len(next(iter(outputs.values())))
+            counts.last_ms = time.time_ns() // 1_000_000
+        return answering, outputs
+
+    def counts(self) -> dict[tuple[str, str], Counts]:
+        with self._lock:
+            return {key: Counts(**asdict(value)) for key, value in self._counts.items()}
+
+    def statistics(self, name: str, version: str | None) -> dict[str, Any]:
+        """One model's statistics in the form of Triton's statistics extension."""
+        served = self.repository.get(name, version)
+        stats = served.runtime.stats()
+        counts = self._of(name, served.version)
+        queue = stats["queue"]
+        replays = sum(stats["replays"].values())
+        nothing = {"count": 0, "ns": 0}
+        return {
+            "name": name,
+            "version": served.version,
+            "last_inference": counts.last_ms,
+            "inference_count": stats["rows"],
+            "execution_count": replays,
+            "inference_stats": {
+                "success": {"count": counts.success, "ns": counts.success_ns},
+                "fail": {"count": counts.failed, "ns": counts.failed_ns},
+                "queue": {"count": queue["submitted"], "ns": queue["queue_ns"]},
+                "compute_input": nothing,
+                "compute_infer": {"count": replays, "ns": queue["replay_ns"]},
+                "compute_output": nothing,
+                "cache_hit": nothing,
+                "cache_miss": nothing,
+            },
+            "batch_stats": [],
+            "memory_usage": [],
+        }
+
+    def _of(self, name: str, version: str) -> Counts:
+        with self._lock:
+            return self._counts.setdefault((name, version), Counts())
+
+
+def message(error: BaseException) -> str:
+    """What a client is told: our own errors speak for themselves, others are named."""
+    return str(error) if isinstance(error, RecReplayError) else f"{type(error).__name__}: {error}"
