@@ -82,6 +82,9 @@ class Dispatcher:
         parts = [arrays] if chunk is None or n <= chunk else cut(arrays, n, chunk)
         sizes = [n] if len(parts) == 1 else [len(part[0]) for part in parts]
         reply = Reply(len(parts))
+        with self._lock:
+            if not self._threads:  # before anything waits: who closes now must find them
+                self._start()
         self._line.put(
             [
                 Ticket(part, rows, reply, at, now, due)
@@ -91,8 +94,6 @@ class Dispatcher:
         with self._lock:
             self._counts.submitted += 1
             self._counts.cut += len(parts) > 1
-            if not self._threads:
-                self._start()
         return reply.future
 
     def stats(self) -> dict[str, int]:

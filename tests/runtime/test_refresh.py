@@ -80,6 +80,38 @@ def test_what_does_not_fit_is_refused_and_nothing_written(shop_path: Path, shop:
         assert runtime.stats()["refreshes"] == 0
 
 
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "din": {"length": 6},
+    "dlrm": {"tables": 4},
+    "streamrec": {"features": 5, "lookups": 4},
+    "mt_wide_deep": {"tasks": 2},
+}
+
+
+@pytest.mark.parametrize("name", sorted(ARGUMENTS))
+def test_whatever_rewrites_made_of_weights_is_refreshed(name: str, tmp_path: Path) -> None:
+    """Weights that were laid into one storage, of tables and of branches alike."""
+    from recreplay.models import MODELS
+
+    one, other = (
+        MODELS[name].factory(rows_scale=1e-4, seed=seed, **ARGUMENTS[name]) for seed in (1, 2)
+    )
+    out = tmp_path / "m.rr"
+    capture(one, out=out, buckets=[2, 8], compiler="eager")
+    request = other.example_inputs(5, seed=3)
+    with torch.inference_mode():
+        answer = other(**other.arguments(request))
+    with Runtime.load(out) as runtime:
+        known = runtime.weights()
+        new = {k: v for k, v in other.state_dict().items() if k in known}
+        assert set(known) == set(new) == {k for k, _ in other.named_parameters()}
+        runtime.update_weights(new)
+        got = runtime.run({k: v.numpy() for k, v in request.items()})
+    expected = list(answer.values()) if isinstance(answer, dict) else [answer]
+    for value, output in zip(expected, got.values(), strict=True):
+        np.testing.assert_allclose(output, value.numpy(), rtol=1e-4, atol=1e-5)
+
+
 class Twin(nn.Module):
     """Two weights that are always equal: a replay that sees one of them new and one old shows."""
 

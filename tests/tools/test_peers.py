@@ -292,7 +292,8 @@ def test_suites_name_models_that_fit() -> None:
     from recreplay.models import MODELS
     from recreplay.tools.factory_args import parse_factory_args
 
-    assert {b.name for b in find_suite("core").benchmarks} == set(MODELS)
+    # Peers are given one item a row, which jagged inputs are not.
+    assert {b.name for b in find_suite("core").benchmarks} == set(MODELS) - {"two_tower"}
     for name in ("core", "deeprecinfra", "microrec"):
         for benchmark in SUITES[name].benchmarks:
             card = MODELS[benchmark.name]

@@ -81,7 +81,7 @@ _SUITES = (
     ),
     Suite(
         "core",
-        "all reference models, tables of at most half a gigabyte",
+        "all reference models without jagged inputs, tables of at most half a gigabyte",
         _models(_CORE, (1, 16, 128)),
     ),
     Suite(
