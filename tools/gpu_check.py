@@ -56,7 +56,7 @@ def run_tests(root: Path, work: Path) -> dict[str, Any]:
 
 def measure(work: Path, compiler: str, seconds: float) -> list[dict[str, Any]]:
     """Eager against replay, single against multi-stream, per model and batch, until time is up."""
-    from recreplay.capture import capture
+    from recreplay.capture import REWRITES, capture
     from recreplay.runtime.errors import RecReplayError
     from recreplay.tools.bench.compare import Session
     from recreplay.tools.target import load_target
@@ -80,7 +80,7 @@ def measure(work: Path, compiler: str, seconds: float) -> list[dict[str, Any]]:
                     strategy=strategy,
                     streams=streams,
                     compiler=compiler,
-                    rewrites=("stack_lookups", "inline_linears") if strategy == "single" else (),
+                    rewrites=REWRITES if strategy == "single" else (),
                 )
                 begun = time.perf_counter()
                 with Session(target, out, "cuda") as session:
