@@ -83,7 +83,11 @@ def export(model: Ranker, path: Path) -> None:
     program.save(str(path))
 
 
-@pytest.mark.parametrize("name", sorted(MODELS))
+# An ONNX file does not say that an input is jagged, so a model of jagged inputs cannot come back.
+BY_ROWS = sorted(name for name in MODELS if name != "two_tower")
+
+
+@pytest.mark.parametrize("name", BY_ROWS)
 def test_a_reference_model_comes_back_from_onnx(name: str, tmp_path: Path) -> None:
     model = MODELS[name].factory(rows_scale=1e-4, **ARGUMENTS.get(name, {}))
     path = tmp_path / f"{name}.onnx"

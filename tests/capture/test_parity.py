@@ -96,7 +96,7 @@ def test_what_lies_in_the_padding_never_shows(
     arguments = {**ARGUMENTS, **fewer}[name]
     model = MODELS[name].factory(rows_scale=1e-4, **arguments)
     ingested = ingest(model, model.example_inputs(4))
-    monkeypatch.setattr(pipeline, "ingest", lambda model, example, **declared: ingested)
+    monkeypatch.setattr(pipeline, "ingest", lambda model, example, **told: ingested)
     options: Any = {"compiler": "eager", "rewrites": rewrites}
     capture(model, out=tmp_path / "padded.rr", buckets=[8], **options)
     capture(model, out=tmp_path / "exact.rr", buckets=[3], **options)
