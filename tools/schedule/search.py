@@ -98,7 +98,8 @@ class Search:
 
     def execute(self, setting: Setting, updates: int, seconds: float) -> float:
         """Queries a second of one setting, with real queries on this machine."""
-        climb = self._climb(setting, max(self.simulate(setting), 1e-6) * 0.8)
+        # From below: what an overload leaves waiting would spoil the windows that follow it.
+        climb = self._climb(setting, max(self.simulate(setting), 1e-6) * 0.6)
         found = execute(
             self._path,
             setting,
