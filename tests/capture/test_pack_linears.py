@@ -32,8 +32,8 @@ class Layers(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(1)
-        self.first = nn.Linear(96, 256)
-        self.second = nn.Linear(256, 128, bias=False)
+        self.first = nn.Linear(96, 1500)
+        self.second = nn.Linear(1500, 128, bias=False)
         self.last = nn.Linear(128, 2)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
