@@ -29,13 +29,15 @@ class Choice:
         return f"{self.compiler}, {self.strategy}{streams}, {rewrites}"
 
 
-def choices(tune: Tune, given: Choice, device: str, free_strategy: bool) -> list[Choice]:
+def choices(
+    tune: Tune, given: Choice, device: str, free_strategy: bool, tensorrt: bool = False
+) -> list[Choice]:
     """What to measure, the given choice first.
 
     `quick` tries the larger rewrites and, on CUDA, one stream against several; `full` every set of
     rewrites and, on CUDA, all strategies with 2, 4 and 8 streams. On the CPU a graph replays
     serially, so more streams are only more segments. `free_strategy`: whether the strategy may
-    differ from the given one.
+    differ from the given one. `tensorrt`: whether engines for dense segments can be built here.
     """
     if tune == "off":
         return [given]
@@ -43,6 +45,8 @@ def choices(tune: Tune, given: Choice, device: str, free_strategy: bool) -> list
     for rewrites in _rewrite_sets(given.rewrites, tune):
         for strategy, streams in _placements(given, tune, device, free_strategy):
             found.append(replace(given, rewrites=rewrites, strategy=strategy, streams=streams))
+    if tensorrt and given.compiler == "inductor":
+        found.append(replace(given, compiler="tensorrt"))
     return list(dict.fromkeys(found))
 
 

@@ -141,7 +141,11 @@ def capture(
             planned = plan_buckets(ingested, sizes, given, known, progress)
             manifest = assembly.manifest(planned, assembly.compile(given, planned))
         else:
-            tried = choices(tune, given, target.type, free_strategy=strategy is None)
+            absent = tensorrt_problem(device)
+            if absent is not None:
+                progress(f"no candidate uses TensorRT: {absent}")
+            free = strategy is None
+            tried = choices(tune, given, target.type, free, tensorrt=absent is None)
             planned, manifest = tune_buckets(
                 assembly, sizes, tried, known, tune, tune_seconds, environment, progress
             )

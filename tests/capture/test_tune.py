@@ -67,6 +67,12 @@ def test_on_a_cpu_only_rewrites_differ(tune: str) -> None:
     assert len(found) == {"quick": 2, "full": 5}[tune]
 
 
+def test_tensorrt_is_a_candidate_only_where_it_can_be_used() -> None:
+    assert "tensorrt" not in {c.compiler for c in choices("full", GIVEN, "cuda", True)}
+    found = choices("quick", GIVEN, "cuda", True, tensorrt=True)
+    assert found[-1] == replace(GIVEN, compiler="tensorrt")
+
+
 def test_no_rewrite_is_tried_that_was_not_given() -> None:
     found = choices("full", replace(GIVEN, rewrites=("stack_lookups",)), "cpu", True)
     assert [c.rewrites for c in found] == [("stack_lookups",), ()]
@@ -135,6 +141,7 @@ def test_the_artifact_says_what_was_measured_and_holds_what_was_kept(
         kept = next(c for c in mine if c.chosen)
         assert kept.us is not None
         assert kept.us <= min(c.us or 1e9 for c in mine) * 1.02
+    assert any(line.startswith("no candidate uses TensorRT: ") for line in told)
     packages = {path.name for path in (out / "segments").iterdir()}
     assert packages == {Path(p.path).name for p in manifest.packages.values()}
     with Runtime.load(out) as runtime:  # proves itself on stored requests
