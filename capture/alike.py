@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Hashable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
+from recreplay.capture.freeze import freeze
 from recreplay.capture.views import is_view
 
 aten = torch.ops.aten
@@ -127,16 +127,8 @@ def _signature(node: fx.Node, kind: dict[fx.Node, int]) -> Hashable:
     if _is_cut(node):
         return ("cut", node.target, node.args[0], seen)
 
-    def freeze(arg: Any) -> Hashable:
-        if isinstance(arg, fx.Node):
-            return ("node", kind[arg])
-        if isinstance(arg, (list, tuple)):
-            return tuple(freeze(a) for a in arg)
-        if isinstance(arg, dict):
-            return tuple(sorted((k, freeze(v)) for k, v in arg.items()))
-        return (type(arg).__name__, str(arg))
-
-    return (node.target, freeze(node.args), freeze(node.kwargs), seen)
+    arguments = freeze((node.args, node.kwargs), lambda n: ("node", kind[n]))
+    return (node.target, arguments, seen)
 
 
 def _is_cut(node: fx.Node) -> bool:
@@ -178,9 +170,7 @@ def _arguments(
             found.append(nodes[0])
         elif all(str(n.target).startswith("weight:") for n in nodes):
             found.append(Weights(tuple(str(n.target).removeprefix("weight:") for n in nodes)))
-        elif len({place[n][0] for n in nodes if n in place}) == 1 and all(
-            n in place for n in nodes
-        ):
+        elif all(n in place for n in nodes) and len({place[n][0] for n in nodes}) == 1:
             found.append(Lanes(place[nodes[0]][0], tuple(place[n][1] for n in nodes)))
         else:
             return None

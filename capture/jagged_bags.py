@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
+from recreplay.capture.views import slice_arguments
 from recreplay.runtime.spec import InputSpec
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def _ends(
 def _is_prefix(node: fx.Node, whole: fx.Node) -> bool:
     """Whether `node` is the first items of `whole`, cut by slices."""
     while node.target is aten.slice.Tensor:
-        dim, start, step = (*node.args[1:3], *(0, 0)[len(node.args) - 1 :], *node.args[4:5], 1)[:3]
+        dim, start, _, step = slice_arguments(node)
         if dim != 0 or start not in (0, None) or step != 1:
             return False
         node = node.args[0]  # type: ignore[assignment]

@@ -11,7 +11,7 @@ from torch import fx
 
 from recreplay.capture.jagged_axis import bag_arguments
 from recreplay.capture.specialise import Program
-from recreplay.capture.views import base
+from recreplay.capture.views import base, slice_arguments
 from recreplay.runtime.spec import USER_INDEX, IdBound
 
 aten = torch.ops.aten
@@ -173,16 +173,15 @@ def origin(ids: fx.Node) -> Origin | None:
                 return None
             column = int(index) % int(before.meta["val"].shape[1])  # type: ignore[arg-type]
         elif node.target is aten.slice.Tensor:
-            dim, start, end = (*node.args[1:4], *(0, 0, None)[len(node.args) - 1 :])[:3]
+            dim, start, _, _ = slice_arguments(node)
             shape = before.meta["val"].shape
-            width = int(node.meta["val"].shape[int(dim)])  # type: ignore[arg-type]
-            if width == shape[int(dim)]:  # type: ignore[arg-type]
+            width = int(node.meta["val"].shape[int(dim)])
+            if width == shape[int(dim)]:
                 pass  # the whole of it
             elif _is_column_of_input(before, dim) and width == 1 and column is None:
-                column = int(start or 0) % int(shape[1])  # type: ignore[arg-type]
+                column = int(start or 0) % int(shape[1])
             else:
                 return None
-            del end
         elif node.target is aten.index_select.default and _is_user_index(node.args[2]):
             pass  # each user's ids, for each of their rows
         elif node.target not in _MOVES:

@@ -20,6 +20,7 @@ from recreplay.capture.rewrites.inline_linears import inline_linears
 from recreplay.capture.rewrites.pack_linears import pack_linears
 from recreplay.capture.rewrites.stack_branches import plan_weight_stacks, stack_branches
 from recreplay.capture.rewrites.stack_lookups import plan_stacks, stack_lookups
+from recreplay.capture.schedule import side_by_side
 from recreplay.capture.segments import BoundSegment, cut
 from recreplay.capture.specialise import Program, specialise
 from recreplay.capture.weight_stacks import WeightStack
@@ -84,7 +85,7 @@ def plan_buckets(
         if before is not None and before.operators == after.operators:
             before = None
         cost = dict(zip(dag.names, (cost.time_us() for cost in dag.costs), strict=True))
-        modelled = makespan(operators, [cost[step.name] for step in operators.steps])
+        modelled = side_by_side(operators, [cost[step.name] for step in operators.steps]).total
         graph = BucketGraph(size, after, before)
         planned.append(Planned(program, plan, segments, graph, modelled))
         progress(
@@ -94,21 +95,10 @@ def plan_buckets(
     return planned
 
 
-def weights_read(graph: fx.Graph) -> list[str]:
-    """Names of the weights that a program reads, as they are or packed."""
-    sources = (str(n.target).partition(":") for n in graph.find_nodes(op="placeholder"))
-    return [name for kind, _, name in sources if kind in ("weight", "packed")]
-
-
-def makespan(plan: Plan, durations: Sequence[float]) -> float:
-    """When the last step ends, if streams run beside each other and waits cost nothing."""
-    ends: list[float] = []
-    last: dict[int, int] = {}
-    for step, duration in zip(plan.steps, durations, strict=True):
-        before = [*step.waits, *([last[step.stream]] if step.stream in last else [])]
-        ends.append(duration + max((ends[b] for b in before), default=0.0))
-        last[step.stream] = len(ends) - 1
-    return max(ends, default=0.0)
+def sources(graph: fx.Graph, *kinds: str) -> list[str]:
+    """Names of what a program reads of these kinds: see `Program`."""
+    found = (str(n.target).partition(":") for n in graph.find_nodes(op="placeholder"))
+    return [name for kind, _, name in found if kind in kinds]
 
 
 def _rewrite(program: Program, choice: Choice, known: Survey, smallest: bool) -> None:

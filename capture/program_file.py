@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 from recreplay.capture.ingest import Ingested
 from recreplay.capture.writer import save_tensors
 from recreplay.runtime.artifact import WEIGHTS, Artifact
-from recreplay.runtime.aten import decode, encode, resolve, target_name
+from recreplay.runtime.aten import encode, rebuild, resolve, target_name
 from recreplay.runtime.errors import ArtifactCorruptError, CaptureError
 from recreplay.runtime.weights import load_tensors, with_views
 
@@ -133,21 +133,14 @@ def _to_module(artifact: Artifact, data: dict[str, Any]) -> fx.GraphModule:
         root.register_buffer(buffer, found)
         values[value] = graph.get_attr(buffer)
 
-    def argument(arg: Any) -> Any:
-        if isinstance(arg, dict) and "value" in arg:
-            return values[arg["value"]]
-        if isinstance(arg, list):
-            return [argument(a) for a in arg]
-        return decode(arg, cpu)
-
     for name, target, args, kwargs in data["operators"]:
         function = _ON_SIZES.get(target) or resolve(target)
         values[name] = graph.call_function(
             function,
-            tuple(argument(a) for a in args),
-            {k: argument(v) for k, v in kwargs.items()},
+            tuple(rebuild(a, values, cpu) for a in args),
+            {k: rebuild(v, values, cpu) for k, v in kwargs.items()},
         )
-    graph.output(tuple(argument(a) for a in data["outputs"]))
+    graph.output(tuple(rebuild(a, values, cpu) for a in data["outputs"]))
     graph.eliminate_dead_code()
     module = fx.GraphModule(root, graph)
     module.eval()

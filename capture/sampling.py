@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 
+from recreplay.capture.division import division_of, starts_of
 from recreplay.runtime.spec import IdBound, InputSpec
 
 Room = Literal["typical", "none", "full"]
@@ -47,7 +48,7 @@ def sample_request(
             most = members[0].capacity * (users if spec.user else bucket or rows)
             usual = _lengths(spec, example, len(example[members[0].name]))
             lengths = _some_lengths(usual, count, most, room, generator)
-            request[spec.name] = _divided(spec, lengths).to(example[spec.name].dtype)
+            request[spec.name] = division_of(spec, lengths).to(example[spec.name].dtype)
             for member in members:
                 source = example[member.name].detach().cpu()
                 total = int(lengths.sum())
@@ -95,10 +96,7 @@ def _limit(bound: IdBound, bounds: Sequence[IdBound]) -> int:
 def _lengths(spec: InputSpec, example: Mapping[str, torch.Tensor], total: int) -> torch.Tensor:
     """How many values the rows of the example have."""
     division = example[spec.name].detach().cpu().to(torch.int64)
-    if spec.kind == "lengths":
-        return division
-    end = torch.tensor([total]) if spec.kind == "starts" else division[:0]
-    return torch.cat([division, end]).diff()
+    return starts_of(spec, division, total).diff()
 
 
 def _some_lengths(
@@ -112,11 +110,3 @@ def _some_lengths(
     lengths = usual[torch.randint(0, len(usual), (rows,), generator=generator)]
     ends = lengths.cumsum(0).clamp(max=most)
     return torch.cat([torch.tensor([0]), ends]).diff()
-
-
-def _divided(spec: InputSpec, lengths: torch.Tensor) -> torch.Tensor:
-    """Offsets or lengths of rows that have so many values."""
-    if spec.kind == "lengths":
-        return lengths
-    ends = torch.cat([torch.tensor([0]), lengths.cumsum(0)])
-    return ends if spec.kind == "offsets" else ends[:-1]

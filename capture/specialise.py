@@ -24,6 +24,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
+from recreplay.capture.freeze import freeze
 from recreplay.capture.ingest import Ingested
 from recreplay.capture.jagged_axis import bag_arguments, first_symbol, name_bag_arguments
 from recreplay.capture.jagged_bags import bag_with_room
@@ -46,9 +47,9 @@ class Program:
     """A static ATen graph of one bucket.
 
     Placeholders are named by where their value comes from: `input:NAME`, `staged:GROUP` (ids of
-    several inputs that lie side by side), `weight:NAME` or `const:HASH`. `meta["val"]` of each
-    node is its fake tensor. `outputs` are the nodes that hold the model's outputs, each a node of
-    its own.
+    several inputs that lie side by side), `weight:NAME`, `packed:NAME` (a weight in the layout of
+    oneDNN) or `const:HASH`. `meta["val"]` of each node is its fake tensor. `outputs` are the nodes
+    that hold the model's outputs, each a node of its own.
     """
 
     bucket: int
@@ -302,14 +303,7 @@ def _mapped(arg: Any, values: dict[fx.Node, Any]) -> Any:
 
 
 def _cse_key(target: Any, args: Any, kwargs: Any) -> Any:
-    def freeze(arg: Any) -> Any:
-        if isinstance(arg, (list, tuple)):
-            return tuple(freeze(a) for a in arg)
-        if isinstance(arg, dict):
-            return tuple(sorted((k, freeze(v)) for k, v in arg.items()))
-        return (type(arg).__name__, str(arg)) if not isinstance(arg, fx.Node) else arg
-
-    return (target, freeze(args), freeze(kwargs))
+    return (target, freeze((args, kwargs), lambda node: node))
 
 
 def _is_identity(target: Any, args: Any, used: list[fx.Node], fake: torch.Tensor) -> bool:

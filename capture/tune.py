@@ -15,14 +15,13 @@ from typing import Any, Literal
 from recreplay.capture.assembly import Assembly, Keys
 from recreplay.capture.choices import HOPELESS, Choice
 from recreplay.capture.ingest import Ingested
-from recreplay.capture.planning import Planned, Survey, plan_buckets
+from recreplay.capture.planning import Planned, Survey, plan_buckets, sources
 from recreplay.capture.sampling import sample_request
-from recreplay.capture.specialise import Program
 from recreplay.capture.tune_cache import cache_key, recall, remember
 from recreplay.capture.weight_file import weight_tensors
 from recreplay.runtime.devices import open_device
 from recreplay.runtime.lane import Lane
-from recreplay.runtime.loading import open_lane
+from recreplay.runtime.loading import as_segments_name, open_lane
 from recreplay.runtime.manifest import Candidate, Manifest
 from recreplay.runtime.mixed import make_checker
 from recreplay.runtime.packed import pack_all
@@ -124,21 +123,12 @@ class LaneMaker:
         target = device.torch_device
         device.close()
         weights = weight_tensors(assembly.model, planned, known, target)
-        constants = {k: v for p in planned for k, v in p.program.constants.items()}
-        self._tensors = {
-            **{f"weight:{k}": v for k, v in weights.items()},
-            **{f"const:{k}": v.to(target) for k, v in constants.items()},
-        }
-        packed = {name for p in planned for name in _packed(p.program)}
-        self._tensors |= {f"packed:{k}": v for k, v in pack_all(packed, weights).items()}
+        constants = {k: v.to(target) for p in planned for k, v in p.program.constants.items()}
+        packed = {name for p in planned for name in sources(p.program.graph, "packed")}
+        self._tensors = as_segments_name(weights, constants, pack_all(packed, weights))
 
     def lane(self, manifest: Manifest) -> Lane:
         return open_lane(manifest, self._assembly.folder, self._assembly.device, self._tensors)
-
-
-def _packed(program: Program) -> list[str]:
-    sources = (str(n.target) for n in program.graph.find_nodes(op="placeholder"))
-    return [s.removeprefix("packed:") for s in sources if s.startswith("packed:")]
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def recall(key: str) -> list[Candidate] | None:
     """The candidates measured under this key, or None."""
     try:
         data: list[dict[str, Any]] = json.loads(_file(key).read_text())
-        return [Candidate(**{**c, "rewrites": tuple(c["rewrites"])}) for c in data]
+        return [Candidate.from_json(c) for c in data]
     except (OSError, ValueError, TypeError, KeyError):
         return None
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import fx
 
+from recreplay.capture.division import division_of, starts_of
 from recreplay.capture.jagged_axis import first_symbol, symbolic
 from recreplay.capture.refusals import stack_line
 from recreplay.runtime.errors import UnsupportedModelError
@@ -156,26 +157,11 @@ def for_eager(
         elif spec.kind != "values":
             members = [s for s in inputs if s.along == spec.name]
             total = len(request[members[0].name])
-            starts = _starts(spec, value, total)
+            starts = starts_of(spec, value, total)
             lengths = (starts[1:] - starts[:-1])[which]
-            plain[spec.name] = _division(spec, lengths).to(value.dtype)
+            plain[spec.name] = division_of(spec, lengths).to(value.dtype)
             for member in members:
                 values = request[member.name]
                 pieces = [values[starts[i] : starts[i + 1]] for i in which.tolist()]
                 plain[member.name] = torch.cat([values[:0], *pieces])
     return {spec.name: plain[spec.name] for spec in inputs if spec.kind != "index"}
-
-
-def _starts(spec: InputSpec, division: torch.Tensor, total: int) -> torch.Tensor:
-    if spec.kind == "lengths":
-        return torch.cat([torch.zeros(1, dtype=torch.int64), division.cumsum(0)])
-    if spec.kind == "starts":
-        return torch.cat([division, torch.tensor([total])])
-    return division
-
-
-def _division(spec: InputSpec, lengths: torch.Tensor) -> torch.Tensor:
-    if spec.kind == "lengths":
-        return lengths
-    ends = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
-    return ends if spec.kind == "offsets" else ends[:-1]

@@ -8,6 +8,7 @@ operator.
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 import torch
 from torch import fx
@@ -33,6 +34,13 @@ def base(node: fx.Node) -> fx.Node:
     while node.op == "call_function" and is_view(node):
         node = node.all_input_nodes[0]
     return node
+
+
+def slice_arguments(node: fx.Node) -> tuple[Any, Any, Any, Any]:
+    """Dimension, start, end and step of an `aten.slice`, defaults filled in; None is no limit."""
+    given: list[Any] = list(node.args[1:])
+    dim, start, end, step = given + [0, None, None, 1][len(given) :]
+    return dim, start, end, step
 
 
 def launches(graph: fx.Graph) -> list[fx.Node]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from recreplay.capture.ingest import Ingested
-from recreplay.capture.planning import Planned, Survey, weights_read
+from recreplay.capture.planning import Planned, Survey, sources
 from recreplay.capture.writer import save_tensors
 from recreplay.runtime.artifact import WEIGHTS
 from recreplay.runtime.manifest import TableView
@@ -36,7 +36,7 @@ def _lay_out(
     model: Ingested, planned: Sequence[Planned], known: Survey
 ) -> tuple[dict[str, torch.Tensor], dict[str, TableView]]:
     state: Mapping[str, torch.Tensor] = {**model.exported.state_dict, **model.exported.constants}
-    read = {name for p in planned for name in weights_read(p.program.graph)}
+    read = {name for p in planned for name in sources(p.program.graph, "weight", "packed")}
     tables: dict[str, TableView] = {}
     stored: dict[str, torch.Tensor] = {}
     for stack in (*known.tables, *known.branches):

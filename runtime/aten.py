@@ -10,7 +10,7 @@ so that loading one cannot run anything else.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any, cast
@@ -96,6 +96,15 @@ def decode(arg: Any, device: torch.device) -> Any:
         case {"float": str(text)}:
             return float(text)
     raise ArtifactCorruptError(f"unknown argument {arg!r} in a stored operator")
+
+
+def rebuild(arg: Any, values: Mapping[str, Any], device: torch.device) -> Any:
+    """Inverse of `encode`, with `values` in the place of tensors by name."""
+    if isinstance(arg, dict) and "value" in arg:
+        return values[arg["value"]]
+    if isinstance(arg, list):
+        return [rebuild(a, values, device) for a in arg]
+    return decode(arg, device)
 
 
 def target_name(target: Any) -> str:

@@ -171,7 +171,7 @@ class Dispatcher:
 
 def _check_by_rows(manifest: Manifest) -> None:
     """Requests can be packed and cut where every input has a row for each row of the request."""
-    other = [s.name for s in manifest.inputs if s.user or s.kind != "rows"]
+    other = [s.name for s in manifest.inputs if not s.by_row]
     if other:
         raise RecReplayError(
             f"inputs {', '.join(other)} are not by row, so requests cannot be packed or cut; load "

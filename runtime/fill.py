@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from recreplay.runtime.errors import IdRangeError
+from recreplay.runtime.ids import clamp_ids, out_of_range
 from recreplay.runtime.manifest import Bucket
 from recreplay.runtime.spec import DTYPES, IdBound, Slot
 
@@ -226,22 +227,13 @@ class Filler:
     def _range_error(self, n: int, first_row: int) -> IdRangeError:
         bound, ids, bad = self._offences(n)[0]
         place = np.argwhere(bad)[0]
-        where = f"input {bound.input!r}"
-        if bound.column is not None:
-            where += f" column {bound.column}"
-        position = f", position {', '.join(map(str, place[1:]))}" if len(place) > 1 else ""
-        return IdRangeError(
-            f"{where}, row {first_row + place[0]}{position}: id {ids[tuple(place)]} is out of "
-            f"range; table {bound.table!r} has {bound.rows} rows, so ids are 0 to {bound.rows - 1}"
-        )
+        return out_of_range(bound, first_row + place[0], place[1:], ids[tuple(place)])
 
     def _clamp(self, n: int) -> int:
         clamped = 0
         for bound, ids, bad in self._offences(n):
             clamped += int(bad.sum())
-            if ids.dtype.kind == "f":
-                np.nan_to_num(ids, copy=False)
-            np.clip(ids, 0, bound.rows - 1, out=ids)
+            clamp_ids(ids, bound.rows)
         if n < self._size:
             for block in self.blocks:
                 block.view[:, n:] = block.view[:, :1]

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from recreplay.runtime.errors import IdRangeError, InputShapeError, OffsetsError
+from recreplay.runtime.errors import InputShapeError, OffsetsError
+from recreplay.runtime.ids import clamp_ids, out_of_range
 from recreplay.runtime.manifest import Bucket
 from recreplay.runtime.spec import IdBound, InputSpec
 
@@ -145,18 +146,14 @@ class GroupFiller:
             division[rows + 1 : -1] = total
             division[-1] = len(self._values[0])
         clamped = 0
-        for view, given, bound, spec in zip(
-            self._values, values, self._bounds, self._group.values, strict=True
-        ):
+        for view, given, bound in zip(self._values, values, self._bounds, strict=True):
             view[:total] = given
             view[total:] = 0
             if bound is not None and total and self._check != "off":
-                clamped += self._checked(view[:total], bound, spec, starts, first_row)
+                clamped += self._checked(view[:total], bound, starts, first_row)
         return clamped
 
-    def _checked(
-        self, ids: Array, bound: IdBound, spec: InputSpec, starts: Array, first_row: int
-    ) -> int:
+    def _checked(self, ids: Array, bound: IdBound, starts: Array, first_row: int) -> int:
         if ids.dtype.kind == "i" and int(ids.view(f"u{ids.dtype.itemsize}").max()) < bound.rows:
             return 0  # one reduction where all is well: negative ids are very large unsigned ones
         bad = ~((ids >= 0) & (ids < bound.rows))
@@ -165,12 +162,6 @@ class GroupFiller:
         if self._check == "error":
             at = int(np.argmax(bad))
             row = int(np.searchsorted(starts, at, side="right")) - 1
-            raise IdRangeError(
-                f"input {spec.name!r}, row {first_row + row}, position {at - starts[row]}: id "
-                f"{ids[at]} is out of range; table {bound.table!r} has {bound.rows} rows, so ids "
-                f"are 0 to {bound.rows - 1}"
-            )
-        if ids.dtype.kind == "f":
-            np.nan_to_num(ids, copy=False)
-        np.clip(ids, 0, bound.rows - 1, out=ids)
+            raise out_of_range(bound, first_row + row, [at - starts[row]], ids[at])
+        clamp_ids(ids, bound.rows)
         return int(bad.sum())

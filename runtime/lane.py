@@ -89,27 +89,20 @@ class Lane:
             outputs = [(slot.name, slot.view(self._out.host)) for slot in bucket.outputs]
             self._captured[bucket.size] = _Captured(filler, graph, inputs, outputs)
         self._sizes = sorted(self._captured)
-        self._prepared: dict[int, Prepared] = {}
-        self._prepared_in: dict[tuple[int, int], Prepared] = {}
+        self._prepared: dict[tuple[int, int], Prepared] = {}  # by bucket and rows
 
     def prepare(self, n: int) -> Prepared:
         """The smallest bucket that holds `n` rows, and its views of so many."""
-        found = self._prepared.get(n)
-        if found is None:
-            if len(self._prepared) >= _PREPARED:
-                self._prepared.clear()
-            size = self._sizes[bisect_left(self._sizes, n)]
-            found = self._prepared[n] = self.prepare_in(size, n)
-        return found
+        return self.prepare_in(self._sizes[bisect_left(self._sizes, n)], n)
 
     def prepare_in(self, size: int, n: int) -> Prepared:
         """Bucket `size`, whether or not a smaller one would do."""
-        found = self._prepared_in.get((size, n))
+        found = self._prepared.get((size, n))
         if found is None:
-            if len(self._prepared_in) >= _PREPARED:
-                self._prepared_in.clear()
+            if len(self._prepared) >= _PREPARED:
+                self._prepared.clear()
             captured = self._captured[size]
-            found = self._prepared_in[size, n] = Prepared(
+            found = self._prepared[size, n] = Prepared(
                 size,
                 n,
                 captured.filler.prepare(n),
@@ -128,7 +121,6 @@ class Lane:
             captured.graph.close()
         self._captured.clear()
         self._prepared.clear()
-        self._prepared_in.clear()
         for resource in self.resources:
             resource.close()
         self.resources.clear()

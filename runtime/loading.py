@@ -30,8 +30,7 @@ class LaneLoader:
         try:
             check_environment(artifact, device.fingerprint())
             target = device.torch_device
-            self.stored: dict[str, torch.Tensor] = load_tensors(root / WEIGHTS, target)
-            self.weights = with_views(self.stored, manifest.tables)
+            self.weights = with_views(load_tensors(root / WEIGHTS, target), manifest.tables)
             self._constants = load_tensors(root / CONSTANTS, target)
             self.packed = pack_all(packed_names(manifest), self.weights)
         finally:
@@ -39,11 +38,7 @@ class LaneLoader:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What segments read besides requests, under the names that they use."""
-        return {
-            **{f"weight:{k}": v for k, v in self.weights.items()},
-            **{f"const:{k}": v for k, v in self._constants.items()},
-            **{f"packed:{k}": v for k, v in self.packed.items()},
-        }
+        return as_segments_name(self.weights, self._constants, self.packed)
 
     def lane(self) -> Lane:
         """One more lane: graphs, buffers, streams and packages of its own.
@@ -55,6 +50,19 @@ class LaneLoader:
         return open_lane(
             artifact.manifest, artifact.path, self._wanted, self.tensors(), self._check
         )
+
+
+def as_segments_name(
+    weights: Mapping[str, torch.Tensor],
+    constants: Mapping[str, torch.Tensor],
+    packed: Mapping[str, torch.Tensor],
+) -> dict[str, torch.Tensor]:
+    """All tensors that segments read besides requests, under the names that they use."""
+    return {
+        **{f"weight:{k}": v for k, v in weights.items()},
+        **{f"const:{k}": v for k, v in constants.items()},
+        **{f"packed:{k}": v for k, v in packed.items()},
+    }
 
 
 def open_lane(

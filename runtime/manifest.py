@@ -89,6 +89,10 @@ class Candidate:
     chosen: bool
     note: str
 
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Candidate:
+        return cls(**{**data, "rewrites": tuple(data["rewrites"])})
+
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
@@ -143,9 +147,7 @@ class Manifest:
             notices=tuple(data["notices"]),
             capture_seconds=data["capture_seconds"],
             users=data["users"],
-            candidates=tuple(
-                Candidate(**{**c, "rewrites": tuple(c["rewrites"])}) for c in data["candidates"]
-            ),
+            candidates=tuple(Candidate.from_json(c) for c in data["candidates"]),
             files=dict(data["files"]),
         )
 

@@ -52,7 +52,7 @@ class Order:
 
 
 def is_mixed(manifest: Manifest) -> bool:
-    return any(spec.user or spec.kind != "rows" for spec in manifest.inputs)
+    return not all(spec.by_row for spec in manifest.inputs)
 
 
 def only(bucket: Bucket, specs: Sequence[InputSpec]) -> Bucket:

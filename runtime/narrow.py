@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from recreplay.runtime.errors import IdRangeError
+from recreplay.runtime.ids import out_of_range
 from recreplay.runtime.spec import IdBound
 
 Array = np.ndarray[Any, Any]
@@ -34,13 +34,7 @@ def narrow_ids(
         covered[where] = True
         if not clamp and bad[where].any():
             place = np.argwhere(bad[where])[0]
-            position = f", position {', '.join(map(str, place[1:]))}" if len(place) > 1 else ""
-            column = "" if bound.column is None else f" column {bound.column}"
-            raise IdRangeError(
-                f"input {bound.input!r}{column}, row {place[0]}{position}: id "
-                f"{ids[where][tuple(place)]} is out of range; table {bound.table!r} has "
-                f"{bound.rows} rows, so ids are 0 to {bound.rows - 1}"
-            )
+            raise out_of_range(bound, place[0], place[1:], ids[where][tuple(place)])
     if (bad & ~covered).any():
         return None
     return ids.clip(limits.min, limits.max).astype(wanted)

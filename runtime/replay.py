@@ -25,9 +25,13 @@ class Replayer:
     def __init__(self, manifest: Manifest, check: Check) -> None:
         self.checker = make_checker(manifest, check)
         self.largest = manifest.buckets[-1].size
-        self.by_rows = not is_mixed(manifest)  # every input has a row for each row of a request
         self._cutter = Cutter(manifest) if is_mixed(manifest) else None
         self._unchecked = manifest.unchecked
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether every input has a row for each row of a request."""
+        return self._cutter is None
 
     def replay(self, lane: Lane, arrays: Sequence[Array], n: int) -> dict[str, Array]:
         """The outputs `[n, ...]` of checked arrays."""

@@ -54,6 +54,11 @@ class InputSpec:
     along: str = ""
     capacity: int = 0
 
+    @property
+    def by_row(self) -> bool:
+        """Whether it has an item for each row of a request, and nothing else."""
+        return self.kind == "rows" and not self.user
+
     def describe(self) -> str:
         rows = "users" if self.user else "n"
         first = {"values": "N", "offsets": f"{rows} + 1"}.get(self.kind, rows)

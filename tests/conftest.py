@@ -84,6 +84,17 @@ def shop_path(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture(scope="session")
+def second(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> tuple[Shop, Path]:
+    """Another model of the same class, and its artifact. Not to be written to."""
+    torch.manual_seed(8)
+    other = Shop().eval()
+    out = tmp_path_factory.mktemp("second") / "s.rr"
+    example = {k: torch.from_numpy(v) for k, v in shop.request(4).items()}
+    capture(other, example, out=out, buckets=[2, 8], compiler="eager")
+    return other, out
+
+
 @pytest.fixture
 def captured(tmp_path: Path) -> Capture:
     """Capture a model by the eager compiler in buckets 2 and 4, unless told otherwise."""

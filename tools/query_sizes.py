@@ -54,7 +54,11 @@ DISTRIBUTIONS: dict[str, Draw] = {
 
 def draw_sizes(name: str, count: int, seed: int = 0) -> Array:
     """`count` query sizes, int64 in [1, 1024], from one of `DISTRIBUTIONS`; one seed, one trace."""
-    drawn = DISTRIBUTIONS[name](np.random.default_rng(seed), count)
+    return whole(DISTRIBUTIONS[name](np.random.default_rng(seed), count))
+
+
+def whole(drawn: Array) -> Array:
+    """What was drawn as sizes: int64 in [1, 1024]."""
     return np.clip(drawn.astype(np.int64), 1, LARGEST)
 
 

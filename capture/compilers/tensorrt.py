@@ -12,7 +12,6 @@ import importlib.util
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import fx
@@ -22,7 +21,7 @@ from recreplay.capture.dense import PRODUCTS, chosen_segments
 from recreplay.capture.generalise import DynamicCode
 from recreplay.capture.segments import SegmentCode
 from recreplay.capture.sharing import Code
-from recreplay.runtime.aten import decode, resolve
+from recreplay.runtime.aten import rebuild, resolve
 from recreplay.runtime.errors import CompilerError
 from recreplay.runtime.manifest import Package
 from recreplay.runtime.tensorrt_engine import ENGINE, VERSIONS
@@ -88,22 +87,15 @@ def dense_module(code: SegmentCode, device: torch.device, half: bool) -> fx.Grap
     values = {f"i{at}": graph.placeholder(f"i{at}") for at in range(len(code.inputs))}
     cast = torch.ops.aten.to.dtype
 
-    def argument(arg: Any) -> Any:
-        if isinstance(arg, dict) and "value" in arg:
-            return values[arg["value"]]
-        if isinstance(arg, list):
-            return [argument(a) for a in arg]
-        return decode(arg, device)
-
     for op in code.operators:
-        args = [argument(a) for a in op.args]
+        args = [rebuild(a, values, device) for a in op.args]
         narrow = half and op.target in PRODUCTS
         if narrow:
             args = [
                 graph.call_function(cast, (a, torch.float16)) if isinstance(a, fx.Node) else a
                 for a in args
             ]
-        kwargs = {k: argument(v) for k, v in op.kwargs.items()}
+        kwargs = {k: rebuild(v, values, device) for k, v in op.kwargs.items()}
         values[op.name] = graph.call_function(resolve(op.target), tuple(args), kwargs)
         if narrow:
             values[op.name] = graph.call_function(cast, (values[op.name], torch.float32))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from recreplay.capture import capture
 from recreplay.capture.choices import Choice, choices
-from recreplay.capture.planning import makespan
+from recreplay.capture.schedule import side_by_side
 from recreplay.capture.tune import choose, hopeless
 from recreplay.models import streamrec
 from recreplay.runtime import Runtime
@@ -106,12 +106,12 @@ def test_what_the_model_has_far_behind_in_every_bucket_is_left_out() -> None:
     ]
 
 
-def test_makespan_is_that_of_streams_side_by_side() -> None:
+def test_modelled_times_are_those_of_streams_side_by_side() -> None:
     # a: 0 -> 1 on one stream, b: 2 on another, and 3 waits for both.
     plan = plan_from("matching", ["a", "b", "c", "d"], [0, 0, 1, 0], [(0, 1), (1, 3), (2, 3)])
-    assert makespan(plan, [1.0, 2.0, 5.0, 1.0]) == 6.0
+    assert side_by_side(plan, [1.0, 2.0, 5.0, 1.0]).total == 6.0
     one = plan_from("single", ["a", "b", "c", "d"], [0, 0, 0, 0], [(0, 1), (1, 3), (2, 3)])
-    assert makespan(one, [1.0, 2.0, 5.0, 1.0]) == 9.0
+    assert side_by_side(one, [1.0, 2.0, 5.0, 1.0]).total == 9.0
 
 
 def test_the_artifact_says_what_was_measured_and_holds_what_was_kept(

@@ -10,9 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
-from recreplay.capture import capture
 from recreplay.runtime import ModelRepository, Serving
 from recreplay.runtime.errors import ModelNotFoundError, RepositoryError, RuntimeClosedError
 from recreplay.runtime.repository import ModelState
@@ -20,17 +18,6 @@ from recreplay.runtime.repository import ModelState
 
 def agree(got: dict[str, Any], expected: dict[str, Any]) -> bool:
     return all(np.allclose(got[k], v, rtol=1e-4, atol=1e-5) for k, v in expected.items())
-
-
-@pytest.fixture(scope="module")
-def second(shop: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
-    """Another model of the same class, and its artifact."""
-    torch.manual_seed(8)
-    other = type(shop)().eval()
-    out = tmp_path_factory.mktemp("second") / "s.rr"
-    example = {k: torch.from_numpy(v) for k, v in shop.request(4).items()}
-    capture(other, example, out=out, buckets=[2, 8], compiler="eager")
-    return other, out
 
 
 @pytest.fixture

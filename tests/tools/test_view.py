@@ -12,13 +12,13 @@ import pytest
 from typer.testing import Result
 
 from recreplay.capture import capture
+from recreplay.capture.schedule import idle_share, in_turn, longest_path, side_by_side
 from recreplay.models import streamrec
 from recreplay.runtime.artifact import open_artifact
 from recreplay.runtime.errors import ArtifactCorruptError
 from recreplay.runtime.graph import GRAPH, read_graph
 from recreplay.runtime.plan import Plan, Step, check_plan
 from recreplay.tools.view.page import SCRIPTS, render
-from recreplay.tools.view.schedule import idle_share, in_turn, longest_path, side_by_side
 
 
 @pytest.fixture(scope="module")

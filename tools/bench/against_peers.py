@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from recreplay.runtime.artifact import open_artifact
 from recreplay.runtime.errors import ParityError
 from recreplay.tools import strict
+from recreplay.tools.bench.captured import captured
 from recreplay.tools.bench.cold import evictor
 from recreplay.tools.bench.compare import largest_difference
 from recreplay.tools.bench.floor import Floor, measure_floor
@@ -23,11 +24,8 @@ from recreplay.tools.bench.requests import COUNT, as_arrays, random_requests
 from recreplay.tools.bench.rounds import TURN, Spread, latencies, play
 from recreplay.tools.bench.stamp import stamp
 from recreplay.tools.bench.suites import Benchmark
-from recreplay.tools.capture_model import capture_target
 from recreplay.tools.console import Progress
-from recreplay.tools.files import folder_size, temporary_folder
 from recreplay.tools.quiet import quiet
-from recreplay.tools.target import load_target
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,27 +88,18 @@ def measure(
 def _measure_one(
     benchmark: Benchmark, ring: Ring, floor: Floor, progress: Progress
 ) -> dict[str, Any]:
-    progress(f"loading {benchmark.target}")
-    target = load_target(benchmark.target, benchmark.arguments)
-    with temporary_folder() as folder, contextlib.ExitStack() as stack:
-        path = folder / f"{target.name}.rr"
-        manifest = capture_target(
-            target,
-            path,
-            benchmark.buckets,
-            lambda message: progress(f"{target.name}: {message}"),
-            example=ring.example,
-            strict_mode=ring.strict_mode,
-            **ring.settings,
-        )
-        nbytes = folder_size(path)
+    with (
+        captured(benchmark, progress, ring.settings, ring.example, ring.strict_mode) as model,
+        contextlib.ExitStack() as stack,
+    ):
+        manifest = model.manifest
         subject = Subject(
-            target,
-            path,
+            model.target,
+            model.path,
             ring.device,
             tuple(spec.name for spec in manifest.inputs),
             tuple(spec.name for spec in manifest.outputs),
-            folder,
+            model.folder,
         )
         contenders, absent = _enter(subject, ring, progress, stack)
         batches = []
@@ -119,17 +108,7 @@ def _measure_one(
             batches.append(found)
             absent |= {f"{name} at batch {batch}": why for name, why in left_out.items()}
     return {
-        "name": target.name,
-        "target": target.text,
-        "arguments": target.arguments,
-        "buckets": list(benchmark.buckets),
-        "device": manifest.device,
-        "strategy": manifest.strategy,
-        "streams": manifest.streams,
-        "compiler": manifest.compiler,
-        "rewrites": list(manifest.rewrites),
-        "capture_seconds": manifest.capture_seconds,
-        "artifact_bytes": nbytes,
+        **model.to_json(),
         "notices": strict.remarks(manifest),
         "absent": absent,
         "batches": batches,

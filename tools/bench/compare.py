@@ -236,10 +236,15 @@ class TimedLane:
         self.replay_ns.append(time.perf_counter_ns() - t0)
 
 
-def largest_difference(got: Mapping[str, Array], want: Mapping[str, Array]) -> float:
-    """The largest absolute difference of two results; ParityError where it is beyond tolerance."""
+def largest_difference(
+    got: Mapping[str, Array], want: Mapping[str, Array], other: str = "the eager model"
+) -> float:
+    """The largest absolute difference of two results; ParityError where it is beyond tolerance.
+
+    `other` says whose answer `want` is.
+    """
     if set(got) != set(want):
-        raise ParityError(f"replay gives {sorted(got)}, the eager model gives {sorted(want)}")
+        raise ParityError(f"replay gives {sorted(got)}, {other} gives {sorted(want)}")
     worst = 0.0
     for name, expected in want.items():
         found = got[name]
@@ -247,7 +252,7 @@ def largest_difference(got: Mapping[str, Array], want: Mapping[str, Array]) -> f
         worst = max(worst, float(np.nanmax(gap)))
         if not np.allclose(found, expected, rtol=RTOL, atol=ATOL, equal_nan=True):
             raise ParityError(
-                f"output {name!r} of the replay differs from the eager model by "
+                f"output {name!r} of the replay differs from {other} by "
                 f"{np.nanmax(gap):.3g} (rtol {RTOL}, atol {ATOL}) for a request of "
                 f"{len(expected)} rows"
             )

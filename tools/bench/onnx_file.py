@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.console import RenderableType
 
-from recreplay.runtime.errors import CaptureError, ParityError
+from recreplay.runtime.errors import CaptureError
 from recreplay.tools import strict, tables
 from recreplay.tools.bench.latency import Latency
 from recreplay.tools.console import Progress
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 KIND = "recreplay-bench-onnx"
-RTOL, ATOL = 1e-4, 1e-5
 WARM_UP = 20  # pairs before the first that counts
 _COLUMNS = (
     *("batch>", "bucket>", "ONNX Runtime p50>", "p99>", "replay p50>", "p99>", "speed-up>"),
@@ -151,6 +150,8 @@ def _measure(
 
 
 def _pairs(session: Any, ours: Any, requests: Sequence[Arrays], runs: int) -> dict[str, Any]:
+    from recreplay.tools.bench.compare import largest_difference
+
     names = [o.name for o in session.get_outputs()]
     taken = {i.name for i in session.get_inputs()}
     feeds = [{k: v for k, v in request.items() if k in taken} for request in requests]
@@ -174,7 +175,8 @@ def _pairs(session: Any, ours: Any, requests: Sequence[Arrays], runs: int) -> di
             t2 = clock()
             theirs_ns.append(t1 - t0)
             ours_ns.append(t2 - t1)
-        worst = max(worst, _difference(got, dict(zip(names, want, strict=True))))
+        named = dict(zip(names, want, strict=True))
+        worst = max(worst, largest_difference(got, named, "ONNX Runtime"))
     batch = len(next(iter(requests[0].values())))
     sizes = [b.size for b in ours.manifest.buckets]
     theirs, mine = Latency.from_ns(theirs_ns), Latency.from_ns(ours_ns)
@@ -182,23 +184,10 @@ def _pairs(session: Any, ours: Any, requests: Sequence[Arrays], runs: int) -> di
     return {
         "batch": batch,
         "bucket": next((s for s in sizes if s >= batch), sizes[-1]),
-        "onnxruntime_us": _plain(theirs),
-        "replay_us": _plain(mine),
+        "onnxruntime_us": theirs.to_json(),
+        "replay_us": mine.to_json(),
         "speedup": round(theirs.p50 / mine.p50, 3),
         "speedup_p25": round(float(low), 3),
         "speedup_p75": round(float(high), 3),
         "max_abs_error": worst,
     }
-
-
-def _difference(got: Arrays, want: Arrays) -> float:
-    worst = 0.0
-    for name, value in want.items():
-        if not np.allclose(got[name], value, RTOL, ATOL, equal_nan=True):
-            raise ParityError(f"replay and ONNX Runtime differ in output {name!r}")
-        worst = max(worst, float(np.max(np.abs(got[name] - value), initial=0.0)))
-    return worst
-
-
-def _plain(latency: Latency) -> dict[str, float]:
-    return {p: getattr(latency, p) for p in ("p50", "p90", "p95", "p99")}

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 from rich.console import RenderableType
 
 from recreplay.tools import strict, tables
+from recreplay.tools.bench.captured import captured
 from recreplay.tools.bench.latency import Latency
 from recreplay.tools.bench.report import machine
 from recreplay.tools.bench.suites import Benchmark
 from recreplay.tools.console import Progress
-from recreplay.tools.files import temporary_folder
 
 if TYPE_CHECKING:
     from recreplay.tools.bench.compare import Session, TimedLane
@@ -56,42 +56,32 @@ def _measure_one(
 ) -> dict[str, Any]:
     from recreplay.tools.bench.compare import Session
     from recreplay.tools.bench.requests import as_arrays
-    from recreplay.tools.capture_model import capture_target
     from recreplay.tools.quiet import quiet
-    from recreplay.tools.target import load_target
 
-    target = load_target(benchmark.target, benchmark.arguments)
-    with temporary_folder() as folder:
-        path = folder / f"{target.name}.rr"
-
-        def say(message: str) -> None:
-            progress(f"{target.name}: {message}")
-
-        manifest = capture_target(target, path, benchmark.buckets, say, **settings)
-        batches = []
-        with Session(target, path, settings["device"]) as session:
-            for batch in benchmark.batches:
-                say(f"batch {batch}, {runs} requests")
-                arrays = [as_arrays(request) for request in session.requests(batch)]
-                with quiet():
-                    cost = session.host_cost(arrays, runs)
-                    views = borrowed(session, arrays, batch, runs)
-                batches.append(
-                    {
-                        "batch": batch,
-                        "run_us": cost.run.to_json(),
-                        "graph_us": cost.replay.to_json(),
-                        "overhead_us": cost.overhead.to_json(),
-                        "borrowed": views,
-                    }
-                )
+    batches = []
+    with (
+        captured(benchmark, progress, settings) as model,
+        Session(model.target, model.path, settings["device"]) as session,
+    ):
+        for batch in benchmark.batches:
+            progress(f"{model.target.name}: batch {batch}, {runs} requests")
+            arrays = [as_arrays(request) for request in session.requests(batch)]
+            with quiet():
+                cost = session.host_cost(arrays, runs)
+                views = borrowed(session, arrays, batch, runs)
+            batches.append(
+                {
+                    "batch": batch,
+                    "run_us": cost.run.to_json(),
+                    "graph_us": cost.replay.to_json(),
+                    "overhead_us": cost.overhead.to_json(),
+                    "borrowed": views,
+                }
+            )
     return {
-        "name": target.name,
-        "target": target.text,
-        "arguments": target.arguments,
-        "inputs": len(manifest.inputs),
-        "compiler": manifest.compiler,
-        "notices": strict.remarks(manifest),
+        **model.to_json(),
+        "inputs": len(model.manifest.inputs),
+        "notices": strict.remarks(model.manifest),
         "batches": batches,
     }
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from recreplay.tools import strict
+from recreplay.tools.bench.captured import captured
 from recreplay.tools.bench.report import KIND
 from recreplay.tools.bench.suites import Benchmark
 from recreplay.tools.console import Progress
-from recreplay.tools.files import folder_size, temporary_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,29 +51,15 @@ def _measure_one(
     strict_mode: bool,
 ) -> dict[str, Any]:
     from recreplay.tools.bench.compare import Session
-    from recreplay.tools.capture_model import capture_target
-    from recreplay.tools.target import load_target
 
-    progress(f"loading {benchmark.target}")
-    target = load_target(benchmark.target, benchmark.arguments)
-    with temporary_folder() as folder:
-        path = folder / f"{target.name}.rr"
-        manifest = capture_target(
-            target,
-            path,
-            benchmark.buckets,
-            lambda message: progress(f"{target.name}: {message}"),
-            example=example,
-            strict_mode=strict_mode,
-            **settings,
-        )
-        nbytes = folder_size(path)
-        measured = []
-        with Session(target, path, settings["device"]) as session:
+    measured = []
+    with captured(benchmark, progress, settings, example, strict_mode) as model:
+        name = model.target.name
+        with Session(model.target, model.path, settings["device"]) as session:
             for batch in benchmark.batches:
-                progress(f"{target.name}: batch {batch}, {runs} pairs of eager and replay")
+                progress(f"{name}: batch {batch}, {runs} pairs of eager and replay")
                 measured.append(session.compare(batch, runs))
-    notices = strict.remarks(manifest)
+    notices = strict.remarks(model.manifest)
     notices += [
         f"batch {m.batch} is replayed in parts of {m.bucket}"
         if m.batch > m.bucket
@@ -84,18 +70,7 @@ def _measure_one(
     if strict_mode:
         strict.refuse(notices)
     return {
-        "name": target.name,
-        "target": target.text,
-        "arguments": target.arguments,
-        "buckets": list(benchmark.buckets),
-        "device": manifest.device,
-        "strategy": manifest.strategy,
-        "streams": manifest.streams,
-        "compiler": manifest.compiler,
-        "rewrites": list(manifest.rewrites),
-        "packages": len(manifest.packages),
-        "capture_seconds": manifest.capture_seconds,
-        "artifact_bytes": nbytes,
+        **model.to_json(),
         "notices": notices,
         "batches": [m.to_json() for m in measured],
     }

@@ -11,7 +11,8 @@ from recreplay.runtime.artifact import Artifact
 from recreplay.runtime.errors import RecReplayError
 from recreplay.runtime.manifest import Manifest
 from recreplay.runtime.mixed import is_mixed
-from recreplay.tools.load.sizes import LARGEST, Sizes
+from recreplay.tools.load.sizes import Sizes
+from recreplay.tools.query_sizes import LARGEST
 from recreplay.tools.view.samples import sample_requests
 
 _POOL_BYTES = 64 << 20  # of the pool: large enough that rows do not stay in the cache

@@ -7,7 +7,6 @@ queries, a dead band of 10 %, 50 rates spaced evenly in their logarithm.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from statistics import median
 from typing import TypeVar
 
@@ -50,14 +49,6 @@ class RateClimb:
         """The median of the last half of the rates tried; 0 where not one window held."""
         half = len(self._tried) // 2
         return float(median(self._tried[half:])) if any(self._held[half:]) else 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Tried:
-    """One setting and the queries a second that it holds."""
-
-    setting: str
-    qps: float
 
 
 def hill_climb(

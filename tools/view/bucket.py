@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from recreplay.runtime.graph import BucketGraph, OperatorGraph
-from recreplay.runtime.manifest import Bucket, Manifest
-from recreplay.runtime.plan import Plan
-from recreplay.tools.describe import describe_bucket, describe_plan
-from recreplay.tools.view.measured import Measured
-from recreplay.tools.view.schedule import (
+from recreplay.capture.schedule import (
     Schedule,
     idle_share,
     in_turn,
     longest_path,
     side_by_side,
 )
+from recreplay.runtime.graph import BucketGraph, OperatorGraph
+from recreplay.runtime.manifest import Bucket, Manifest
+from recreplay.runtime.plan import Plan
+from recreplay.tools.describe import describe_bucket, describe_plan
+from recreplay.tools.view.measured import Measured
 
 MODELLED = (
     "modelled: the slower of memory and arithmetic of each operator on an A100, plus 2 µs a "

@@ -12,13 +12,9 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
-import torch
-
-from recreplay.capture import capture
 
 READY = 60.0  # seconds
 
@@ -79,17 +75,6 @@ def launch(root: Path, *options: str) -> Server:
             raise AssertionError(f"not ready; it said: {''.join(server.said)}")
         time.sleep(0.05)
     return server
-
-
-@pytest.fixture(scope="session")
-def second(shop: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
-    """Another model of the same class, and its artifact."""
-    torch.manual_seed(8)
-    other = type(shop)().eval()
-    out = tmp_path_factory.mktemp("second") / "s.rr"
-    example = {k: torch.from_numpy(v) for k, v in shop.request(4).items()}
-    capture(other, example, out=out, buckets=[2, 8], compiler="eager")
-    return other, out
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,30 @@
+"""Ids outside of their table: said in one way wherever they are found, and clamped in one way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from recreplay.runtime.errors import IdRangeError
+from recreplay.runtime.spec import IdBound
+
+Array = np.ndarray[Any, Any]
+
+
+def out_of_range(bound: IdBound, row: int, place: Sequence[int], value: object) -> IdRangeError:
+    """The error for one id; `place` is where in its row it is, empty where a row is one id."""
+    column = "" if bound.column is None else f" column {bound.column}"
+    position = f", position {', '.join(map(str, place))}" if len(place) else ""
+    return IdRangeError(
+        f"input {bound.input!r}{column}, row {row}{position}: id {value} is out of range; table "
+        f"{bound.table!r} has {bound.rows} rows, so ids are 0 to {bound.rows - 1}"
+    )
+
+
+def clamp_ids(ids: Array, rows: int) -> None:
+    """Take the nearest row of a table in place; what is not a number becomes row 0."""
+    if ids.dtype.kind == "f":
+        np.nan_to_num(ids, copy=False)
+    np.clip(ids, 0, rows - 1, out=ids)
