@@ -2,7 +2,7 @@
 
 Side by side: a step starts when its stream is free and what it waits for is done, as on a device
 whose streams do not slow each other down. Serial: one step after the other in issue order, as the
-CPU replays.
+CPU replays. Observed: as a profiler saw it.
 """
 
 from __future__ import annotations
@@ -41,14 +41,8 @@ def side_by_side(plan: Plan, durations: Sequence[float]) -> Schedule:
         starts.append(0.0 if latest is None else ends[latest])
         ends.append(starts[-1] + duration)
         last[step.stream] = i
-    critical = [False] * len(plan.steps)
-    at: int | None = max(range(len(ends)), key=ends.__getitem__)
-    while at is not None:
-        critical[at] = True
-        at = held_by[at]
-    return Schedule(
-        tuple(starts), tuple(durations), tuple(critical), max(ends), float(sum(durations))
-    )
+    critical = _back_from_the_end(ends, held_by)
+    return Schedule(tuple(starts), tuple(durations), critical, max(ends), float(sum(durations)))
 
 
 def in_turn(plan: Plan, durations: Sequence[float]) -> Schedule:
@@ -60,6 +54,34 @@ def in_turn(plan: Plan, durations: Sequence[float]) -> Schedule:
         clock += duration
     critical = side_by_side(plan, durations).critical
     return Schedule(tuple(starts), tuple(durations), critical, clock, clock)
+
+
+def observed(plan: Plan, starts: Sequence[float], durations: Sequence[float]) -> Schedule:
+    """As it was seen to run. Critical is what ended last of all that each critical step had to
+    wait for."""
+    ends = [start + duration for start, duration in zip(starts, durations, strict=True)]
+    held_by: list[int | None] = []
+    last: dict[int, int] = {}
+    for i, step in enumerate(plan.steps):
+        before = [*step.waits, *([last[step.stream]] if step.stream in last else [])]
+        held_by.append(max(before, key=lambda b: ends[b], default=None))
+        last[step.stream] = i
+    return Schedule(
+        tuple(starts),
+        tuple(durations),
+        _back_from_the_end(ends, held_by),
+        max(ends),
+        float(sum(durations)),
+    )
+
+
+def _back_from_the_end(ends: Sequence[float], held_by: Sequence[int | None]) -> tuple[bool, ...]:
+    critical = [False] * len(ends)
+    at: int | None = max(range(len(ends)), key=ends.__getitem__)
+    while at is not None:
+        critical[at] = True
+        at = held_by[at]
+    return tuple(critical)
 
 
 def longest_path(plan: Plan, durations: Sequence[float]) -> float:

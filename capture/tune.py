@@ -128,7 +128,9 @@ class LaneMaker:
         self._tensors = as_segments_name(weights, constants, pack_all(packed, weights))
 
     def lane(self, manifest: Manifest) -> Lane:
-        return open_lane(manifest, self._assembly.folder, self._assembly.device, self._tensors)
+        return open_lane(
+            manifest, self._assembly.folder, open_device(self._assembly.device), self._tensors
+        )
 
 
 @dataclass(frozen=True)

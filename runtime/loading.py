@@ -13,6 +13,7 @@ from recreplay.runtime.manifest import Manifest
 if TYPE_CHECKING:
     import torch
 
+    from recreplay.runtime.devices.base import Device
     from recreplay.runtime.lane import Lane
 
 
@@ -46,10 +47,11 @@ class LaneLoader:
         Packages are not shared, because their runner, the one that a stream capture allows, serves
         one caller at a time.
         """
+        from recreplay.runtime.devices import open_device
+
         artifact = self._artifact
-        return open_lane(
-            artifact.manifest, artifact.path, self._wanted, self.tensors(), self._check
-        )
+        device = open_device(self._wanted)
+        return open_lane(artifact.manifest, artifact.path, device, self.tensors(), self._check)
 
 
 def as_segments_name(
@@ -68,19 +70,18 @@ def as_segments_name(
 def open_lane(
     manifest: Manifest,
     root: Path,
-    wanted: str,
+    device: Device,
     tensors: Mapping[str, torch.Tensor],
     check: Check = "error",
 ) -> Lane:
-    """A lane over tensors that are on the device already; closing it closes all that it opened.
+    """A lane over tensors that are on its device already; the device is the lane's from now on.
 
-    `root` is the folder of the packages. `tensors` are named as segments name them.
+    `root` is the folder of the packages. `tensors` are named as segments name them. Closing the
+    lane, and failing to open it, closes the device and the packages.
     """
-    from recreplay.runtime.devices import open_device
     from recreplay.runtime.lane import Closeable, Lane
     from recreplay.runtime.segments import load_package
 
-    device = open_device(wanted)
     packages = {}
     try:
         for key, package in manifest.packages.items():

@@ -85,7 +85,7 @@ def _happens_before(plan: Plan) -> list[int]:
 
 
 @dataclass
-class _Watch:
+class Watch:
     """Node handles in the order of their making, and where each launch begins."""
 
     handles: list[int] = field(default_factory=list)
@@ -95,16 +95,16 @@ class _Watch:
 class WatchedRecording(CudaRecording):
     """A recording that notes which nodes each launch adds to the graph under capture."""
 
-    def __init__(self, streams: list[torch.cuda.Stream], watch: _Watch) -> None:
+    def __init__(self, streams: list[torch.cuda.Stream], watch: Watch) -> None:
         super().__init__(streams)
-        self._watch = watch
+        self.watch = watch
         self._current = streams[0]
 
     def launch(self, call: Launch) -> None:
-        self._watch.starts.append(len(self._watch.handles))
+        self.watch.starts.append(len(self.watch.handles))
         super().launch(call)
-        known = set(self._watch.handles)
-        self._watch.handles += [h for h in _nodes(_capturing(self._current)) if h not in known]
+        known = set(self.watch.handles)
+        self.watch.handles += [h for h in _nodes(_capturing(self._current)) if h not in known]
 
 
 class WatchedDevice(CudaDevice):
@@ -113,17 +113,21 @@ class WatchedDevice(CudaDevice):
     def __init__(self, index: int) -> None:
         super().__init__(index)
         self.graphs: list[CapturedGraph] = []
-        self._watch = _Watch()
+        self.watch = Watch()
 
     def new_recording(self, streams: list[torch.cuda.Stream], capturing: bool) -> CudaRecording:
         if not capturing:
             return super().new_recording(streams, capturing)
-        self._watch = _Watch()
-        return WatchedRecording(streams, self._watch)
+        self.watch = Watch()
+        return self.capturing(streams)
+
+    def capturing(self, streams: list[torch.cuda.Stream]) -> CudaRecording:
+        """The recording of one capture; a device that marks nodes overrides this."""
+        return WatchedRecording(streams, self.watch)
 
     def record(self, streams: int, issue: Any) -> Any:
         recorded = super().record(streams, issue)
-        self.graphs.append(_describe(recorded.graph.raw_cuda_graph(), self._watch))
+        self.graphs.append(_describe(recorded.graph.raw_cuda_graph(), self.watch))
         return recorded
 
 
@@ -141,7 +145,7 @@ def _nodes(graph: Any) -> list[int]:
     return [int(node) for node in nodes]
 
 
-def _describe(raw: int, watch: _Watch) -> CapturedGraph:
+def _describe(raw: int, watch: Watch) -> CapturedGraph:
     cudart = bindings()
     graph = cudart.cudaGraph_t(raw)
     _, count = checked(cudart.cudaGraphGetNodes(graph, 0))

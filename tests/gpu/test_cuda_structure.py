@@ -7,9 +7,6 @@ import pytest
 from recreplay.capture import capture
 from recreplay.models import streamrec
 from recreplay.runtime.artifact import open_artifact
-from recreplay.runtime.lane import Lane
-from recreplay.runtime.segments import load_package
-from recreplay.runtime.weights import load_tensors, with_views
 
 
 @pytest.mark.parametrize("streams", [1, 2, 4, 8])
@@ -17,6 +14,7 @@ from recreplay.runtime.weights import load_tensors, with_views
 def test_forks_and_waits_are_those_of_the_plan(strategy: str, streams: int, tmp_path: Path) -> None:
     """Node for node: what must be ordered is, and nothing else; no allocation inside."""
     from recreplay.tools.captured_graph import WatchedDevice, compare_with_plan
+    from recreplay.tools.view.measured import lane_on
 
     model = streamrec(features=12, rows_scale=0.001)
     capture(
@@ -30,24 +28,45 @@ def test_forks_and_waits_are_those_of_the_plan(strategy: str, streams: int, tmp_
         rewrites=(),
     )
     artifact = open_artifact(tmp_path / "m.rr")
-    manifest, root = artifact.manifest, artifact.path
-    device = WatchedDevice(0)
-    weights = with_views(
-        load_tensors(root / "weights.safetensors", device.torch_device), manifest.tables
-    )
-    constants = load_tensors(root / "constants.safetensors", device.torch_device)
-    tensors = {f"weight:{k}": v for k, v in weights.items()}
-    tensors |= {f"const:{k}": v for k, v in constants.items()}
-    packages = {
-        k: load_package(p.compiler, root / p.path, device.torch_device)
-        for k, p in manifest.packages.items()
-    }
-    lane = Lane(manifest, device, packages, tensors, "error")
-    try:
+    manifest, device = artifact.manifest, WatchedDevice(0)
+    with lane_on(device, artifact):
         largest_first = sorted(manifest.buckets, key=lambda b: b.size, reverse=True)
         for bucket, graph in zip(largest_first, device.graphs, strict=True):
             assert compare_with_plan(graph, bucket.plan) == []
             assert bucket.plan.streams == min(streams, bucket.plan.streams)
-    finally:
-        lane.close()
-        device.close()
+
+
+@pytest.mark.parametrize("hooks", [True, False], ids=["torch's marks", "by order"])
+def test_every_segment_has_its_kernels(
+    hooks: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A profiled replay: all kernels inside the replay, no segment before what it waits for."""
+    from recreplay.tools.view import graph_marks
+    from recreplay.tools.view.measured import measure
+
+    if not hooks:
+        monkeypatch.setattr(graph_marks, "torch_hooks", lambda: None)
+    elif graph_marks.torch_hooks() is None:
+        pytest.skip("this torch has no hooks to mark nodes with")
+    model = streamrec(features=12, rows_scale=0.001)
+    capture(
+        model,
+        out=tmp_path / "m.rr",
+        buckets=[4, 32],
+        device="cuda",
+        strategy="matching",
+        streams=4,
+        compiler="eager",
+        rewrites=(),
+    )
+    artifact = open_artifact(tmp_path / "m.rr")
+    found = measure(artifact, runs=60)
+    for bucket in artifact.manifest.buckets:
+        seen, plan = found[bucket.size], bucket.plan
+        assert seen.starts_us is not None
+        assert all(seen.kernels)
+        assert seen.replay_us["p50"] > 0
+        ends = [start + took for start, took in zip(seen.starts_us, seen.segments_us, strict=True)]
+        for at, step in enumerate(plan.steps):
+            for before in step.waits:
+                assert ends[before] <= seen.starts_us[at] + 0.5  # the timer's own grain

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from recreplay.capture.schedule import (
@@ -10,6 +11,7 @@ from recreplay.capture.schedule import (
     idle_share,
     in_turn,
     longest_path,
+    observed,
     side_by_side,
 )
 from recreplay.runtime.graph import BucketGraph, OperatorGraph
@@ -23,6 +25,10 @@ MODELLED = (
     "launch; streams do not slow each other down, and fusion is not counted"
 )
 MEASURED = "measured: median of {runs} replays on this machine, segment by segment"
+PROFILED = (
+    "measured: the replay of median length of those that a profiler watched here kernel by kernel, "
+    "which slows them down; starts count from that of the copy of the inputs"
+)
 SERIAL = "; the CPU replays segments one after the other, whatever lane they are in"
 
 
@@ -48,10 +54,14 @@ def timings(
     found = []
     plan = bucket.plan
     if measured is not None:
-        serial = manifest.device == "cpu"
-        run = in_turn if serial else side_by_side
-        note = MEASURED.format(runs=measured.runs) + (SERIAL if serial else "")
-        timing = _timing("measured", note, plan, run(plan, measured.segments_us))
+        durations, starts = measured.segments_us, measured.starts_us
+        serial = starts is None
+        if starts is None:
+            note = MEASURED.format(runs=measured.runs) + SERIAL
+            timing = _timing("measured", note, plan, in_turn(plan, durations))
+        else:
+            timing = _timing("measured", PROFILED, plan, observed(plan, starts, durations))
+            timing["kernels"] = [[asdict(k) for k in kernels] for kernels in measured.kernels]
         found.append({**timing, "serial_replay": serial, "replay_us": measured.replay_us})
     if graph is not None:
         costs = {op.name: op.modelled_us for op in graph.captured.operators}

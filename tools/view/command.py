@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 ArtifactPath = Annotated[Path, typer.Argument(help="An artifact that capture wrote.")]
 Measure = Annotated[
     bool,
-    typer.Option("--measure", help="Replay each bucket here and show measured times (CPU)."),
+    typer.Option("--measure", help="Replay each bucket here and show measured times."),
 ]
 Runs = Annotated[int, typer.Option(help="Replays of each bucket for --measure.", min=1)]
 

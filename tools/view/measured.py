@@ -1,23 +1,27 @@
-"""How long each segment of an artifact takes here, on the CPU: every bound launch is timed.
+"""How long each segment of an artifact takes here.
 
-Replays run on different random requests, since one request again and again would find its rows in
-the cache. The segments of a replay are timed one by one; whole replays are timed apart from that,
-so that what the clock costs is not in them.
+On the CPU every bound launch is timed. On CUDA a profiler watches replays and says when each kernel
+ran. Replays run on different random requests, since one request again and again would find its
+rows in the cache. Whole replays are timed apart, so that what the clock costs is not in them.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recreplay.runtime.errors import RecReplayError
+from recreplay.tools.view.kernels import Kernel
 
 if TYPE_CHECKING:
     from recreplay.runtime.artifact import Artifact
+    from recreplay.runtime.devices.base import Device
+    from recreplay.runtime.lane import Lane
 
 REQUESTS = 17
 WARM_UP = 20
@@ -25,11 +29,16 @@ WARM_UP = 20
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Microseconds: medians of each segment, and percentiles of whole replays."""
+    """Microseconds: of each segment, and percentiles of whole replays.
+
+    On the CPU segments are medians; on CUDA they are those of the replay of median length.
+    """
 
     runs: int
     segments_us: tuple[float, ...]
     replay_us: dict[str, float]
+    starts_us: tuple[float, ...] | None = None  # on CUDA: from the start of the first copy
+    kernels: tuple[tuple[Kernel, ...], ...] = ()  # on CUDA: of each segment
 
 
 def measure(
@@ -38,71 +47,110 @@ def measure(
     runs: int = 200,
     progress: Callable[[str], None] = lambda message: None,
 ) -> dict[int, Measured]:
-    """Time `runs` full replays of each bucket, largest first; a result for each size."""
-    from recreplay.runtime.lane import Lane
-    from recreplay.runtime.loading import LaneLoader
-    from recreplay.runtime.segments import load_package
-    from recreplay.tools.quiet import quiet
-    from recreplay.tools.view.timed import TimedDevice
+    """Time `runs` full replays of each bucket, largest first; a result for each size.
 
-    manifest, root = artifact.manifest, artifact.path
-    if manifest.device != "cpu":
-        raise RecReplayError(
-            "--measure times segments on the CPU; this artifact is for "
-            f"{manifest.device!r}, so its times stay the cost model's"
-        )
-    device = TimedDevice(artifact)
-    tensors = LaneLoader(artifact, manifest.device, "error").tensors()
-    packages = {
-        key: load_package(package.compiler, root / package.path, device.torch_device)
-        for key, package in manifest.packages.items()
-    }
-    lane = Lane(manifest, device, packages, tensors, "error")
-    try:
-        found = {}
-        sizes = sorted((b.size for b in manifest.buckets), reverse=True)
-        for size, calls in zip(sizes, device.calls, strict=True):
+    Raises:
+        EnvironmentMismatchError: the artifact is for another device than this machine has.
+        RecReplayError: the profiler did not see what was replayed (CUDA).
+    """
+    from recreplay.tools.quiet import quiet
+
+    sizes = sorted((b.size for b in artifact.manifest.buckets), reverse=True)
+    watch = _watch_cpu if artifact.manifest.device == "cpu" else _watch_cuda
+    found = {}
+    with watch(artifact, runs) as (lane, times):
+        for size, measured in zip(sizes, times, strict=True):
             if buckets is None or size in buckets:
                 progress(f"bucket {size}: {runs} replays, segment by segment")
                 with quiet():
-                    found[size] = _measure_one(artifact, lane, size, calls, runs)
-        return found
-    finally:
-        lane.close()
-        for loaded in packages.values():
-            loaded.close()
+                    found[size] = measured(Drive(artifact, lane, size))
+    return found
 
 
-def _measure_one(artifact: Artifact, lane: Any, size: int, calls: Any, runs: int) -> Measured:
-    from recreplay.runtime.mixed import make_checker
-    from recreplay.tools.view.samples import sample_requests
+class Drive:
+    """Full replays of one bucket, each with another request."""
 
+    def __init__(self, artifact: Artifact, lane: Lane, size: int) -> None:
+        from recreplay.runtime.mixed import make_checker
+        from recreplay.tools.view.samples import sample_requests
+
+        checker = make_checker(artifact.manifest, "off")
+        requests = sample_requests(artifact, size, REQUESTS)
+        self._arrays = [checker.check(request)[0] for request in requests]
+        self._prepared = lane.prepare_in(size, size)
+        self._turn = 0
+
+    def fill(self) -> None:
+        self._prepared.fill(self._arrays[self._turn % REQUESTS])
+        self._turn += 1
+
+    def replay(self) -> float:
+        """Microseconds of one whole replay of what was filled in."""
+        begun = time.perf_counter_ns()
+        self._prepared.replay()
+        return (time.perf_counter_ns() - begun) / 1e3
+
+
+def percentiles(times_us: list[float]) -> dict[str, float]:
+    marks = np.percentile(np.asarray(times_us, dtype=np.float64), [50, 90, 95, 99])
+    named = zip(("p50", "p90", "p95", "p99"), marks, strict=True)
+    return {name: round(float(value), 3) for name, value in named}
+
+
+def _timed(drive: Drive, calls: Any, runs: int) -> Measured:
+    """On the CPU: every launch between two readings of the clock."""
     segments = calls[1:-1]  # the first call uploads and the last downloads: nothing, on the CPU
-    requests = sample_requests(artifact, size, REQUESTS)
-    checker = make_checker(artifact.manifest, "off")
-    arrays = [checker.check(request)[0] for request in requests]
-    prepared = lane.prepare_in(size, size)
     clock = time.perf_counter_ns
     stamps = np.zeros((runs, len(segments) + 1), dtype=np.int64)
     whole = []
     for turn in range(-min(WARM_UP, runs), runs):
-        prepared.fill(arrays[turn % REQUESTS])
+        drive.fill()
         row = [clock()]
         for call in segments:
             call()
             row.append(clock())
+        drive.fill()
+        took = drive.replay()
         if turn >= 0:
             stamps[turn] = row
-        prepared.fill(arrays[(turn + 7) % REQUESTS])
-        begun = clock()
-        prepared.replay()
-        if turn >= 0:
-            whole.append(clock() - begun)
+            whole.append(took)
     medians = np.median(np.diff(stamps, axis=1), axis=0) / 1e3
-    marks = np.percentile(np.asarray(whole, dtype=np.float64), [50, 90, 95, 99]) / 1e3
-    named = zip(("p50", "p90", "p95", "p99"), marks, strict=True)
-    return Measured(
-        runs,
-        tuple(round(float(m), 3) for m in medians),
-        {name: round(float(value), 3) for name, value in named},
-    )
+    return Measured(runs, tuple(round(float(m), 3) for m in medians), percentiles(whole))
+
+
+# A lane, and for each of its buckets, largest first, what measures it.
+_Watched = tuple["Lane", list[Callable[[Drive], Measured]]]
+
+
+@contextmanager
+def _watch_cpu(artifact: Artifact, runs: int) -> Iterator[_Watched]:
+    from recreplay.tools.view.timed import TimedDevice
+
+    device = TimedDevice()
+    with lane_on(device, artifact) as lane:
+        yield lane, [partial(_timed, calls=calls, runs=runs) for calls in device.calls]
+
+
+@contextmanager
+def _watch_cuda(artifact: Artifact, runs: int) -> Iterator[_Watched]:
+    from recreplay.runtime.devices import open_device
+    from recreplay.tools.view.graph_marks import MarkedDevice
+    from recreplay.tools.view.profiled import profiled
+
+    open_device("cuda").close()  # says what is missing, if CUDA is
+    device = MarkedDevice(0)
+    with lane_on(device, artifact) as lane:
+        yield lane, [partial(profiled, marks=marks, runs=runs) for marks in device.marks]
+
+
+@contextmanager
+def lane_on(device: Device, artifact: Artifact) -> Iterator[Lane]:
+    """A lane whose graphs are recorded by a device that watches; both are closed at the end."""
+    from recreplay.runtime.loading import LaneLoader, open_lane
+
+    tensors = LaneLoader(artifact, artifact.manifest.device, "error").tensors()
+    lane = open_lane(artifact.manifest, artifact.path, device, tensors)
+    try:
+        yield lane
+    finally:
+        lane.close()

@@ -55,6 +55,8 @@ def chrome_trace(
                 },
             }
         )
+        for kernel in timing.get("kernels", [[]] * len(steps))[at]:
+            events.append(_kernel(process, step["stream"], kernel))
     flow = 1  # 0 means none
     for step in steps:
         for name in step["waits"]:
@@ -86,6 +88,21 @@ def chrome_trace(
         "traceName": title,
         "recreplay": {"times": timing["note"], "bucket": view["size"]},
         "traceEvents": events,
+    }
+
+
+def _kernel(process: int, stream: int, kernel: dict[str, Any]) -> dict[str, Any]:
+    """A kernel inside its segment's slice."""
+    start = round(kernel["start_us"], 3)
+    return {
+        "ph": "X",
+        "cat": "kernel",
+        "name": kernel["name"],
+        "pid": process,
+        "tid": _FIRST_THREAD + stream,
+        "ts": start,
+        "dur": round(kernel["start_us"] + kernel["duration_us"] - start, 3),
+        "args": {"stream": stream},
     }
 
 

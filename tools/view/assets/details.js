@@ -30,6 +30,17 @@ function segmentDetails(bar, layout) {
       ["Operators", step.operators.length],
     ]),
     list,
+    ...kernelList(layout.timing.kernels && layout.timing.kernels[bar.index]),
+  ];
+}
+
+// What the profiler saw of a segment, kernel by kernel (CUDA, measured).
+function kernelList(kernels) {
+  if (!kernels || !kernels.length) return [];
+  return [
+    el("h2", {}, "Kernels"),
+    el("ul", { class: "ops kernels" }, ...kernels.map((k) => el("li", {},
+      el("span", { title: k.name }, format.short(k.name, 60)), el("span", { class: "num" }, format.us(k.duration_us))))),
   ];
 }
 
