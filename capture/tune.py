@@ -104,14 +104,13 @@ def _measured(
     contenders: list[Contender] = []
     try:
         for choice, planned, used, note in zip(tried, plans, keys, notes, strict=True):
-            lane = None if note else lanes.lane(assembly.manifest(planned, used))
-            contenders.append(Contender(choice, planned, used, lane, note))
-        checker = make_checker(assembly.manifest(plans[0], keys[0]), "error")
-        return measure(assembly.model, contenders, checker, known.bounds, effort, progress)
+            runner = None if note else lanes.runner(assembly.manifest(planned, used))
+            contenders.append(Contender(choice, planned, used, runner, note))
+        return measure(assembly.model, contenders, known.bounds, effort, progress)
     finally:
         for contender in contenders:
-            if contender.lane is not None:
-                contender.lane.close()
+            if contender.runner is not None:
+                contender.runner.lane.close()
 
 
 class LaneMaker:
@@ -127,20 +126,29 @@ class LaneMaker:
         packed = {name for p in planned for name in sources(p.program.graph, "packed")}
         self._tensors = as_segments_name(weights, constants, pack_all(packed, weights))
 
-    def lane(self, manifest: Manifest) -> Lane:
-        return open_lane(
-            manifest, self._assembly.folder, open_device(self._assembly.device), self._tensors
-        )
+    def runner(self, manifest: Manifest) -> Runner:
+        device = open_device(self._assembly.device)
+        lane = open_lane(manifest, self._assembly.folder, device, self._tensors)
+        return Runner(lane, make_checker(manifest, "error"))
+
+
+@dataclass(frozen=True)
+class Runner:
+    """A lane, and what brings requests into the order that it is filled in, which rewrites
+    change."""
+
+    lane: Lane
+    checker: RequestChecker
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A choice with its plans, ready to be replayed on a lane of its own; or why it is not."""
+    """A choice with its plans, ready to be replayed; or why it is not."""
 
     choice: Choice
     planned: Sequence[Planned]
     keys: Keys
-    lane: Lane | None
+    runner: Runner | None
     note: str
 
     def same(self, other: Contender, size: int) -> bool:
@@ -165,7 +173,6 @@ def hopeless(modelled: Sequence[Sequence[float]]) -> list[bool]:
 def measure(
     model: Ingested,
     contenders: Sequence[Contender],
-    checker: RequestChecker,
     bounds: Sequence[IdBound],
     effort: Effort,
     progress: Callable[[str], None],
@@ -176,19 +183,17 @@ def measure(
         size = planned.program.bucket
         progress(f"tuning bucket {size}: {len(contenders)} candidates")
         requests = [
-            checker.check(
-                {
-                    name: tensor.numpy()
-                    for name, tensor in sample_request(
-                        model.inputs, bounds, model.example, size, seed, users=model.users
-                    ).items()
-                }
-            )[0]
+            {
+                name: tensor.numpy()
+                for name, tensor in sample_request(
+                    model.inputs, bounds, model.example, size, seed, users=model.users
+                ).items()
+            }
             for seed in range(_REQUESTS)
         ]
         notes = _notes(contenders, size)
-        lanes = [None if note else c.lane for c, note in zip(contenders, notes, strict=True)]
-        times = _times(lanes, size, requests, effort)
+        runners = [None if note else c.runner for c, note in zip(contenders, notes, strict=True)]
+        times = _times(runners, size, requests, effort)
         best = choose(times, [c.planned[at].plan.streams for c in contenders])
         for i, contender in enumerate(contenders):
             us = times[i]
@@ -229,16 +234,21 @@ def choose(times: Sequence[float | None], streams: Sequence[int]) -> int:
 
 
 def _times(
-    lanes: Sequence[Lane | None], size: int, requests: Sequence[Sequence[Any]], effort: Effort
+    runners: Sequence[Runner | None],
+    size: int,
+    requests: Sequence[Mapping[str, Any]],
+    effort: Effort,
 ) -> list[float | None]:
     """Median microseconds of each lane; None where there is none."""
-    prepared = {i: lane.prepare_in(size, size) for i, lane in enumerate(lanes) if lane is not None}
+    there = {i: runner for i, runner in enumerate(runners) if runner is not None}
+    prepared = {i: runner.lane.prepare_in(size, size) for i, runner in there.items()}
+    filled = {i: [r.checker.check(request)[0] for request in requests] for i, r in there.items()}
     samples: dict[int, list[int]] = {i: [] for i in prepared}
     order = list(prepared)
     end = time.perf_counter() + _SECONDS_A_BUCKET[effort]
     for turn in range(-_WARM_UP, _ROUNDS[effort]):
-        request = requests[turn % len(requests)]
         for i in order:
+            request = filled[i][turn % len(requests)]
             begun = time.perf_counter_ns()
             prepared[i].fill(request)
             prepared[i].replay()
@@ -248,4 +258,4 @@ def _times(
         order.append(order.pop(0))  # who comes first changes every round
         if turn > 0 and time.perf_counter() > end:
             break
-    return [median(samples[i]) / 1e3 if i in samples else None for i in range(len(lanes))]
+    return [median(samples[i]) / 1e3 if i in samples else None for i in range(len(runners))]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from recreplay.runtime.errors import CapacityError, EmptyBatchError, IdRangeError, InputShapeError
-from recreplay.runtime.fill import Check, Fill, Filler, blocks
+from recreplay.runtime.fill import Check, Fill, Filler, filling_order
 from recreplay.runtime.jagged import Group, GroupFiller, divide, groups, rows_of
 from recreplay.runtime.manifest import Bucket, Manifest
 from recreplay.runtime.parts import Load, Part, cut_rows
@@ -27,12 +27,10 @@ class Order:
     """The inputs of a model in the order of filling."""
 
     def __init__(self, manifest: Manifest) -> None:
-        specs = {spec.name: spec for spec in manifest.inputs}
-        first = manifest.buckets[0]  # the order is the same for every bucket
         whole = [s for s in manifest.inputs if s.kind in ("rows", "index")]
         self.users = manifest.users
-        self.rows = _filled(only(first, [s for s in whole if not s.user]), specs)
-        self.by_user = _filled(only(first, [s for s in whole if s.user]), specs)
+        self.rows = _filled(manifest, [s for s in whole if not s.user])
+        self.by_user = _filled(manifest, [s for s in whole if s.user])
         self.groups = groups(manifest.inputs)
         self.specs = [
             *self.rows,
@@ -61,8 +59,10 @@ def only(bucket: Bucket, specs: Sequence[InputSpec]) -> Bucket:
     return replace(bucket, inputs=tuple(slot for slot in bucket.inputs if slot.name in names))
 
 
-def _filled(bucket: Bucket, specs: Mapping[str, InputSpec]) -> list[InputSpec]:
-    return [specs[slot.name] for block in blocks(bucket) for slot in block]
+def _filled(manifest: Manifest, specs: Sequence[InputSpec]) -> list[InputSpec]:
+    by_name = {spec.name: spec for spec in specs}
+    buckets = [only(bucket, specs) for bucket in manifest.buckets]
+    return [by_name[name] for name, _ in filling_order(buckets)]
 
 
 class MixedChecker(RequestChecker):
@@ -249,8 +249,9 @@ def _filler(
     memory: Array,
     check: Check,
 ) -> Filler:
-    names = {spec.name for spec in specs}
-    return Filler(only(bucket, specs), [b for b in bounds if b.input in names], memory, check)
+    names = [spec.name for spec in specs]
+    mine = [bound for bound in bounds if bound.input in names]
+    return Filler(only(bucket, specs), names, mine, memory, check)
 
 
 def make_checker(manifest: Manifest, check: Check) -> RequestChecker:
@@ -258,10 +259,10 @@ def make_checker(manifest: Manifest, check: Check) -> RequestChecker:
     if is_mixed(manifest):
         return MixedChecker(Order(manifest), manifest.bounds, check)
     specs = {spec.name: spec for spec in manifest.inputs}
-    order = blocks(manifest.buckets[0])  # the same for every bucket
+    order = filling_order(manifest.buckets)
     return RequestChecker(
-        [specs[slot.name] for block in order for slot in block],
-        [len(block) > 1 for block in order for _ in block],
+        [specs[name] for name, _ in order],
+        [joint for _, joint in order],
         manifest.bounds,
         check,
     )
@@ -272,4 +273,5 @@ def make_filler(
 ) -> Filler | MixedFiller:
     if is_mixed(manifest):
         return MixedFiller(bucket, manifest, memory, check)
-    return Filler(bucket, manifest.bounds, memory, check)
+    order = [name for name, _ in filling_order(manifest.buckets)]
+    return Filler(bucket, order, manifest.bounds, memory, check)

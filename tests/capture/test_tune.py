@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,6 +21,7 @@ from recreplay.models import streamrec
 from recreplay.runtime import Runtime
 from recreplay.runtime.artifact import open_artifact
 from recreplay.runtime.errors import CaptureError
+from recreplay.runtime.fill import blocks
 from recreplay.runtime.plan import plan_from
 
 REWRITES = ("stack_lookups", "stack_branches", "inline_linears")
@@ -153,6 +156,35 @@ def test_the_artifact_says_what_was_measured_and_holds_what_was_kept(
     assert "tuned before on this device: taking what was fastest then" in told
     assert not any("candidates" in line for line in told)
     assert open_artifact(out).manifest.candidates == manifest.candidates
+
+
+def test_buckets_may_keep_forms_that_stage_inputs_in_another_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stacked lookups put the ids of one width side by side; without them, none are."""
+    taken: list[int] = []
+
+    def in_turn(times: list[float | None], streams: list[int]) -> int:
+        taken.append((0, len(times) - 1)[len(taken) % 2])
+        return taken[-1]
+
+    monkeypatch.setattr("recreplay.capture.tune.choose", in_turn)
+    model = streamrec(features=6, dims=(4, 8), rows_scale=0.001, lookups=3, trunk=(8, 1))
+    out = tmp_path / "tuned.rr"
+    rewrites = ("stack_lookups", "stack_branches")
+    capture(model, out=out, buckets=[1, 4], compiler="eager", rewrites=rewrites, tune="full")
+    assert taken == [0, 2]
+    with Runtime.load(out) as runtime:
+        layouts = [[[s.name for s in b] for b in blocks(x)] for x in runtime.manifest.buckets]
+        assert [name for block in layouts[0] for name in block] != [
+            name for block in layouts[1] for name in block
+        ]
+        for rows in (1, 2, 3, 4, 7):
+            request = model.example_inputs(rows, seed=rows)
+            with torch.inference_mode():
+                expected = model(**model.arguments(request))
+            found = runtime.run({name: value.numpy() for name, value in request.items()})
+            np.testing.assert_allclose(next(iter(found.values())), expected, atol=1e-5)
 
 
 def test_a_torn_cache_is_measured_anew(tmp_path: Path, own_cache: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recreplay.runtime.errors import IdRangeError
-from recreplay.runtime.fill import Check, Filler, blocks
+from recreplay.runtime.fill import Check, Filler, blocks, filling_order
 from recreplay.runtime.manifest import Bucket
 from recreplay.runtime.plan import Plan
 from recreplay.runtime.spec import IdBound, Slot, align, total_bytes
@@ -36,8 +36,8 @@ def bucket(size: int, inputs: list[tuple[str, str, tuple[int, ...]]], staged: in
 class Staged:
     def __init__(self, made: Bucket, bounds: list[IdBound], check: Check = "error") -> None:
         self.memory = np.full(total_bytes(made.inputs), 0xEE, dtype=np.uint8)
-        self.filler = Filler(made, bounds, self.memory, check)
-        self.order = [slot.name for block in blocks(made) for slot in block]
+        self.order = [name for name, _ in filling_order([made])]
+        self.filler = Filler(made, self.order, bounds, self.memory, check)
         self.views = {slot.name: slot.view(self.memory) for slot in made.inputs}
 
     def fill(self, rows: int, **values: Any) -> int:
@@ -72,6 +72,26 @@ def test_neighbours_of_one_shape_are_one_block() -> None:
     )
     names = [[slot.name for slot in block] for block in blocks(made)]
     assert names == [["a", "b"], ["c", "d"], ["x"], ["y"]]
+
+
+def test_buckets_that_lay_their_inputs_out_differently_take_the_same_request() -> None:
+    """Rewrites are chosen for each bucket, and what is staged together is theirs to say."""
+    row = ("int64", (2,))
+    first = bucket(2, [("x", *row), ("a", *row), ("b", *row), ("c", *row)])
+    second = bucket(2, [("c", *row), ("a", *row), ("b", *row), ("x", *row)], staged=2)
+    third = bucket(2, [("b", *row), ("c", *row), ("a", *row), ("x", *row)], staged=3)
+    order = filling_order([first, second, third])
+    assert order == [("x", False), ("a", False), ("b", False), ("c", False)]
+    assert filling_order([third, second]) == [("b", False), ("c", True), ("a", True), ("x", False)]
+    values = {name: np.arange(4).reshape(2, 2) + 10 * i for i, name in enumerate("xabc")}
+    names = [name for name, _ in order]
+    for made in (first, second, third):
+        memory = np.zeros(total_bytes(made.inputs), dtype=np.uint8)
+        filler = Filler(made, names, [], memory, "error")
+        for rows in (2, 1):
+            filler.prepare(rows)([values[name][:rows] for name in names])
+            for slot in made.inputs:
+                np.testing.assert_array_equal(slot.view(memory)[:rows], values[slot.name][:rows])
 
 
 @pytest.mark.parametrize("bad", [np.zeros((2, 3), "i8"), np.zeros((2, 2), "i4"), [[0.5] * 2] * 2])
