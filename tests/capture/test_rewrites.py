@@ -419,6 +419,16 @@ def test_small_linears_are_inlined_and_large_ones_are_not() -> None:
     assert made.outputs["output"].target is aten.linear.default
 
 
+def test_every_linear_of_one_row_is_inlined() -> None:
+    """Whatever its size: a product with one row only reads the weight."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(300, 200), nn.ReLU(), nn.Linear(200, 70, bias=False)).eval()
+    made = program(model, {"input": torch.randn(4, 300)}, bucket=1)
+    inline_linears(made)
+    assert targets(made).count(aten.sum.dim_IntList) == 2
+    assert aten.linear.default not in targets(made)
+
+
 # Random models
 
 
