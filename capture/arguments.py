@@ -135,7 +135,8 @@ def check_rows(example: Mapping[str, torch.Tensor], declared: Mapping[str, Decla
     if len(set(batches.values())) != 1:
         raise CaptureError(
             f"example inputs have different batch sizes: {batches}; all need the same number of "
-            "rows"
+            "rows, but for values of a varying number per row and their offsets or lengths, which "
+            "have to be declared (jagged=, --jagged)"
         )
     batch = int(next(iter(batches.values())))
     if batch < 2:

@@ -89,7 +89,7 @@ def ingest(
     batch = check_rows(example, declared)
     # torch.export takes one tensor given twice for one input.
     arguments = pytree.tree_map(torch.clone, arguments)
-    shapes = pytree.tree_unflatten(_dynamic_shapes(declared), pytree.tree_structure(arguments))
+    shapes = pytree.tree_unflatten(dynamic_shapes(declared), pytree.tree_structure(arguments))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of its own deprecations
         with LastCall() as last:
@@ -109,13 +109,13 @@ def ingest(
     return _with_users(_finish(name, exported, declared, example, eager), users)
 
 
-def _dynamic_shapes(declared: Mapping[str, Declared]) -> list[dict[int, Any]]:
+def dynamic_shapes(inputs: Mapping[str, Declared | InputSpec]) -> list[dict[int, Any]]:
     """Dimension 0 of each input: the batch, one more, or the number of values of a jagged group."""
     batch = Dim("batch", min=1)
-    divisions = [name for name, d in declared.items() if d.kind in ("offsets", "starts", "lengths")]
+    divisions = [name for name, i in inputs.items() if i.kind in ("offsets", "starts", "lengths")]
     totals = {name: Dim(f"values_{i}", min=1) for i, name in enumerate(divisions)}
-    dims = {"values": lambda d: totals[d.along], "offsets": lambda d: batch + 1}
-    return [{0: dims.get(d.kind, lambda d: batch)(d)} for d in declared.values()]
+    dims = {"values": lambda i: totals[i.along], "offsets": lambda i: batch + 1}
+    return [{0: dims.get(i.kind, lambda i: batch)(i)} for i in inputs.values()]
 
 
 def _with_users(model: Ingested, users: int) -> Ingested:

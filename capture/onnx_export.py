@@ -1,7 +1,10 @@
 """From an artifact to an ONNX file: the captured program, with a symbolic batch, proved.
 
 The file is written by torch's own exporter, after lookups of bags of one length became a `Gather`
-and a reduction: torch would write a loop over the bags, which runs a hundred times slower.
+and a reduction: torch would write a loop over the bags, which runs a hundred times slower. Jagged
+bags are left to it, as loops that `load_onnx` reads as bags again.
+
+The file takes what the captured model took: user inputs have a row for each candidate.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,10 +22,14 @@ import numpy as np
 import torch
 from torch import fx
 
+from recreplay.capture.division import division_of
+from recreplay.capture.ingest import dynamic_shapes
 from recreplay.capture.program_file import read_program
+from recreplay.capture.user_side import for_eager
 from recreplay.runtime.artifact import SELFTEST, open_artifact
 from recreplay.runtime.errors import CaptureError, ParityError
 from recreplay.runtime.manifest import Manifest
+from recreplay.runtime.spec import InputSpec
 
 aten = torch.ops.aten
 OPSET = 20
@@ -48,12 +55,19 @@ def export_onnx(artifact: str | Path, out: str | Path) -> dict[str, float]:
         ) from error
     opened = open_artifact(artifact)
     module = read_program(opened)
+    _prepare_inputs(module, opened.manifest.inputs)
     spread_bags(module)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
         made = Path(folder) / target.name
         _export(module, opened.manifest, made)
-        onnx.checker.check_model(str(made), full_check=True)
+        try:
+            onnx.checker.check_model(str(made), full_check=True)
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+            raise CaptureError(
+                f"torch.onnx wrote {opened.manifest.model} as a model that onnx refuses: "
+                f"{str(error).strip().splitlines()[0]}; nothing was written"
+            ) from error
         worst = _compare(onnxruntime, made, opened.path / SELFTEST, opened.manifest)
         for file in sorted(Path(folder).iterdir(), reverse=True):  # data first, then who reads it
             os.replace(file, target.parent / file.name)
@@ -93,21 +107,48 @@ def _length(offsets: Any) -> int | None:
     return step[0] if start == 0 and step and isinstance(step[0], int) else None
 
 
+def _prepare_inputs(module: fx.GraphModule, inputs: Sequence[InputSpec]) -> None:
+    """Without the input that says the user of each row, which the model itself does not have, and
+    with jagged inputs of int32 widened: torch's exporter compares their offsets with int64."""
+    graph = module.graph
+    for node, spec in zip(list(graph.find_nodes(op="placeholder")), inputs, strict=True):
+        if spec.kind == "index":
+            graph.erase_node(node)
+        elif spec.kind != "rows" and spec.dtype == "int32":
+            readers = list(node.users)
+            with graph.inserting_after(node):
+                wide = graph.call_function(aten.to.dtype, (node, torch.int64))
+            for reader in readers:
+                reader.replace_input_with(node, wide)
+    module.recompile()
+
+
+def _example(spec: InputSpec, inputs: Sequence[InputSpec]) -> torch.Tensor:
+    """Three rows of zeros; where they are jagged, of 1, 2 and at least 3 values."""
+    dtype = getattr(torch, spec.dtype)
+    by = spec.along or spec.name
+    # Each group has a number of values of its own, as torch.export may take equal ones for one.
+    lengths = torch.tensor([1, 2, 3 + [i.name for i in inputs].index(by)])
+    if spec.kind == "values":
+        return torch.zeros(int(lengths.sum()), dtype=dtype)
+    if spec.kind == "rows":
+        return torch.zeros((3, *spec.row), dtype=dtype)
+    return division_of(spec, lengths).to(dtype)
+
+
 def _export(module: fx.GraphModule, manifest: Manifest, out: Path) -> None:
-    batch = torch.export.Dim("batch", min=1)
-    examples = tuple(
-        torch.zeros((3, *spec.row), dtype=getattr(torch, spec.dtype)) for spec in manifest.inputs
-    )
+    inputs = {spec.name: spec for spec in manifest.inputs if spec.kind != "index"}
+    examples = tuple(_example(spec, manifest.inputs) for spec in inputs.values())
     with warnings.catch_warnings(), _quiet():
         warnings.simplefilter("ignore")
         try:
             program = torch.export.export(
-                module, examples, dynamic_shapes=tuple({0: batch} for _ in examples)
+                module, examples, dynamic_shapes=tuple(dynamic_shapes(inputs))
             )
             exported = torch.onnx.export(
                 program,
                 examples,
-                input_names=[spec.name for spec in manifest.inputs],
+                input_names=list(inputs),
                 output_names=[spec.name for spec in manifest.outputs],
                 opset_version=OPSET,
                 dynamo=True,
@@ -123,7 +164,7 @@ def _export(module: fx.GraphModule, manifest: Manifest, out: Path) -> None:
 
 
 def _compare(runtime: Any, model: Path, requests: Path, manifest: Manifest) -> dict[str, float]:
-    from safetensors.numpy import load_file
+    from safetensors.torch import load_file
 
     session = runtime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
     stored = load_file(requests)
@@ -131,11 +172,12 @@ def _compare(runtime: Any, model: Path, requests: Path, manifest: Manifest) -> d
     worst = dict.fromkeys(names, 0.0)
     for parity in manifest.parity:
         size = parity.bucket
-        request = {s.name: stored[f"{size}/in/{s.name}"] for s in manifest.inputs}
+        asked = {s.name: stored[f"{size}/in/{s.name}"] for s in manifest.inputs}
+        request = for_eager(manifest.inputs, asked, size)
         taken = {i.name for i in session.get_inputs()}
-        answers = session.run(names, {k: v for k, v in request.items() if k in taken})
+        answers = session.run(names, {k: v.numpy() for k, v in request.items() if k in taken})
         for name, got in zip(names, answers, strict=True):
-            want = stored[f"{size}/out/{name}"]
+            want = stored[f"{size}/out/{name}"].numpy()
             gap = float(np.max(np.abs(got.astype(np.float64) - want), initial=0.0))
             worst[name] = max(worst[name], gap)
             if not np.allclose(got, want, parity.rtol, parity.atol, equal_nan=True):
@@ -149,11 +191,13 @@ def _compare(runtime: Any, model: Path, requests: Path, manifest: Manifest) -> d
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what torch's exporter logs about packages that are not needed."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Without what torch's exporter and its helpers log about what needs no doing."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

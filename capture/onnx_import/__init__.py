@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 def load_onnx(path: str | Path) -> OnnxModel:
     """The model in an ONNX file of opset 13 or later, ready for `capture`.
 
-    Older opsets are converted where onnx can. Raises `CaptureError`: the file is damaged, its
-    external data lies outside of its folder, or the model has something that cannot be captured.
+    Older opsets are converted where onnx can. Lookups over offsets, as torch.onnx.export(dynamo=
+    True) writes them, make their inputs jagged, which needs no declaration where the offsets are an
+    input. Raises `CaptureError`: the file is damaged, its external data lies outside of its folder,
+    or the model has something that cannot be captured.
     """
     try:
         import onnx  # noqa: F401

@@ -10,7 +10,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from recreplay.capture.arguments import NamedInputs
-from recreplay.capture.onnx_import.bags import find_bags
+from recreplay.capture.onnx_import.bags import find_bags, jagged_pools
 from recreplay.capture.onnx_import.call import Call, Constant, Value
 from recreplay.capture.onnx_import.execution import CONTROL, run_steps
 from recreplay.capture.onnx_import.folding import fold
@@ -28,6 +28,8 @@ class OnnxModel(NamedInputs):
 
     Initialisers are buffers under their own names, where a dot begins a submodule as in torch.
     Sizes are computed as numbers, so that a symbolic batch stays symbolic under torch.export.
+    `jagged_inputs` (values to offsets) are those that the graph itself shows to be jagged: what
+    bags of varying length are made of, unless the model computes the offsets.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -35,6 +37,8 @@ class OnnxModel(NamedInputs):
         graph = find_linears(flatten_tables(fold(find_bags(fold(graph.pruned())))))
         _check_supported(graph)
         self.specs = graph.inputs
+        self._pools = jagged_pools(graph)
+        self.jagged_inputs = {v: p.offsets for p in self._pools if p.offsets for v in p.values}
         self._outputs = graph.outputs
         self._steps = graph.steps
         self._natural = natural_values(graph)
@@ -58,7 +62,15 @@ class OnnxModel(NamedInputs):
         """Inputs `[batch, ...]`: zeros where they may be ids, else uniform in [0, 1).
 
         Zero is a valid id of any table, and so is what is left of the others when they are cast.
+        Raises `CaptureError` where a file does not say what real inputs look like.
         """
+        if self._pools:
+            named = ", ".join(f"{v!r} (by {o!r})" for v, o in self.jagged_inputs.items())
+            raise CaptureError(
+                f"the model pools jagged inputs, {named or 'by offsets that it computes'}, and the "
+                "file does not say how many values a row has; give example inputs with real "
+                "lengths (example_inputs=, --inputs)"
+            )
         generator = torch.Generator().manual_seed(0)
         example = {}
         for spec in self.specs:
@@ -72,14 +84,12 @@ class OnnxModel(NamedInputs):
     def try_out(self) -> None:
         """Run on fake inputs, so that a model that cannot run at all is refused with its node."""
         with FakeTensorMode(allow_non_fake_inputs=True):
-            fakes = [
-                torch.zeros(
-                    [d if isinstance(d, int) else _TRIAL_ROWS for d in spec.shape or ()],
-                    dtype=spec.dtype,
-                )
-                for spec in self.specs
-            ]
-            self(fakes)
+            self([torch.zeros(self._trial_shape(spec), dtype=spec.dtype) for spec in self.specs])
+
+    def _trial_shape(self, spec: GraphInput) -> list[int]:
+        one_more = any(p.with_end and p.offsets == spec.name for p in self._pools)
+        rows = _TRIAL_ROWS + one_more
+        return [d if isinstance(d, int) else rows for d in spec.shape or ()]
 
     def _place(self, name: str) -> tuple[torch.nn.Module, str]:
         """The submodule that holds a constant, and the attribute that it is there."""

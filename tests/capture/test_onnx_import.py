@@ -83,7 +83,7 @@ def export(model: Ranker, path: Path) -> None:
     program.save(str(path))
 
 
-# An ONNX file does not say that an input is jagged, so a model of jagged inputs cannot come back.
+# The other one has jagged inputs: test_onnx_jagged.py.
 BY_ROWS = sorted(name for name in MODELS if name != "two_tower")
 
 

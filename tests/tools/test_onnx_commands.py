@@ -65,6 +65,44 @@ def test_an_artifact_goes_to_onnx_and_back(
     np.testing.assert_allclose(got, stored["4/out/output"], rtol=1e-4, atol=1e-5)
 
 
+def test_jagged_and_user_inputs_go_to_onnx_and_back(
+    tmp_path: Path, report: Callable[..., Any], invoke: Callable[..., Result]
+) -> None:
+    model = MODELS["two_tower"].factory(rows_scale=1e-4, dim=8, tower=(8,), top=(1,))
+    names = ("--user-inputs", ",".join(model.user_inputs))
+    made = ("--buckets", "4", "--compiler", "eager")
+    path = tmp_path / "m.onnx"
+    capture(model, out=tmp_path / "m.rr", buckets=[4], compiler="eager")
+    said = report("export", tmp_path / "m.rr", "--onnx", path)
+    assert max(said["max_abs_error"].values()) < 1e-5
+    refused = invoke("capture", path, "--out", tmp_path / "back.rr", *made, *names)
+    assert refused.exit_code == 1
+    assert "give example inputs with real lengths" in " ".join(refused.stderr.split())
+    example = {k: v.numpy() for k, v in model.example_inputs(64).items()}
+    np.savez(tmp_path / "example.npz", **example)
+    told = ("--inputs", tmp_path / "example.npz", *names)
+    for more, capacity in (
+        ((), None),
+        (
+            (
+                *("--jagged", "tags:tags_offsets", "--capacity", "tags=5"),
+                *("--jagged", "watched:watched_offsets", "--jagged", "searched:searched_offsets"),
+            ),
+            5,
+        ),
+    ):
+        summary = report(
+            "capture", path, "--out", tmp_path / "back.rr", "--overwrite", *made, *told, *more
+        )
+        assert summary["buckets"][0]["parity"]["max_abs"] < 1e-5
+        manifest = json.loads((tmp_path / "back.rr" / "manifest.json").read_text())
+        inputs = {i["name"]: i for i in manifest["inputs"]}
+        assert {n for n, i in inputs.items() if i["user"]} == set(model.user_inputs)
+        assert inputs["tags"]["along"] == "tags_offsets"
+        if capacity is not None:
+            assert inputs["tags"]["capacity"] == capacity
+
+
 def test_a_wrong_export_is_not_written(
     artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,7 +17,7 @@ from recreplay.capture.onnx_import.operators.shapes import cut
 aten = torch.ops.aten
 
 
-def _wrapped(call: Call, at: int, size: int) -> torch.Tensor:
+def wrapped(call: Call, at: int, size: int) -> torch.Tensor:
     """An index input, with what counts from the end made to count from the start."""
     known = call.constant(at)
     index = call.tensor(at)
@@ -33,7 +33,7 @@ def _gather(call: Call) -> torch.Tensor:
     if known is not None and known.array.ndim <= 1:
         return _pick(data, axis, known.flat(), known.array.ndim, call)
     table = axis == 0 and call.constant(0) is not None
-    ids = call.tensor(1) if table and call.is_given(1) else _wrapped(call, 1, data.shape[axis])
+    ids = call.tensor(1) if table and call.is_given(1) else wrapped(call, 1, data.shape[axis])
     if axis == 0 and data.is_floating_point() and data.ndim == 2:
         return F.embedding(ids, data)
     rows = data.index_select(axis, ids.reshape(-1))
@@ -49,13 +49,13 @@ def _pick(data: torch.Tensor, axis: int, places: list[int], rank: int, call: Cal
     in_row = bool(places) and first >= 0 and places == list(range(first, first + len(places)))
     if in_row:
         return cut(data, axis, first, first + len(places))
-    return data.index_select(axis, _wrapped(call, 1, data.shape[axis]))
+    return data.index_select(axis, wrapped(call, 1, data.shape[axis]))
 
 
 def _gather_elements(call: Call) -> torch.Tensor:
     data = call.tensor(0)
     axis = call.attribute("axis", 0)
-    return data.gather(axis, _wrapped(call, 1, data.shape[axis]).long())
+    return data.gather(axis, wrapped(call, 1, data.shape[axis]).long())
 
 
 def _gather_nd(call: Call) -> torch.Tensor:
@@ -80,7 +80,7 @@ _REDUCTIONS = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
 def _scatter_elements(call: Call) -> torch.Tensor:
     data, updates = call.tensor(0), call.tensor(2)
     axis = call.attribute("axis", 0)
-    index = _wrapped(call, 1, data.shape[axis]).long()
+    index = wrapped(call, 1, data.shape[axis]).long()
     how = call.attribute("reduction", "none")
     if how == "none":
         return data.scatter(axis, index, updates)
