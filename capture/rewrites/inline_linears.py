@@ -19,10 +19,10 @@ from torch import fx
 from recreplay.capture.specialise import Program
 
 aten = torch.ops.aten
-# Multiply-adds of several rows up to which a fused loop beats the call. On one AVX-512 core, 40 branches of
-# attention pooling replay in 442 us without this rewrite at batch 1, 364 us with this limit and
-# 338 us with 65,536, which however makes batch 128 40 % slower; always inlining one-column layers
-# nearly doubles it.
+# Multiply-adds of several rows up to which a fused loop beats the call. On one AVX-512 core, 40
+# branches of attention pooling replay in 442 us without this rewrite at batch 1, 364 us with this
+# limit and 338 us with 65,536, which however makes batch 128 40 % slower; always inlining
+# one-column layers nearly doubles it.
 _SMALL = 8192
 # The same for one lane of a batched product. Where one of 40 branches scores its 20 items, inlining
 # gains 7 % at batch 1 (640 multiply-adds a lane) and makes batch 16 (10,240) 60 % slower.
