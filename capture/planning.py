@@ -20,6 +20,7 @@ from recreplay.capture.rewrites.inline_linears import inline_linears
 from recreplay.capture.rewrites.pack_linears import pack_linears
 from recreplay.capture.rewrites.stack_branches import plan_weight_stacks, stack_branches
 from recreplay.capture.rewrites.stack_lookups import plan_stacks, stack_lookups
+from recreplay.capture.rewrites.turn_linears import turn_linears
 from recreplay.capture.schedule import side_by_side
 from recreplay.capture.segments import BoundSegment, cut
 from recreplay.capture.specialise import Program, specialise
@@ -112,6 +113,9 @@ def _rewrite(program: Program, choice: Choice, known: Survey, smallest: bool) ->
     # It pays in the smallest bucket only, which has packages of its own; the others share.
     if "inline_linears" in choice.rewrites and smallest:
         inline_linears(program)
+    # Last, because what it leaves is no linear layer any more.
+    if "pack_linears" in choice.rewrites:
+        turn_linears(program)
 
 
 def _described(program: Program, choice: Choice) -> OperatorGraph:

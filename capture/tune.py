@@ -24,9 +24,9 @@ from recreplay.runtime.lane import Lane
 from recreplay.runtime.loading import as_segments_name, open_lane
 from recreplay.runtime.manifest import Candidate, Manifest
 from recreplay.runtime.mixed import make_checker
-from recreplay.runtime.packed import pack_all
 from recreplay.runtime.request import RequestChecker
 from recreplay.runtime.spec import IdBound
+from recreplay.runtime.weight_copies import KINDS, make_copies
 
 # Two candidates so close are equal, and the one with fewer streams is taken.
 _TIE = 0.02
@@ -123,8 +123,13 @@ class LaneMaker:
         device.close()
         weights = weight_tensors(assembly.model, planned, known, target)
         constants = {k: v.to(target) for p in planned for k, v in p.program.constants.items()}
-        packed = {name for p in planned for name in sources(p.program.graph, "packed")}
-        self._tensors = as_segments_name(weights, constants, pack_all(packed, weights))
+        copies = {
+            f"{kind}:{name}"
+            for p in planned
+            for kind in KINDS
+            for name in sources(p.program.graph, kind)
+        }
+        self._tensors = as_segments_name(weights, constants, make_copies(copies, weights))
 
     def runner(self, manifest: Manifest) -> Runner:
         device = open_device(self._assembly.device)

@@ -12,6 +12,7 @@ from recreplay.capture.planning import Planned, Survey, sources
 from recreplay.capture.writer import save_tensors
 from recreplay.runtime.artifact import WEIGHTS
 from recreplay.runtime.manifest import TableView
+from recreplay.runtime.weight_copies import KINDS
 from recreplay.runtime.weights import with_views
 
 
@@ -36,7 +37,7 @@ def _lay_out(
     model: Ingested, planned: Sequence[Planned], known: Survey
 ) -> tuple[dict[str, torch.Tensor], dict[str, TableView]]:
     state: Mapping[str, torch.Tensor] = {**model.exported.state_dict, **model.exported.constants}
-    read = {name for p in planned for name in sources(p.program.graph, "weight", "packed")}
+    read = {name for p in planned for name in sources(p.program.graph, "weight", *KINDS)}
     tables: dict[str, TableView] = {}
     stored: dict[str, torch.Tensor] = {}
     for stack in (*known.tables, *known.branches):

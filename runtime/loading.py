@@ -22,7 +22,7 @@ class LaneLoader:
 
     def __init__(self, artifact: Artifact, wanted: str, check: Check) -> None:
         from recreplay.runtime.devices import open_device
-        from recreplay.runtime.packed import pack_all, packed_names
+        from recreplay.runtime.weight_copies import copy_names, make_copies
         from recreplay.runtime.weights import load_tensors, with_views
 
         self._artifact, self._wanted, self._check = artifact, wanted, check
@@ -33,13 +33,13 @@ class LaneLoader:
             target = device.torch_device
             self.weights = with_views(load_tensors(root / WEIGHTS, target), manifest.tables)
             self._constants = load_tensors(root / CONSTANTS, target)
-            self.packed = pack_all(packed_names(manifest), self.weights)
+            self.copies = make_copies(copy_names(manifest), self.weights)
         finally:
             device.close()
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What segments read besides requests, under the names that they use."""
-        return as_segments_name(self.weights, self._constants, self.packed)
+        return as_segments_name(self.weights, self._constants, self.copies)
 
     def lane(self) -> Lane:
         """One more lane: graphs, buffers, streams and packages of its own.
@@ -57,13 +57,13 @@ class LaneLoader:
 def as_segments_name(
     weights: Mapping[str, torch.Tensor],
     constants: Mapping[str, torch.Tensor],
-    packed: Mapping[str, torch.Tensor],
+    copies: Mapping[str, torch.Tensor],
 ) -> dict[str, torch.Tensor]:
     """All tensors that segments read besides requests, under the names that they use."""
     return {
         **{f"weight:{k}": v for k, v in weights.items()},
         **{f"const:{k}": v for k, v in constants.items()},
-        **{f"packed:{k}": v for k, v in packed.items()},
+        **copies,
     }
 
 

@@ -27,7 +27,7 @@ class Refresher:
         self._lanes = lanes
         storages = {view.storage for view in manifest.tables.values()}
         weights = {} if loader is None else loader.weights
-        self._packed = {} if loader is None else loader.packed
+        self._copies = {} if loader is None else loader.copies
         # A storage of several tables is written through its tables only.
         self._weights = {k: v for k, v in weights.items() if k not in storages}
         self.count = 0
@@ -84,10 +84,10 @@ class Refresher:
 
     def _settle(self, name: str, weight: torch.Tensor) -> None:
         """Bring up to date what was made of a weight, before any replay reads it."""
-        if name in self._packed:
-            from recreplay.runtime.packed import repack
+        if self._copies:
+            from recreplay.runtime.weight_copies import refresh_copies
 
-            repack(self._packed[name], weight)
+            refresh_copies(self._copies, name, weight)
         if weight.is_cuda:  # a replay is queued on another stream of the device
             import torch
 

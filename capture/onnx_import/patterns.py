@@ -83,7 +83,7 @@ class Scope:
             visible = {k: v for k, v in outer.constants.items() if k not in own}
             graph = fold(replace(graph, constants=visible | dict(graph.constants)))
         self._own = own | graph.constants.keys()
-        self.constants = graph.constants
+        self.constants: Mapping[str, torch.Tensor] = graph.constants
         self.made = graph.producers()
         self._branches: dict[int, Scope] = {}  # by the identity of their graphs
 

@@ -1,5 +1,5 @@
-"""Large linear layers over packed weights: where they are, that they compute the same, and that a
-refreshed weight is packed again."""
+"""Linear layers over copies of their weights, packed or turned: where they are, that they compute
+the same, and that the copies of a refreshed weight are made again."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from recreplay.capture.ingest import ingest
 from recreplay.capture.rewrites.pack_linears import pack_linears
+from recreplay.capture.rewrites.turn_linears import turn_linears
 from recreplay.capture.specialise import Program, specialise
 from recreplay.runtime import Runtime
 
@@ -70,6 +71,36 @@ def test_one_row_reads_weights_as_they_are() -> None:
     assert calls(made, PACKED) == []
 
 
+class Wide(nn.Module):
+    """Small layers over rows, over items of rows, and over one vector."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.rows = nn.Linear(6, 5)
+        self.items = nn.Linear(5, 4, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        items = torch.relu(self.rows(x)).reshape(-1, 1, 5).expand(-1, 3, 5)
+        return self.items(items * 2.0)
+
+
+def test_small_layers_of_several_rows_read_turned_weights(captured: Capture) -> None:
+    for rows, turned in ((4, {"rows.weight", "items.weight"}), (1, {"items.weight"})):
+        made = specialise(ingest(Wide().eval(), {"x": torch.randn(3, 6)}), rows)
+        turn_linears(made)
+        names = [str(n.target) for n in made.graph.find_nodes(op="placeholder")]
+        assert {n.removeprefix("turned:") for n in names if n.startswith("turned:")} == turned
+        assert len(calls(made, aten.linear.default)) == 2 - len(turned)
+    model = Wide().eval()
+    path = captured(model, {"x": torch.randn(3, 6)}, buckets=[1, 4])
+    with Runtime.load(path) as runtime, torch.inference_mode():
+        for n in (1, 2, 4, 9):
+            x = torch.randn(n, 6)
+            found = next(iter(runtime.run({"x": x.numpy()}).values()))
+            np.testing.assert_allclose(found, model(x).numpy(), rtol=1e-5, atol=1e-6)
+
+
 def check(path: Path, model: nn.Module) -> None:
     with Runtime.load(path) as runtime, torch.inference_mode():
         for rows in (1, 2, 5, 8, 11):
@@ -89,7 +120,12 @@ def test_scores_and_refreshed_scores(captured: Capture, compiler: str) -> None:
         assert "packed:first.weight" in {
             name for s in runtime.manifest.buckets[-1].segments for name in s.inputs
         }
+        assert "turned:last.weight" in {
+            name for s in runtime.manifest.buckets[-1].segments for name in s.inputs
+        }
         for scale in (1.0, -0.5, 2.0):
+            model.last.weight.add_(scale)
+            runtime.update_rows("last.weight", [1, 0], model.last.weight[[1, 0]])
             model.first.weight.mul_(scale)
             runtime.update_weights({"first.weight": model.first.weight})
             model.second.weight[3].add_(1.0)
