@@ -1,0 +1,61 @@
+"""What a grouped lookup is told about each feature, as data: `LookupSlot`, and its 128 bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass
+
+import torch
+from torch import Tensor
+
+FIELDS = 16  # int64 numbers of a slot in memory: one cache line of 128 bytes
+THREADS = 128
+UNROLL = 4  # rows that a thread has in flight
+SPLITS = (1, 2, 4, 8)  # how many threads may share a bag
+VECTOR = 16  # bytes that a thread reads at once
+
+
+@dataclass(frozen=True, slots=True)
+class LookupSlot:
+    """Bags of one table: how they are read and where they go. All numbers count elements.
+
+    Bag b pools the ids `ids_base + b * ids_stride + [0, length)`; of jagged bags, those from
+    `offsets[offsets_base + b]` to the next offset, counted from `ids_base`, where `length` is the
+    room that all of them have. Row r begins at `base + r * stride`, of which `width` columns are
+    written to `out_base + b * out_stride`. Ids outside `[0, rows)` count as rows of zeros. The
+    factor of an id is as far from `scales_base` as the id is from `ids_base`.
+
+    `lanes_log2`: threads of a bag; `wide`: whether all numbers allow vectors of 16 bytes.
+    """
+
+    bags: int
+    lanes_log2: int
+    wide: bool
+    base: int
+    rows: int
+    stride: int
+    width: int
+    ids_base: int
+    ids_stride: int
+    length: int
+    mean: bool
+    out_base: int
+    out_stride: int
+    offsets_base: int = -1
+    scales_base: int = -1
+
+
+def pack_slots(slots: Iterable[LookupSlot]) -> Tensor:
+    """Slots as the operator takes them: int64 `[slots, FIELDS]`."""
+    rows = [[int(number) for number in astuple(slot)] for slot in slots]
+    return torch.tensor([row + [0] * (FIELDS - len(row)) for row in rows], dtype=torch.int64)
+
+
+def unpack_slots(slots: Tensor) -> list[LookupSlot]:
+    """Inverse of `pack_slots`."""
+    found = []
+    for row in slots.tolist():
+        bags, lanes_log2, wide, *rest = row[: FIELDS - 1]
+        mean = rest.pop(7)
+        found.append(LookupSlot(bags, lanes_log2, bool(wide), *rest[:7], bool(mean), *rest[7:]))
+    return found
