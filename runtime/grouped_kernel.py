@@ -36,10 +36,10 @@ def grouped_lookup_kernel(
     """Grid `[blocks of bags, slots]`; `LANES * SPLIT` threads. `WIDE`: elements in 16 bytes."""
     slot = slots + tl.program_id(1).to(tl.int64) * FIELDS
     bags = tl.load(slot)
-    shift = tl.load(slot + 1)
+    shift = tl.load(slot + 14)
     first = tl.program_id(0).to(tl.int64) * (LANES >> shift)
     if first < bags:
-        if tl.load(slot + 2) != 0:
+        if tl.load(slot + 13) != 0:
             _pool(
                 *(weights, ids, offsets, scales, slot, out, first, bags, shift),
                 *(LANES, SPLIT, WIDE, UNROLL, JAGGED, SCALED),
@@ -69,16 +69,16 @@ def _pool(
     JAGGED: tl.constexpr,
     SCALED: tl.constexpr,
 ):
-    base = tl.multiple_of(tl.load(slot + 3), VECTOR)
-    rows = tl.load(slot + 4)
-    stride = tl.multiple_of(tl.load(slot + 5), VECTOR)
-    width = tl.load(slot + 6)
-    ids_base = tl.load(slot + 7)
-    ids_stride = tl.load(slot + 8)
-    length = tl.load(slot + 9)
-    mean = tl.load(slot + 10)
-    out_base = tl.multiple_of(tl.load(slot + 11), VECTOR)
-    out_stride = tl.multiple_of(tl.load(slot + 12), VECTOR)
+    base = tl.multiple_of(tl.load(slot + 1), VECTOR)
+    rows = tl.load(slot + 2)
+    stride = tl.multiple_of(tl.load(slot + 3), VECTOR)
+    width = tl.load(slot + 4)
+    ids_base = tl.load(slot + 5)
+    ids_stride = tl.load(slot + 6)
+    length = tl.load(slot + 7)
+    mean = tl.load(slot + 8)
+    out_base = tl.multiple_of(tl.load(slot + 9), VECTOR)
+    out_stride = tl.multiple_of(tl.load(slot + 10), VECTOR)
 
     lane = tl.arange(0, LANES).to(tl.int64)
     bag = first + (lane >> shift)
@@ -88,12 +88,12 @@ def _pool(
     begin = ids_base + bag * ids_stride
     longest = length
     if JAGGED:
-        divided = tl.load(slot + 13)
+        divided = tl.load(slot + 11)
         if divided >= 0:
             # Where a bag begins and ends, kept inside of what the feature may hold (`length`).
-            at = offsets + divided + bag
-            low = tl.load(at, mask=live, other=0).to(tl.int64)
-            high = tl.load(at + 1, mask=live, other=0).to(tl.int64)
+            at = divided + bag
+            low = tl.load(offsets + at, mask=live, other=0).to(tl.int64)
+            high = tl.load(offsets + (at + 1), mask=live, other=0).to(tl.int64)
             low = tl.minimum(tl.maximum(low, 0), length)
             high = tl.minimum(tl.maximum(high, low), length)
             count = high - low
@@ -109,18 +109,18 @@ def _pool(
     found = _ids(ids, begin, count, live, part)
     row = _rows(weights, found, rows, base, stride, column, vector)
     if SCALED:
-        scaled = tl.load(slot + 14)
-        shift_to_scales = scaled - ids_base
-        factor = _factors(scales, scaled, shift_to_scales + begin, count, live, part)
+        scaled = tl.load(slot + 12)
+        first_factor = scaled + begin - ids_base
+        factors = tl.where(scaled >= 0, count, 0)  # how many each bag has
+        default = tl.where(scaled >= 0, 0.0, 1.0)
+        factor = _factors(scales, default, first_factor, factors, live, part)
     found = _ids(ids, begin, count, live, part + step)
     for at in range(2 * step, longest.to(tl.int32) + 2 * step, step):
         ahead = _rows(weights, found, rows, base, stride, column, vector)
         found = _ids(ids, begin, count, live, at + part)
         if SCALED:
             weighted = row.to(tl.float32) * factor[:, :, None]
-            factor = _factors(
-                scales, scaled, shift_to_scales + begin, count, live, at - step + part
-            )
+            factor = _factors(scales, default, first_factor, factors, live, at - step + part)
             total += weighted
         else:
             total += row.to(tl.float32)
@@ -154,9 +154,9 @@ def _rows(weights, found, rows, base, stride, column, vector):
 
 
 @triton.jit
-def _factors(scales, scaled, begin, count, live, position):
-    """What the row of each id is multiplied by: 1 where the slot has no scales."""
+def _factors(scales, default, begin, count, live, position):
+    """What the row of each id is multiplied by; `default` where there is no factor."""
     position = position.to(tl.int64)
-    inside = live[None, :] & (position[:, None] < count[None, :]) & (scaled >= 0)
-    factor = tl.load(scales + begin[None, :] + position[:, None], mask=inside, other=0.0)
-    return tl.where(scaled >= 0, factor.to(tl.float32), 1.0)
+    inside = live[None, :] & (position[:, None] < count[None, :])
+    at = begin[None, :] + position[:, None]
+    return tl.load(scales + at, mask=inside, other=0.0).to(tl.float32) + default

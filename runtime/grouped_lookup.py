@@ -39,7 +39,7 @@ def launch(
     out = weights.new_empty([elements])
     lanes = THREADS // split
     # Where a slot takes fewer programs than the widest one, the rest of its programs end at once.
-    grid = (-(-bags // narrowest), slots.shape[0], 1)
+    grid = ((bags + narrowest - 1) // narrowest, slots.shape[0], 1)
     kernel[grid](
         weights,
         ids,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -25,12 +25,11 @@ class LookupSlot:
     written to `out_base + b * out_stride`. Ids outside `[0, rows)` count as rows of zeros. The
     factor of an id is as far from `scales_base` as the id is from `ids_base`.
 
-    `lanes_log2`: threads of a bag; `wide`: whether all numbers allow vectors of 16 bytes.
+    `wide`: whether all rows can be moved by vectors of 16 bytes; `lanes_log2`: threads of a bag.
+    `for_threads` finds both.
     """
 
     bags: int
-    lanes_log2: int
-    wide: bool
     base: int
     rows: int
     stride: int
@@ -43,6 +42,37 @@ class LookupSlot:
     out_stride: int
     offsets_base: int = -1
     scales_base: int = -1
+    wide: bool = False
+    lanes_log2: int = 0
+
+
+def for_threads(slot: LookupSlot, itemsize: int, split: int) -> list[LookupSlot]:
+    """The slot as threads take it, `split` to a vector: several slots where a row is so wide that
+    the threads of a program do not cover it. `itemsize`: bytes of an element."""
+    vector = VECTOR // itemsize
+    wide = all(n % vector == 0 for n in (slot.base, slot.stride, slot.width))
+    wide = wide and slot.out_base % vector == slot.out_stride % vector == 0
+    step = vector if wide else 1
+    most = THREADS // split * step
+    found = []
+    for column in range(0, slot.width, most):
+        width = min(most, slot.width - column)
+        found.append(
+            replace(
+                slot,
+                base=slot.base + column,
+                out_base=slot.out_base + column,
+                width=width,
+                wide=wide,
+                lanes_log2=(-(-width // step) - 1).bit_length(),
+            )
+        )
+    return found
+
+
+def bags_of_a_program(slots: Iterable[LookupSlot], split: int) -> int:
+    """The fewest bags that one program takes of any slot."""
+    return THREADS // split >> max(slot.lanes_log2 for slot in slots)
 
 
 def pack_slots(slots: Iterable[LookupSlot]) -> Tensor:
@@ -55,7 +85,6 @@ def unpack_slots(slots: Tensor) -> list[LookupSlot]:
     """Inverse of `pack_slots`."""
     found = []
     for row in slots.tolist():
-        bags, lanes_log2, wide, *rest = row[: FIELDS - 1]
-        mean = rest.pop(7)
-        found.append(LookupSlot(bags, lanes_log2, bool(wide), *rest[:7], bool(mean), *rest[7:]))
+        slot = LookupSlot(*row[: len(fields(LookupSlot))])
+        found.append(replace(slot, mean=bool(slot.mean), wide=bool(slot.wide)))
     return found

@@ -29,10 +29,11 @@ from recreplay.runtime.aten import GROUPED_LOOKUP, resolve
 from recreplay.runtime.errors import CaptureError
 from recreplay.runtime.lookup_slots import (
     SPLITS,
-    THREADS,
     UNROLL,
     VECTOR,
     LookupSlot,
+    bags_of_a_program,
+    for_threads,
     pack_slots,
 )
 
@@ -180,7 +181,6 @@ def _call(
             f"{_MOST_SLOTS}; capture without the rewrite group_lookups"
         )
     storage = program.source("weight", group.name, program.fake((group.flat.rows,), dtype))
-    lanes = THREADS // split
     looked_up = program.call(
         resolve(GROUPED_LOOKUP),
         storage,
@@ -190,7 +190,7 @@ def _call(
         program.constant(pack_slots(slots)),
         elements,
         max(slot.bags for slot in slots),
-        lanes >> max(slot.lanes_log2 for slot in slots),
+        bags_of_a_program(slots, split),
         split,
     )
     looked_up.meta["gathered"] = sum(m.bags * m.usual_length * m.lookup.dim for m in members)
@@ -209,35 +209,23 @@ def _divider(lookup: Lookup) -> fx.Node | None:
 def _slots(
     member: _Member, base: int, home: _Home, ids: Ids, ends: int, factors: int, split: int
 ) -> list[LookupSlot]:
-    """One slot, or several for a table so wide that a row takes more threads than there are."""
     lookup = member.lookup
-    vector = VECTOR // member.result.meta["val"].element_size()
-    wide = all(n % vector == 0 for n in (base, lookup.dim, home.start, home.stride))
-    step = vector if wide else 1
-    most = THREADS // split * step
-    found = []
-    for column in range(0, lookup.dim, most):
-        width = min(most, lookup.dim - column)
-        found.append(
-            LookupSlot(
-                bags=member.bags,
-                lanes_log2=(-(-width // step) - 1).bit_length(),
-                wide=wide,
-                base=base + column,
-                rows=lookup.rows,
-                stride=lookup.dim,
-                width=width,
-                ids_base=ids.base,
-                ids_stride=ids.stride,
-                length=_length(lookup),
-                mean=lookup.pooling == "mean",
-                out_base=home.start + column,
-                out_stride=home.stride,
-                offsets_base=ends,
-                scales_base=factors,
-            )
-        )
-    return found
+    slot = LookupSlot(
+        bags=member.bags,
+        base=base,
+        rows=lookup.rows,
+        stride=lookup.dim,
+        width=lookup.dim,
+        ids_base=ids.base,
+        ids_stride=ids.stride,
+        length=_length(lookup),
+        mean=lookup.pooling == "mean",
+        out_base=home.start,
+        out_stride=home.stride,
+        offsets_base=ends,
+        scales_base=factors,
+    )
+    return for_threads(slot, member.result.meta["val"].element_size(), split)
 
 
 def _length(lookup: Lookup) -> int:

@@ -96,6 +96,8 @@ def _in_input(lookup: Lookup, dtype: torch.dtype) -> tuple[fx.Node, int, int] | 
         rows, stride = before.meta["val"].shape
         if width != lookup.length or bags != rows:
             return None
+        if lookup.scales is not None and stride != lookup.length:
+            return None  # factors lie as ids do
         node = before
         while widens(node):
             node = node.args[0]  # type: ignore[assignment]
