@@ -235,7 +235,7 @@ def _length(lookup: Lookup) -> int:
 
 def _split(members: Sequence[_Member], itemsize: int) -> int:
     """How many threads share a bag: more where few bags are long, which would leave most of a
-    device idle while a few threads walk."""
+    device idle while a few threads walk. Only buckets of one split share a package."""
     threads = sum(-(-m.bags * m.lookup.dim * itemsize // VECTOR) for m in members)
     longest = max(m.usual_length for m in members)
     fitting = [s for s in SPLITS if s * UNROLL <= longest and s * threads <= _BUSY]

@@ -19,7 +19,11 @@ from recreplay.capture.specialise import Program
 from recreplay.capture.views import slice_arguments
 
 aten = torch.ops.aten
-_VIEWS = (aten.view.default, aten.reshape.default)
+# The same ids in the same order, moved or not.
+_KEEPS_ORDER = (
+    *(aten.view.default, aten.reshape.default, aten._unsafe_view.default),
+    *(aten.clone.default, aten.contiguous.default),
+)
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ def _in_input(lookup: Lookup, dtype: torch.dtype) -> tuple[fx.Node, int, int] | 
     of its bags."""
     node, column, stride = lookup.ids, 0, lookup.length
     bags = prod(lookup.ids.meta["val"].shape) // max(lookup.length, 1)
-    while node.target in _VIEWS or widens(node):
+    while node.target in _KEEPS_ORDER or widens(node):
         node = node.args[0]  # type: ignore[assignment]
     cut = _columns(node)
     if cut is not None:

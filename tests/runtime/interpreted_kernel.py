@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs TRITON_INTERPRET=1", allow_module_level=True)
 
-from grouped_cases import Feature, build, features  # noqa: E402
+from grouped_cases import Feature, build, features
 
-from recreplay.runtime.grouped_kernel import grouped_lookup_kernel  # noqa: E402
-from recreplay.runtime.grouped_lookup import launch  # noqa: E402
-from recreplay.runtime.lookup_slots import (  # noqa: E402
+from recreplay.runtime.grouped_kernel import grouped_lookup_kernel
+from recreplay.runtime.grouped_lookup import launch
+from recreplay.runtime.lookup_slots import (
     SPLITS,
     LookupSlot,
     bags_of_a_program,
