@@ -145,7 +145,9 @@ class Manifest:
             outputs=tuple(OutputSpec(**_shaped(o, "row")) for o in data["outputs"]),
             bounds=tuple(IdBound(**b) for b in data["bounds"]),
             unchecked=tuple(data["unchecked"]),
-            tables={k: TableView(**_shaped(v, "row")) for k, v in data["tables"].items()},
+            tables={
+                k: TableView(**_shaped({"row": (), **v}, "row")) for k, v in data["tables"].items()
+            },
             packages={k: Package(**v) for k, v in data["packages"].items()},
             buckets=tuple(_bucket(b) for b in data["buckets"]),
             parity=tuple(Parity(**p) for p in data["parity"]),
