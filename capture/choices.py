@@ -52,10 +52,11 @@ def choices(
 
 def _rewrite_sets(given: tuple[str, ...], tune: Tune) -> list[tuple[str, ...]]:
     sets = [given, _without(given, "stack_branches"), _without(given, "pack_linears")]
+    sets.append(_without(given, "group_lookups"))
     if tune == "full":
         sets += [
             _without(given, "inline_linears"),
-            _without(given, "stack_branches", "stack_lookups"),
+            _without(given, "stack_branches", "stack_lookups", "group_lookups"),
         ]
         sets.append(())
     return list(dict.fromkeys(sets))

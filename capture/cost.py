@@ -10,6 +10,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from recreplay.capture.dag import Cost
+from recreplay.runtime.aten import GROUPED_LOOKUP
 
 aten = torch.ops.aten
 
@@ -28,6 +29,9 @@ def operator_cost(node: fx.Node) -> Cost:
         table, ids = inputs[0], inputs[1]
         gathered = prod(ids.shape) * table.shape[1]
         return Cost(gathered * table.element_size() + _nbytes(ids) + _nbytes(out[0]), gathered)
+    if str(node.target) == GROUPED_LOOKUP:
+        gathered, weights, ids = node.meta["gathered"], inputs[0], inputs[1]
+        return Cost(gathered * weights.element_size() + _nbytes(ids) + _nbytes(out[0]), gathered)
     read = sum(_nbytes(t) for t in inputs)
     return Cost(read + written, _flops(node, inputs, out))
 

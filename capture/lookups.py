@@ -16,6 +16,7 @@ from recreplay.runtime.spec import USER_INDEX, IdBound
 
 aten = torch.ops.aten
 Pooling = Literal["none", "sum", "mean"]
+Bags = Literal["regular", "jagged"]
 
 # Operators that pass ids on unchanged: each id of the output is an id of the input.
 _MOVES = {
@@ -53,6 +54,8 @@ class Lookup:
     length: int
     stackable: bool
     jagged: bool = False  # stackable too, but by where each bag ends and not by one length
+    bags: Bags | None = None  # how its ids divide, where a grouped lookup can take it
+    scales: fx.Node | None = None  # what each looked-up row is multiplied by, if anything
 
 
 @dataclass(frozen=True)
@@ -107,12 +110,13 @@ def _embedding(node: fx.Node) -> Lookup:
     weight, stackable = _table_name(table), _is_weight(table)
     rows, dim = table.meta["val"].shape
     # The padding index of `embedding` acts on gradients only.
+    bags: Bags | None = "regular" if stackable else None
     pooled = _pooled_by(node)
     if pooled is not None:
         output, pooling = pooled
         length = int(ids.meta["val"].shape[1])
-        return Lookup(node, output, weight, dim, rows, ids, pooling, length, stackable)
-    return Lookup(node, node, weight, dim, rows, ids, "none", 1, stackable)
+        return Lookup(node, output, weight, dim, rows, ids, pooling, length, stackable, bags=bags)
+    return Lookup(node, node, weight, dim, rows, ids, "none", 1, stackable, bags=bags)
 
 
 def _pooled_by(node: fx.Node) -> tuple[fx.Node, Pooling] | None:
@@ -144,19 +148,27 @@ def _embedding_bag(program: Program, node: fx.Node) -> Lookup:
         step = count // bags
         regular = bool(torch.equal(program.constants[constant], torch.arange(0, count, step)))
     mode = arguments.get("mode", 0)
+    scales = arguments.get("per_sample_weights")
     usual = (
         _is_weight(table)
-        and arguments.get("per_sample_weights") is None
         and arguments.get("padding_idx") in (None, -1)
         and len(readers) == len(node.users) == 1
     )
     plain = usual and regular and mode in (0, 1) and not arguments.get("include_last_offset", False)
+    jagged = usual and "jagged" in node.meta
+    divided: Bags | None = "regular" if plain else "jagged" if jagged and mode in (0, 1) else None
     output = readers[0] if readers else node
     pooling: Pooling = "mean" if mode == 1 else "sum"
     length = count // bags if bags else 0
     name = _table_name(table)
-    jagged = usual and "jagged" in node.meta
-    return Lookup(node, output, name, dim, rows, ids, pooling, length, plain, jagged)
+    alone = scales is None
+    return Lookup(
+        *(node, output, name, dim, rows, ids, pooling, length),
+        stackable=plain and alone,
+        jagged=jagged and alone,
+        bags=divided,
+        scales=scales,
+    )
 
 
 def origin(ids: fx.Node) -> Origin | None:

@@ -17,7 +17,7 @@ from recreplay.capture.assign import STRATEGIES, Strategy
 from recreplay.capture.choices import TUNES, Choice, Tune, choices
 from recreplay.capture.compilers import COMPILERS
 from recreplay.capture.compilers.tensorrt import PRECISIONS, tensorrt_problem
-from recreplay.capture.compilers.toolchain import inductor_problem
+from recreplay.capture.compilers.toolchain import inductor_problem, triton_problem
 from recreplay.capture.declared import Jagged
 from recreplay.capture.ingest import ingest
 from recreplay.capture.planning import plan_buckets, survey
@@ -34,7 +34,7 @@ from recreplay.runtime.loading import LaneLoader
 from recreplay.runtime.manifest import Manifest
 from recreplay.runtime.mixed import make_checker
 
-REWRITES = ("stack_lookups", "pack_linears", "stack_branches", "inline_linears")
+REWRITES = ("stack_lookups", "group_lookups", "pack_linears", "stack_branches", "inline_linears")
 DEFAULT_BUCKETS = (1, 8, 64, 256)
 # CPU graphs replay serially, so that more streams only mean more and smaller segments.
 DEFAULT_STRATEGY: dict[str, Strategy] = {"cpu": "single", "cuda": "matching"}
@@ -98,12 +98,12 @@ def capture(
     target = open_device(device)  # refuses a device that is not here before any work is done
     environment = target.fingerprint()
     target.close()
+    useless = _useless_rewrites(compiler, target.type)
+    if "group_lookups" in rewrites and target.type == "cuda" and (problem := triton_problem()):
+        useless.add("group_lookups")
+        notices.append(f"NOTICE: lookups are not grouped: {problem}")
     for notice in notices:
         progress(notice)
-    # A fused loop needs a compiler that fuses; operator by operator, it is only more operators.
-    useless = set() if compiler == "inductor" else {"inline_linears"}
-    if target.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        useless.add("pack_linears")  # it is oneDNN that packs
     applied = tuple(r for r in rewrites if r not in useless)
     given = Choice(applied, strategy or DEFAULT_STRATEGY[target.type], streams, compiler)
     with artifact_folder(Path(out), overwrite) as folder:
@@ -205,6 +205,16 @@ def _choose_compiler(compiler: str | None, device: str) -> tuple[str, list[str]]
     return "eager", [
         f"NOTICE: {problem}; segments are captured with the eager compiler, which is slower"
     ]
+
+
+def _useless_rewrites(compiler: str, device: str) -> set[str]:
+    # A fused loop needs a compiler that fuses; operator by operator, it is only more operators.
+    useless = set() if compiler == "inductor" else {"inline_linears"}
+    if device != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        useless.add("pack_linears")  # it is oneDNN that packs
+    if device != "cuda":
+        useless.add("group_lookups")  # its kernel is for CUDA
+    return useless
 
 
 def _example(

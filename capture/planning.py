@@ -16,6 +16,7 @@ from recreplay.capture.features import to_dag
 from recreplay.capture.ingest import Ingested
 from recreplay.capture.lookups import id_bounds
 from recreplay.capture.operator_graph import all_strategies, operator_graph
+from recreplay.capture.rewrites.group_lookups import group_lookups
 from recreplay.capture.rewrites.inline_linears import inline_linears
 from recreplay.capture.rewrites.pack_linears import pack_linears
 from recreplay.capture.rewrites.stack_branches import plan_weight_stacks, stack_branches
@@ -24,6 +25,7 @@ from recreplay.capture.rewrites.turn_linears import turn_linears
 from recreplay.capture.schedule import side_by_side
 from recreplay.capture.segments import BoundSegment, cut
 from recreplay.capture.specialise import Program, specialise
+from recreplay.capture.table_groups import TableGroup, plan_groups
 from recreplay.capture.weight_stacks import WeightStack
 from recreplay.runtime.graph import BucketGraph, OperatorGraph
 from recreplay.runtime.plan import Plan, check_plan
@@ -49,6 +51,7 @@ class Survey:
     unchecked: tuple[str, ...]
     tables: tuple[WeightStack, ...]
     branches: tuple[WeightStack, ...]
+    groups: tuple[TableGroup, ...] = ()
 
 
 def survey(model: Ingested, size: int, rewrites: Sequence[str]) -> Survey:
@@ -56,11 +59,13 @@ def survey(model: Ingested, size: int, rewrites: Sequence[str]) -> Survey:
     program = specialise(model, size)
     bounds, unchecked = id_bounds(program)
     tables = plan_stacks(program) if "stack_lookups" in rewrites else []
+    groups = plan_groups(program, tables) if "group_lookups" in rewrites else []
     branches: list[WeightStack] = []
     if "stack_branches" in rewrites:
+        group_lookups(program, groups)
         stack_lookups(program, tables)
         branches = plan_weight_stacks(program)
-    return Survey(tuple(bounds), tuple(unchecked), tuple(tables), tuple(branches))
+    return Survey(tuple(bounds), tuple(unchecked), tuple(tables), tuple(branches), tuple(groups))
 
 
 def plan_buckets(
@@ -103,6 +108,9 @@ def sources(graph: fx.Graph, *kinds: str) -> list[str]:
 
 
 def _rewrite(program: Program, choice: Choice, known: Survey, smallest: bool) -> None:
+    # First, so that only what it cannot take is stacked.
+    if "group_lookups" in choice.rewrites:
+        group_lookups(program, known.groups)
     if "stack_lookups" in choice.rewrites:
         stack_lookups(program, known.tables)
     # Before branches are stacked: what is large enough to be packed gains nothing from a batch.

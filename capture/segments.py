@@ -17,10 +17,12 @@ from torch import fx
 
 from recreplay.capture.specialise import Program
 from recreplay.capture.views import base, is_view
-from recreplay.runtime.aten import Operator, encode, target_name
+from recreplay.runtime.aten import GROUPED_LOOKUP, Operator, encode, target_name
 from recreplay.runtime.plan import Plan, plan_from
 
 aten = torch.ops.aten
+# Operators whose first argument is a table, of which the number of rows does not matter.
+_TABLE_READS = {"aten.embedding.default", "aten.embedding_bag.padding_idx", GROUPED_LOOKUP}
 
 
 @dataclass(frozen=True)
@@ -205,7 +207,7 @@ def _lower(
                 is_table = (
                     position == 0
                     and str(read.target).startswith("weight:")
-                    and node.target in (aten.embedding.default, aten.embedding_bag.padding_idx)
+                    and str(node.target) in _TABLE_READS
                 )
                 tables_only[read] = tables_only.get(read, True) and is_table
         own = f"o{len(operators)}"

@@ -40,8 +40,14 @@ def _lay_out(
     read = {name for p in planned for name in sources(p.program.graph, "weight", *KINDS)}
     tables: dict[str, TableView] = {}
     stored: dict[str, torch.Tensor] = {}
+    grouped: set[str] = set()
+    for group in known.groups:
+        if group.name in read:
+            tables |= group.views(read)
+            stored[group.name] = group.flat.store(state)
+            grouped |= {stack.name for stack, _ in group.stacks}
     for stack in (*known.tables, *known.branches):
-        if stack.name not in read:
+        if stack.name not in read or stack.name in grouped:
             continue
         for member, start in zip(stack.members, stack.starts, strict=True):
             tables[member] = TableView(stack.name, start, len(state[member]))

@@ -13,7 +13,10 @@ _ALIGNMENT = 64  # bytes at which each weight of a stack begins: one cache line
 
 @dataclass(frozen=True)
 class WeightStack:
-    """`starts[i]` is the first row of `members[i]`; the storage is `[rows, *row]`."""
+    """`starts[i]` is the first row of `members[i]`; the storage is `[rows, *row]`.
+
+    A flat storage has rows of one element, `row` is empty, and members have any width.
+    """
 
     name: str
     members: tuple[str, ...]
@@ -24,8 +27,10 @@ class WeightStack:
     def store(self, state: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The storage, filled; rows between two weights are zero."""
         storage = torch.zeros((self.rows, *self.row), dtype=state[self.members[0]].dtype)
+        flat, width = storage.view(-1), prod(self.row)
         for name, start in zip(self.members, self.starts, strict=True):
-            storage[start : start + len(state[name])].copy_(state[name].detach())
+            weight = state[name].detach().reshape(-1)
+            flat[start * width : start * width + len(weight)].copy_(weight)
         return storage
 
 

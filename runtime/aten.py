@@ -3,8 +3,8 @@
 A program is a list of operators in execution order. Arguments are JSON values, or one of these:
 `{"value": name}` (a tensor), `{"dtype": "float32"}`, `{"memory_format": "..."}`, `{"device":
 true}` (the device that the segment runs on), `{"layout": "strided"}`, `{"float": "inf"}`. Only
-operators of the `aten` namespace, `getitem` and oneDNN's linear layer over a packed weight exist,
-so that loading one cannot run anything else.
+operators of the `aten` namespace, `getitem`, oneDNN's linear layer over a packed weight and our own
+`grouped_lookup` exist, so that loading one cannot run anything else.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from recreplay.runtime.errors import ArtifactCorruptError
 
 _PACKED_LINEAR = "mkldnn._linear_pointwise.default"
+GROUPED_LOOKUP = "recreplay.grouped_lookup.default"
 _MEMORY_FORMATS = {
     str(f): f for f in (torch.contiguous_format, torch.preserve_format, torch.channels_last)
 }
@@ -110,8 +111,8 @@ def rebuild(arg: Any, values: Mapping[str, Any], device: torch.device) -> Any:
 def target_name(target: Any) -> str:
     if target is operator.getitem:
         return "getitem"
-    if str(target) == _PACKED_LINEAR:
-        return _PACKED_LINEAR
+    if str(target) in (_PACKED_LINEAR, GROUPED_LOOKUP):
+        return str(target)
     if isinstance(target, torch._ops.OpOverload) and target.namespace == "aten":
         return str(target)
     raise TypeError(f"{target} is not an ATen operator")
@@ -123,6 +124,11 @@ def resolve(target: str) -> Callable[..., Any]:
         return operator.getitem
     if target == _PACKED_LINEAR:
         return cast("Callable[..., Any]", torch.ops.mkldnn._linear_pointwise.default)
+    if target == GROUPED_LOOKUP:
+        # Not before it is needed: most programs have none, and defining it looks for Triton.
+        from recreplay.runtime.grouped_lookup import grouped_lookup_operator
+
+        return grouped_lookup_operator()
     namespace, _, rest = target.partition(".")
     packet, _, overload = rest.rpartition(".")
     found = getattr(getattr(torch.ops.aten, packet, None), overload, None)

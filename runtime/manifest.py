@@ -52,11 +52,16 @@ class Package:
 
 @dataclass(frozen=True, slots=True)
 class TableView:
-    """A weight that is rows `[start, start + rows)` of the stored tensor `storage`."""
+    """A weight that is `rows` rows of the tensor `storage`, from its row `start` on.
+
+    Where the storage is flat, `row` is the shape of a row, and `start` counts elements; else rows
+    are those of the storage. The storage may be a view itself, which then comes before.
+    """
 
     storage: str
     start: int
     rows: int
+    row: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +145,9 @@ class Manifest:
             outputs=tuple(OutputSpec(**_shaped(o, "row")) for o in data["outputs"]),
             bounds=tuple(IdBound(**b) for b in data["bounds"]),
             unchecked=tuple(data["unchecked"]),
-            tables={k: TableView(**v) for k, v in data["tables"].items()},
+            tables={
+                k: TableView(**_shaped({"row": (), **v}, "row")) for k, v in data["tables"].items()
+            },
             packages={k: Package(**v) for k, v in data["packages"].items()},
             buckets=tuple(_bucket(b) for b in data["buckets"]),
             parity=tuple(Parity(**p) for p in data["parity"]),

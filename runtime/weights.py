@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 
 import torch
@@ -47,8 +48,8 @@ def with_views(
     stored: Mapping[str, torch.Tensor], tables: Mapping[str, TableView]
 ) -> dict[str, torch.Tensor]:
     """The stored weights and, as views by rows, the tables that lie inside of them."""
-    views = {
-        name: stored[view.storage][view.start : view.start + view.rows]
-        for name, view in tables.items()
-    }
-    return {**stored, **views}
+    weights = dict(stored)
+    for name, view in tables.items():
+        rows = weights[view.storage][view.start : view.start + view.rows * prod(view.row)]
+        weights[name] = rows.view(view.rows, *view.row) if view.row else rows
+    return weights

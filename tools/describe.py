@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -128,5 +129,5 @@ def _stacks(manifest: Manifest) -> list[dict[str, Any]]:
     rows: dict[str, int] = {}
     for name, view in manifest.tables.items():
         stacks.setdefault(view.storage, []).append(name)
-        rows[view.storage] = max(rows.get(view.storage, 0), view.start + view.rows)
+        rows[view.storage] = max(rows.get(view.storage, 0), view.start + view.rows * prod(view.row))
     return [{"name": k, "tables": names, "rows": rows[k]} for k, names in stacks.items()]

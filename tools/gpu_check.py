@@ -18,8 +18,22 @@ from typing import Any
 from xml.etree import ElementTree
 
 BATCHES = (1, 4, 16, 64, 256, 1024)
-MODELS = ("dlrm", "dlrm_rmc1", "dlrm_rmc3", "streamrec", "wide_deep", "mt_wide_deep")
+MODELS = (
+    *("dlrm", "dlrm_rmc1", "dlrm_rmc3", "streamrec", "wide_deep", "mt_wide_deep"),
+    *("microrec_47", "microrec_98"),
+)
 ROWS_SCALE = "rows_scale=0.05"
+_STACKED = ("stack_lookups", "stack_branches", "inline_linears")
+# Strategy, streams, rewrites: one stream with lookups grouped and not, then the branches as they
+# are, then with one lookup for all.
+WAYS: tuple[tuple[str, int, tuple[str, ...]], ...] = (
+    ("single", 1, ("group_lookups", *_STACKED)),
+    ("single", 1, _STACKED),
+    ("matching", 2, ()),
+    ("matching", 8, ()),
+    ("matching", 8, ("group_lookups",)),
+    ("feature", 8, ()),
+)
 
 
 def run_tests(root: Path, work: Path) -> dict[str, Any]:
@@ -56,7 +70,7 @@ def run_tests(root: Path, work: Path) -> dict[str, Any]:
 
 def measure(work: Path, compiler: str, seconds: float) -> list[dict[str, Any]]:
     """Eager against replay, single against multi-stream, per model and batch, until time is up."""
-    from recreplay.capture import REWRITES, capture
+    from recreplay.capture import capture
     from recreplay.runtime.errors import RecReplayError
     from recreplay.tools.bench.compare import Session
     from recreplay.tools.target import load_target
@@ -65,12 +79,13 @@ def measure(work: Path, compiler: str, seconds: float) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for name in MODELS:
         target = load_target(f"recreplay.models:{name}", [ROWS_SCALE])
-        for strategy, streams in (("single", 1), ("matching", 2), ("matching", 8), ("feature", 8)):
+        for strategy, streams, rewrites in WAYS:
             if time.monotonic() > end:
                 rows.append({"model": name, "strategy": strategy, "skipped": "out of time"})
                 continue
             row = {"model": name, "strategy": strategy, "streams": streams, "compiler": compiler}
-            out = work / f"{name}-{strategy}-{streams}.rr"
+            row["rewrites"] = rewrites
+            out = work / f"{name}-{strategy}-{streams}-{'group_lookups' in rewrites}.rr"
             try:
                 manifest = capture(
                     target.model,
@@ -80,7 +95,7 @@ def measure(work: Path, compiler: str, seconds: float) -> list[dict[str, Any]]:
                     strategy=strategy,
                     streams=streams,
                     compiler=compiler,
-                    rewrites=REWRITES if strategy == "single" else (),
+                    rewrites=rewrites,
                 )
                 begun = time.perf_counter()
                 with Session(target, out, "cuda") as session:
@@ -98,7 +113,7 @@ def measure(work: Path, compiler: str, seconds: float) -> list[dict[str, Any]]:
                 }
             )
             print(
-                f"{name} {strategy} {streams}: "
+                f"{name} {strategy} {streams} ({', '.join(rewrites) or 'no rewrites'}): "
                 + ", ".join(
                     f"{r['batch']}: {r['eager_us']['p50']} -> {r['replay_us']['p50']} us"
                     for r in results

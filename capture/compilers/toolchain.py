@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 
@@ -18,6 +19,15 @@ def inductor_problem(device: str) -> str | None:
         return "no C++ compiler was found (g++ on the PATH, or CXX)"
     if device.startswith("cuda"):
         return _cuda_problem()
+    return None
+
+
+def triton_problem() -> str | None:
+    """Why our own CUDA kernels cannot be compiled here, or None."""
+    if find_spec("triton") is None:
+        return "Triton is not installed (pip install triton; it comes with torch's CUDA wheels)"
+    if not any(shutil.which(c) for c in (os.environ.get("CC", "gcc"), "clang")):
+        return "Triton needs a C compiler to launch kernels, and none was found (gcc, or CC)"
     return None
 
 

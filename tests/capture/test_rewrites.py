@@ -307,8 +307,8 @@ def test_stacked_tables_are_stored_once(captured: Capture) -> None:
     case = CASES["a table that is multiplied as well"]
     path = captured(Model(case.tables, case.run), {f"x_{k}": v for k, v in case.draw(4).items()})
     views = json.loads((path / "manifest.json").read_text())["tables"]
-    assert views["tables.a"] == {"storage": "stack_float32_8", "start": 0, "rows": 20}
-    assert views["tables.b"] == {"storage": "stack_float32_8", "start": 20, "rows": 12}
+    assert views["tables.a"] == {"storage": "stack_float32_8", "start": 0, "rows": 20, "row": []}
+    assert views["tables.b"] == {"storage": "stack_float32_8", "start": 20, "rows": 12, "row": []}
     assert (path / "weights.safetensors").stat().st_size < 32 * 8 * 4 * 1.5
 
 
