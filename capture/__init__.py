@@ -3,10 +3,17 @@
 from recreplay.capture.declared import Jagged
 from recreplay.capture.ingest import load_pt2
 from recreplay.capture.onnx_import import load_onnx
-from recreplay.capture.pipeline import DEFAULT_BUCKETS, DEFAULT_STRATEGY, REWRITES, capture
+from recreplay.capture.pipeline import (
+    DEFAULT_BUCKETS,
+    DEFAULT_REWRITES,
+    DEFAULT_STRATEGY,
+    REWRITES,
+    capture,
+)
 
 __all__ = [
     "DEFAULT_BUCKETS",
+    "DEFAULT_REWRITES",
     "DEFAULT_STRATEGY",
     "REWRITES",
     "Jagged",

@@ -139,7 +139,7 @@ def look_up(
 grouped_lookup.register_kernel("cpu")(look_up)
 
 
-@grouped_lookup.register_fake
+@grouped_lookup.register_fake  # type: ignore[untyped-decorator, unused-ignore]
 def _(
     weights: Tensor, ids: Any, offsets: Any, scales: Any, slots: Any, elements: int, *_: Any
 ) -> Tensor:

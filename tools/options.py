@@ -36,7 +36,7 @@ Compiler = Annotated[
 ]
 Rewrites = Annotated[
     str | None,
-    typer.Option(help="Rewrites to apply, separated by commas, or none. [dim]Default: all.[/]"),
+    typer.Option(help="Rewrites to apply, separated by commas, or none. [dim]Default: all but group_lookups.[/]"),
 ]
 Tune = Annotated[
     str,
@@ -76,9 +76,9 @@ def parse_sizes(text: str, option: str) -> list[int]:
 
 
 def parse_rewrites(text: str | None) -> tuple[str, ...]:
-    """Names of rewrites from `a,b`, from `none`, or all of them."""
+    """Names of rewrites from `a,b`, from `none`, or the usual ones."""
     if text is None:
-        from recreplay.capture import REWRITES
+        from recreplay.capture import DEFAULT_REWRITES
 
-        return REWRITES
+        return DEFAULT_REWRITES
     return () if text == "none" else tuple(part.strip() for part in text.split(","))

@@ -53,7 +53,7 @@ class _Member:
 
     @property
     def bags(self) -> int:
-        return prod(self.result.meta["val"].shape) // self.lookup.dim
+        return int(prod(self.result.meta["val"].shape)) // self.lookup.dim
 
     @property
     def usual_length(self) -> int:
