@@ -36,7 +36,10 @@ Compiler = Annotated[
 ]
 Rewrites = Annotated[
     str | None,
-    typer.Option(help="Rewrites to apply, separated by commas, or none. [dim]Default: all but group_lookups.[/]"),
+    typer.Option(
+        help="Rewrites to apply, separated by commas, or none. [dim]Default: all but "
+        "group_lookups.[/]"
+    ),
 ]
 Tune = Annotated[
     str,

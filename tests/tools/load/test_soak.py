@@ -148,7 +148,8 @@ def test_swaps_and_refreshes_under_load(tmp_path: Path, batching: bool) -> None:
 
 
 def test_three_times_what_can_be_done(shop_path: Path, shop: Any) -> None:
-    target = 0.4  # seconds
+    # Seconds. The short version shares two cores with another process of the suite.
+    target, least = (0.05, 0.6) if LONG else (0.2, 0.2)
     serving = Serving(lanes=1, max_queue=10_000, deadline_us=round(target * 1e6))
     request = shop.request(80)
     with Runtime.load(shop_path, serving=serving) as runtime:
@@ -166,7 +167,7 @@ def test_three_times_what_can_be_done(shop_path: Path, shop: Any) -> None:
         assert overload.answered + overload.refused + overload.expired == overload.offered
         assert overload.failed == 0
         assert overload.refused + overload.expired > overload.offered * 0.1
-        assert overload.answered > 0.2 * capacity * SECONDS
+        assert overload.answered > least * capacity * SECONDS
         assert overload.latency_ms["p99"] <= 2 * target * 1e3
         after = offer(0.3, 1.0)
         assert after.answered == after.offered
