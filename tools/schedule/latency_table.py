@@ -9,6 +9,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from recreplay.runtime import Runtime, Serving
 from recreplay.runtime.errors import RecReplayError
 from recreplay.tools.load.queries import Queries
 
-_SAMPLES = 60  # replays of each size and number of busy lanes
-_SECONDS = 1.0  # and no longer than that for each
+_SAMPLES = 60  # replays of each size and number of busy lanes, in each round
+_SECONDS = 0.5  # and no longer than that for each
+_ROUNDS = 4  # so that a disturbance does not hit one size alone
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,13 @@ def measure(path: Path, queries: Queries, rows: Sequence[int], lanes: int) -> La
     samples: dict[int, tuple[tuple[float, ...], ...]] = {}
     for busy in range(1, lanes + 1):
         with Runtime.load(path, serving=Serving(lanes=busy)) as runtime:
-            samples[busy] = tuple(_time(runtime, queries, n, busy) for n in rows)
+            rounds = [[_time(runtime, queries, n, busy) for n in rows] for _ in range(_ROUNDS)]
+            found = [sorted(chain.from_iterable(times)) for times in zip(*rounds, strict=True)]
+            samples[busy] = tuple(tuple(times) for times in found)
     return LatencyTable(tuple(rows), samples)
 
 
-def _time(runtime: Runtime, queries: Queries, rows: int, busy: int) -> tuple[float, ...]:
+def _time(runtime: Runtime, queries: Queries, rows: int, busy: int) -> list[float]:
     """Seconds between what a lane answers, while more waits: its work and all that goes with it,
     queueing, waking and answering."""
     requests = [queries.of(rows) for _ in range(17)]
@@ -119,7 +123,7 @@ def _time(runtime: Runtime, queries: Queries, rows: int, busy: int) -> tuple[flo
     stopped.wait()
     while runtime.stats()["queue"]["waiting"]:
         time.sleep(0.001)
-    return tuple(sorted(found))
+    return found
 
 
 def _pick(samples: tuple[float, ...], draw: np.random.Generator) -> float:

@@ -58,9 +58,11 @@ async def start_grpc(service: Service, host: str, port: int, max_body: int) -> t
 
 
 def _answered(method: Method) -> Method:
-    """Errors become a status and its text."""
+    """Errors become a status and its text. Nothing new is begun by a server that stops."""
 
     async def wrapped(self: Inference, request: Any, context: Any) -> Any:
+        if self._service.stopping:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the server is stopping")
         try:
             return await method(self, request, context)
         except Exception as error:

@@ -21,6 +21,7 @@ from recreplay.tools.serve.metrics import ServiceCollector
 from recreplay.tools.serve.service import Service
 
 _SWITCH = 0.0005  # seconds that one thread keeps the interpreter; lanes wait for it after a replay
+_REFUSING = 0.25  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,9 @@ async def serve(
         report("stopping: answering what was accepted")
         service.stopping = True
         http.should_exit = True
+        # gRPC's core cancels calls that no handler has taken yet when it is stopped
+        # (grpc/grpc#41785), so for a moment they are taken and refused.
+        await asyncio.sleep(_REFUSING)
         await asyncio.gather(serving, grpc.stop(options.drain_seconds))
         await asyncio.to_thread(repository.close)
         metrics.shutdown()

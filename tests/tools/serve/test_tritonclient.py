@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import signal
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -209,3 +213,73 @@ def test_streamed_requests(server: Any, shop: Any) -> None:
         agree(result, shop.answer(request))
     assert "model 'nothing' is not loaded" in str(answers.get(timeout=10)[1])
     client.stop_stream()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sigterm_answers_what_waits(own_server: Any, make_root: Any, shop: Any, kind: str) -> None:
+    """Requests that the server has, and that wait for others to share a replay with."""
+    root = make_root()
+    waiting = {"lanes": 2, "max_delay_us": 1_500_000}
+    (root / "shop" / "serving.json").write_text(json.dumps(waiting))
+    server = own_server(root=root)
+    problems: list[Any] = []
+    answered: list[float] = []
+
+    def send(number: int) -> None:
+        client = connect(server, kind)
+        request = shop.request(1, seed=number)
+        try:
+            agree(ask(client, kind, request), shop.answer(request))
+            answered.append(time.monotonic())
+        except Exception as error:
+            problems.append(error)
+        client.close()
+
+    threads = [threading.Thread(target=send, args=(i,)) for i in range(3)]  # less than a bucket
+    for thread in threads:
+        thread.start()
+    time.sleep(0.5)
+    assert answered == []
+    stopped = time.monotonic()
+    assert server.stop(signal.SIGTERM) == 0
+    for thread in threads:
+        thread.join(timeout=30)
+    assert problems == []
+    assert len(answered) == 3
+    assert min(answered) > stopped
+
+
+def test_sigterm_under_grpc_load(own_server: Any, shop: Any) -> None:
+    """Until the signal every call is answered; after it a call is, or was not taken."""
+    server = own_server()
+    request = shop.request(5)
+    expected = shop.answer(request)
+    answered = [0] * 8
+    refused: list[tuple[float, str, str]] = []
+
+    def ask_on(number: int) -> None:
+        client = connect(server, "grpc")
+        while True:
+            try:
+                result = ask(client, "grpc", request)
+            except utils.InferenceServerException as error:
+                refused.append((time.monotonic(), str(error.status()), error.message()))
+                break
+            agree(result, expected)
+            answered[number] += 1
+        client.close()
+
+    threads = [threading.Thread(target=ask_on, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    time.sleep(1)
+    signalled = time.monotonic()
+    code = server.stop(signal.SIGTERM)
+    for thread in threads:
+        thread.join(timeout=30)
+    assert code == 0
+    assert min(answered) > 0
+    assert len(refused) == 8
+    for at, status, _ in refused:
+        assert at > signalled
+        assert status == "StatusCode.UNAVAILABLE", refused
