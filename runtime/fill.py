@@ -21,6 +21,7 @@ from recreplay.runtime.spec import DTYPES, IdBound, Slot
 
 Array = np.ndarray[Any, Any]
 Check = Literal["error", "clamp", "off"]
+_FEW = 4096  # ids of 26 features: 0.5 us instead of 1.6 at 26, 2.4 instead of 3.0 at 8,320
 CHECKS: tuple[Check, ...] = ("error", "clamp", "off")
 
 
@@ -69,21 +70,26 @@ class _Block:
 class _IdCheck:
     """Ids `[F, ids]`, or rows whose `columns` are ids, and the limit of each feature or column.
 
-    `limit` is the one limit of all features, where their tables have one number of rows.
+    `limit` is the one limit of all features, where their tables have one number of rows. `each` is
+    the limit of every id, flat, where there are so few that comparing all of them is cheaper than
+    finding the largest of each feature.
     """
 
     ids: Array
     limits: Array
     limit: int | None
     columns: list[int] | None
+    each: Array | None = None
 
     def holds(self) -> bool:
         """True if every id is in range. A negative integer is a very large unsigned one."""
         if self.limit is not None:
             return bool(self.ids.item(self.ids.argmax()) < self.limit)  # half the cost of `max`
+        if self.each is not None:
+            # Compared as bytes: `all` of a small array takes longer than its comparison.
+            return (self.ids.reshape(-1) < self.each).tobytes() == b"\x01" * len(self.each)
         if self.columns is None:
             worst = np.maximum.reduce(self.ids, axis=1)
-            # Compared as bytes: `all` of a small array takes longer than its reduction.
             return bool((worst < self.limits).tobytes() == b"\x01" * len(worst))
         ids = self.ids[:, self.columns]
         return bool(((ids >= 0) & (ids < self.limits)).all())  # false for NaN as well
@@ -183,7 +189,8 @@ class Fill:
             # Padded rows repeat row 0, so that the whole block holds just when the request does.
             ids = view.reshape(features, -1).view(f"u{view.dtype.itemsize}")
             limit = int(block.limits[0]) if (block.limits == block.limits[0]).all() else None
-            self._checks.append(_IdCheck(ids, block.limits, limit, None))
+            each = _each(block.limits, ids) if limit is None and ids.size <= _FEW else None
+            self._checks.append(_IdCheck(ids, block.limits, limit, None, each))
         for at in sorted({at for at, _, _ in block.columns}):
             mine = [(column, bound) for i, column, bound in block.columns if i == at]
             limits = np.array([bound for _, bound in mine])
@@ -198,6 +205,12 @@ def _picker(positions: Sequence[int]) -> Callable[[Sequence[Array]], Sequence[Ar
     if list(positions) == list(range(first, first + count)):
         return itemgetter(slice(first, first + count))
     return itemgetter(*positions)
+
+
+def _each(limits: Array, ids: Array) -> Array:
+    """The limit of every id, of the ids' dtype if that can hold it, so that none is converted."""
+    fits = int(limits.max()) <= np.iinfo(ids.dtype).max
+    return np.repeat(limits.astype(ids.dtype) if fits else limits, ids.shape[1])
 
 
 class Filler:

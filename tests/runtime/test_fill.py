@@ -152,6 +152,21 @@ def test_every_dtype_has_its_bounds(
             staged.fill(1, a=np.array([value], dtype=dtype))
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "int32", "int64"])
+@pytest.mark.parametrize("width", [1, 3000])
+def test_neighbours_have_limits_of_their_own(dtype: str, width: int) -> None:
+    """Also one that their dtype cannot hold; few ids are compared otherwise than many."""
+    made = bucket(1, [("a", dtype, (width,)), ("b", dtype, (width,))], staged=2)
+    staged = Staged(made, [IdBound("a", None, 70_000, "t"), IdBound("b", None, 4, "u")])
+    most = min(np.iinfo(dtype).max, 69_999)
+    a, b = np.full((1, width), most, dtype), np.full((1, width), 3, dtype)
+    assert staged.fill(1, a=a, b=b) == 0
+    b[0, -1] = 4
+    message = rf"^input 'b', row 0, position {width - 1}: id 4 is out of range; table 'u' has 4"
+    with pytest.raises(IdRangeError, match=message):
+        staged.fill(1, a=a, b=b)
+
+
 def test_ids_left_in_the_padding_by_a_larger_request_are_not_checked() -> None:
     staged = Staged(bucket(4, [("a", "int64", ())]), [IdBound("a", None, 5, "t")], "error")
     with pytest.raises(IdRangeError):
