@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from recreplay.capture.choices import Choice
-from recreplay.capture.compilers import get_compiler
+from recreplay.capture.compilers import SegmentCompiler, get_compiler
 from recreplay.capture.ingest import Ingested
 from recreplay.capture.layout import lay_out
 from recreplay.capture.planning import Planned
@@ -46,7 +46,7 @@ class Assembly:
         codes, keys = self._share(choice, planned)
         missing = {name: code for name, code in codes.items() if name not in self._packages}
         if missing:
-            backend = get_compiler(choice.compiler, self._threads)
+            backend = self._compiler(choice)
             self._packages |= backend.compile(missing, self.folder, self.device, self._progress)
         return keys
 
@@ -80,8 +80,12 @@ class Assembly:
             else:
                 path.unlink()
 
+    def _compiler(self, choice: Choice) -> SegmentCompiler:
+        tf32 = self._blank.precision == "tf32"
+        return get_compiler(choice.compiler, self._threads, tf32)
+
     def _share(self, choice: Choice, planned: Sequence[Planned]) -> tuple[dict[str, Code], Keys]:
-        backend = get_compiler(choice.compiler, self._threads)
+        backend = self._compiler(choice)
         segments = {p.program.bucket: p.segments for p in planned}
         codes, keys = share(segments, backend.dynamic_batch)
         if choice.compiler == self._blank.compiler:

@@ -54,6 +54,7 @@ def export_onnx(artifact: str | Path, out: str | Path) -> dict[str, float]:
             "'recreplay[onnx]'"
         ) from error
     opened = open_artifact(artifact)
+    _refuse_lowered(opened.manifest)
     module = read_program(opened)
     _prepare_inputs(module, opened.manifest.inputs)
     spread_bags(module)
@@ -72,6 +73,15 @@ def export_onnx(artifact: str | Path, out: str | Path) -> dict[str, float]:
         for file in sorted(Path(folder).iterdir(), reverse=True):  # data first, then who reads it
             os.replace(file, target.parent / file.name)
     return worst
+
+
+def _refuse_lowered(manifest: Manifest) -> None:
+    if manifest.max_error is not None:
+        raise CaptureError(
+            f"{manifest.model} was captured with precision {manifest.precision!r} and table "
+            f"precision {manifest.table_precision!r}, and the artifact does not hold its float32 "
+            "weights any more; capture it with fp32 for both and export that"
+        )
 
 
 def spread_bags(module: fx.GraphModule) -> None:

@@ -21,6 +21,7 @@ from recreplay.capture.compilers.toolchain import inductor_problem, triton_probl
 from recreplay.capture.declared import Jagged
 from recreplay.capture.ingest import ingest
 from recreplay.capture.planning import plan_buckets, survey
+from recreplay.capture.precision import choose_precision
 from recreplay.capture.program_file import write_program
 from recreplay.capture.tune import tune_buckets
 from recreplay.capture.verify import verify
@@ -60,6 +61,9 @@ def capture(
     jagged: Sequence[Jagged] | None = None,
     user_inputs: Sequence[str] = (),
     users: int = 1,
+    precision: str = "fp32",
+    table_precision: str = "fp32",
+    max_error: float | None = None,
     rtol: float = 1e-4,
     atol: float = 1e-5,
     overwrite: bool = False,
@@ -89,7 +93,14 @@ def capture(
     - `user_inputs`: inputs that all rows of a request share, or that have a row for each of at
       most `users` users, which the input `user_index` then gives for each row. The example has
       them for every row, as the model takes them.
-    - `rtol`, `atol`: how far a replay may be from eager.
+    - `precision`: `"fp32"`, `"tf32"` (CUDA), `"bf16"` or `"fp16"` (CUDA): what the trunk's matrix
+      products read; they give float32 on.
+    - `table_precision`: `"fp32"`, `"fp16"` or `"int8"`: what tables are stored as, int8 with a
+      scale and an offset per row. Rows are pooled in float32.
+    - `max_error`: with lowered precision, the largest error of an output against the float32 model,
+      over the output's scale (its largest size in random requests). By default 0.02 for bf16, 0.005
+      for tf32 and fp16, and for tables 0.002 (fp16) or 0.02 (int8) on top.
+    - `rtol`, `atol`: how far a replay in float32 may be from eager.
 
     Raises `CaptureError` (what cannot be captured and why) or `ParityError`; nothing is written
     then.
@@ -97,6 +108,7 @@ def capture(
     begun = time.perf_counter()
     sizes = _check_arguments(buckets, rewrites, strategy, streams, tune)
     compiler, notices = _choose_compiler(compiler, device)
+    lowest = choose_precision(precision, table_precision, max_error, device, compiler)
     target = open_device(device)  # refuses a device that is not here before any work is done
     environment = target.fingerprint()
     target.close()
@@ -117,7 +129,12 @@ def capture(
             user_inputs=user_inputs,
             users=users,
         )
-        known = survey(ingested, sizes[0], applied)
+        known = survey(ingested, sizes[0], applied, lowest)
+        for name in known.lowering.left:
+            progress(
+                f"table {name} stays in fp32: it is read by more than plain lookups, which "
+                f"{table_precision} is for"
+            )
         blank = Manifest(
             model=ingested.name,
             device=target.type,
@@ -137,6 +154,9 @@ def capture(
             notices=tuple(notices),
             capture_seconds=0.0,
             users=ingested.users,
+            precision=precision,
+            table_precision=table_precision,
+            max_error=lowest.max_error,
         )
         assembly = Assembly(folder, ingested, blank, device, threads, progress)
         if tune == "off":
@@ -144,23 +164,35 @@ def capture(
             manifest = assembly.manifest(planned, assembly.compile(given, planned))
         else:
             absent = tensorrt_problem(device)
+            if lowest.max_error is not None:
+                absent = "its engines have a precision of their own"
             if absent is not None:
                 progress(f"no candidate uses TensorRT: {absent}")
             free = strategy is None
             tried = choices(tune, given, target.type, free, tensorrt=absent is None)
             planned, manifest = tune_buckets(
-                assembly, sizes, tried, known, tune, tune_seconds, environment, progress
+                assembly,
+                sizes,
+                tried,
+                known,
+                tune,
+                tune_seconds,
+                {**environment, "precision": precision},
+                progress,
             )
         assembly.drop_all_but(manifest)
         constants = {k: v for p in planned for k, v in p.program.constants.items()}
         save_tensors(folder / CONSTANTS, constants)
         progress("writing weights")
-        manifest = replace(manifest, tables=write_weights(folder, ingested, planned, known))
+        tables, lowered = write_weights(folder, ingested, planned, known)
+        manifest = replace(manifest, tables=tables, lowered=lowered)
         progress("recording and verifying")
         lane = LaneLoader(Artifact(folder, manifest), device, "error").lane()
         try:
             checker = make_checker(manifest, "error")
-            parity, stored = verify(ingested, lane, checker, sizes, known.bounds, rtol, atol)
+            parity, stored = verify(
+                ingested, lane, checker, sizes, known.bounds, rtol, atol, lowest
+            )
         finally:
             lane.close()
         save_tensors(folder / SELFTEST, stored)

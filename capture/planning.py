@@ -15,9 +15,13 @@ from recreplay.capture.dense import dense_nodes
 from recreplay.capture.features import to_dag
 from recreplay.capture.ingest import Ingested
 from recreplay.capture.lookups import id_bounds
+from recreplay.capture.lowering import NOTHING, Lowering, find_lowering, with_storages
 from recreplay.capture.operator_graph import all_strategies, operator_graph
+from recreplay.capture.precision import FULL, Precision
 from recreplay.capture.rewrites.group_lookups import group_lookups
 from recreplay.capture.rewrites.inline_linears import inline_linears
+from recreplay.capture.rewrites.lower_products import lower_products
+from recreplay.capture.rewrites.lower_tables import lower_tables
 from recreplay.capture.rewrites.pack_linears import pack_linears
 from recreplay.capture.rewrites.stack_branches import plan_weight_stacks, stack_branches
 from recreplay.capture.rewrites.stack_lookups import plan_stacks, stack_lookups
@@ -28,6 +32,7 @@ from recreplay.capture.specialise import Program, specialise
 from recreplay.capture.table_groups import TableGroup, plan_groups
 from recreplay.capture.weight_stacks import WeightStack
 from recreplay.runtime.graph import BucketGraph, OperatorGraph
+from recreplay.runtime.lowered import value_dtype
 from recreplay.runtime.plan import Plan, check_plan
 from recreplay.runtime.spec import IdBound
 
@@ -52,20 +57,32 @@ class Survey:
     tables: tuple[WeightStack, ...]
     branches: tuple[WeightStack, ...]
     groups: tuple[TableGroup, ...] = ()
+    lowering: Lowering = NOTHING
 
 
-def survey(model: Ingested, size: int, rewrites: Sequence[str]) -> Survey:
+def survey(
+    model: Ingested, size: int, rewrites: Sequence[str], precision: Precision = FULL
+) -> Survey:
     """`rewrites`: all that any choice applies. How weights are stored follows from them."""
     program = specialise(model, size)
+    lowering = find_lowering(program, precision)
     bounds, unchecked = id_bounds(program)
-    tables = plan_stacks(program) if "stack_lookups" in rewrites else []
-    groups = plan_groups(program, tables) if "group_lookups" in rewrites else []
+    tables = plan_stacks(program, lowering) if "stack_lookups" in rewrites else []
+    groups = plan_groups(program, tables, lowering) if "group_lookups" in rewrites else []
     branches: list[WeightStack] = []
     if "stack_branches" in rewrites:
         group_lookups(program, groups)
         stack_lookups(program, tables)
-        branches = plan_weight_stacks(program)
-    return Survey(tuple(bounds), tuple(unchecked), tuple(tables), tuple(branches), tuple(groups))
+        branches = plan_weight_stacks(program, lowering)
+        lowering = lowering.without_split(branches)
+    return Survey(
+        bounds=tuple(bounds),
+        unchecked=tuple(unchecked),
+        tables=tuple(tables),
+        branches=tuple(branches),
+        groups=tuple(groups),
+        lowering=lowering,
+    )
 
 
 def plan_buckets(
@@ -121,9 +138,17 @@ def _rewrite(program: Program, choice: Choice, known: Survey, smallest: bool) ->
     # It pays in the smallest bucket only, which has packages of its own; the others share.
     if "inline_linears" in choice.rewrites and smallest:
         inline_linears(program)
-    # Last, because what it leaves is no linear layer any more.
+    # After all that reads linear layers, because what it leaves is none any more.
     if "pack_linears" in choice.rewrites:
         turn_linears(program)
+    # Last, so that the others see types and reads as the model has them.
+    lowering = known.lowering
+    if lowering.precision.rows is not None:
+        tables = with_storages(lowering.tables, known.tables)
+        lower_tables(program, tables, lowering.precision.rows)
+    if lowering.precision.products is not None:
+        weights = with_storages(lowering.factors, known.branches)
+        lower_products(program, weights, value_dtype(lowering.precision.products))
 
 
 def _described(program: Program, choice: Choice) -> OperatorGraph:

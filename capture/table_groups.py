@@ -14,6 +14,7 @@ from math import prod
 import torch
 
 from recreplay.capture.lookups import find_lookups
+from recreplay.capture.lowering import NOTHING, Lowering
 from recreplay.capture.specialise import Program
 from recreplay.capture.weight_stacks import WeightStack, lay_end_to_end
 from recreplay.runtime.manifest import TableView
@@ -56,12 +57,17 @@ class TableGroup:
         return found
 
 
-def plan_groups(program: Program, stacks: Sequence[WeightStack]) -> list[TableGroup]:
-    """The groups of a program, one for each dtype. The same for every bucket."""
+def plan_groups(
+    program: Program, stacks: Sequence[WeightStack], lowering: Lowering = NOTHING
+) -> list[TableGroup]:
+    """The groups of a program, one for each dtype. The same for every bucket.
+
+    Tables that are stored in a lower type are left to be stacked: the kernel writes what it reads.
+    """
     tables: dict[torch.dtype, dict[str, tuple[int, int]]] = defaultdict(dict)
     for lookup in find_lookups(program):
         dtype = lookup.output.meta["val"].dtype if lookup.bags else None
-        if dtype in GROUPED_DTYPES:
+        if dtype in GROUPED_DTYPES and lookup.weight not in lowering.tables:
             tables[dtype][lookup.weight] = (lookup.rows, lookup.dim)
     return [_group(dtype, shapes, stacks) for dtype, shapes in tables.items()]
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from recreplay.capture.ingest import Ingested
+from recreplay.capture.lowering import Lowering
 from recreplay.capture.planning import Planned, Survey, sources
+from recreplay.capture.weight_stacks import WeightStack
 from recreplay.capture.writer import save_tensors
 from recreplay.runtime.artifact import WEIGHTS
+from recreplay.runtime.errors import CaptureError
+from recreplay.runtime.lowered import SCALES, lower, part_names, unfit
 from recreplay.runtime.manifest import TableView
 from recreplay.runtime.weight_copies import KINDS
 from recreplay.runtime.weights import with_views
@@ -18,11 +23,13 @@ from recreplay.runtime.weights import with_views
 
 def write_weights(
     folder: Path, model: Ingested, planned: Sequence[Planned], known: Survey
-) -> dict[str, TableView]:
-    """Write what the planned buckets read; returns the weights that are views of a stack."""
+) -> tuple[dict[str, TableView], dict[str, str]]:
+    """Write what the planned buckets read; returns the weights that are views of a stack, and what
+    those are stored as that are not float32 any more."""
     stored, tables = _lay_out(model, planned, known)
     save_tensors(folder / WEIGHTS, stored)
-    return tables
+    kinds = known.lowering.stored()
+    return tables, {name: kinds[name] for name in sorted(kinds) if name in {**stored, **tables}}
 
 
 def weight_tensors(
@@ -37,7 +44,8 @@ def _lay_out(
     model: Ingested, planned: Sequence[Planned], known: Survey
 ) -> tuple[dict[str, torch.Tensor], dict[str, TableView]]:
     state: Mapping[str, torch.Tensor] = {**model.exported.state_dict, **model.exported.constants}
-    read = {name for p in planned for name in sources(p.program.graph, "weight", *KINDS)}
+    everything = {name for p in planned for name in sources(p.program.graph, "weight", *KINDS)}
+    read = {name for name in everything if not name.startswith(SCALES)}
     tables: dict[str, TableView] = {}
     stored: dict[str, torch.Tensor] = {}
     grouped: set[str] = set()
@@ -51,7 +59,32 @@ def _lay_out(
             continue
         for member, start in zip(stack.members, stack.starts, strict=True):
             tables[member] = TableView(stack.name, start, len(state[member]))
-        stored[stack.name] = stack.store(state)
+        stored |= _stack_parts(stack, state, known.lowering)
     for name in sorted(read - set(stored) - set(tables)):
-        stored[name] = state[name]
+        stored |= _parts(name, state[name], known.lowering)
     return stored, tables
+
+
+def _stack_parts(
+    stack: WeightStack, state: Mapping[str, torch.Tensor], lowering: Lowering
+) -> dict[str, torch.Tensor]:
+    """The storage of a stack and, where its rows are int8, that of their scales."""
+    parts = {k: v for name in stack.members for k, v in _parts(name, state[name], lowering).items()}
+    stored = {stack.name: stack.store(parts)}
+    scales = {name: parts[SCALES + name] for name in stack.members if SCALES + name in parts}
+    if scales:
+        stored[SCALES + stack.name] = replace(stack, row=(2,)).store(scales)
+    return stored
+
+
+def _parts(name: str, value: torch.Tensor, lowering: Lowering) -> dict[str, torch.Tensor]:
+    """What is stored for one weight, by name."""
+    kind = lowering.stored().get(name)
+    if kind is None:
+        return {name: value}
+    problem = unfit(value, kind)
+    if problem is not None:
+        raise CaptureError(
+            f"weight {name!r}: {problem}; capture it with fp32 for what is {kind} now"
+        )
+    return dict(zip(part_names(name, kind), lower(value, kind), strict=True))

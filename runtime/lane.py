@@ -20,6 +20,7 @@ from recreplay.runtime.plan import check_plan
 from recreplay.runtime.record import issue
 from recreplay.runtime.segments import LoadedPackage
 from recreplay.runtime.spec import Slot, total_bytes
+from recreplay.runtime.tf32 import products_in
 
 Array = np.ndarray[Any, Any]
 
@@ -83,7 +84,8 @@ class Lane:
                 self._in.part(total_bytes(bucket.inputs)),
                 self._out.part(total_bytes(bucket.outputs)),
             )
-            graph = device.record(bucket.plan.streams, queue)
+            with products_in(manifest.precision):
+                graph = device.record(bucket.plan.streams, queue)
             filler = make_filler(bucket, manifest, self._in.host, check)
             inputs = [(slot.name, slot.view(self._in.host)) for slot in bucket.inputs]
             outputs = [(slot.name, slot.view(self._out.host)) for slot in bucket.outputs]

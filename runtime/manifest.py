@@ -9,7 +9,7 @@ from recreplay.runtime.plan import Plan
 from recreplay.runtime.spec import IdBound, InputSpec, OutputSpec, Slot
 
 FORMAT = "recreplay"
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,19 @@ class TableView:
 
 
 @dataclass(frozen=True, slots=True)
+class OutputParity:
+    """One output of a bucket: its largest error, and `scale`, the largest size of the eager output.
+
+    `atol` is how far the self-test at load lets it be from the stored answer.
+    """
+
+    output: str
+    max_abs: float
+    scale: float
+    atol: float
+
+
+@dataclass(frozen=True, slots=True)
 class Parity:
     """Replay against the eager model: the largest errors seen over `requests` requests."""
 
@@ -74,6 +87,12 @@ class Parity:
     max_rel: float
     rtol: float
     atol: float
+    outputs: tuple[OutputParity, ...] = ()
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Parity:
+        outputs = tuple(OutputParity(**o) for o in data["outputs"])
+        return cls(**{**data, "outputs": outputs})
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +141,10 @@ class Manifest:
     capture_seconds: float
     users: int = 0  # the most users of one request; 0 where the model has no user side
     candidates: tuple[Candidate, ...] = ()  # what the tuner measured; empty where it was off
+    precision: str = "fp32"  # of the trunk's matrix products: fp32, tf32, bf16 or fp16
+    table_precision: str = "fp32"  # fp32, fp16 or int8
+    max_error: float | None = None  # the bound of errors over scales; None if nothing is lowered
+    lowered: dict[str, str] = field(default_factory=dict)  # weight -> type it is stored in
     files: dict[str, str] = field(default_factory=dict)  # path -> sha256
 
     def to_json(self) -> dict[str, Any]:
@@ -150,11 +173,15 @@ class Manifest:
             },
             packages={k: Package(**v) for k, v in data["packages"].items()},
             buckets=tuple(_bucket(b) for b in data["buckets"]),
-            parity=tuple(Parity(**p) for p in data["parity"]),
+            parity=tuple(Parity.from_json(p) for p in data["parity"]),
             notices=tuple(data["notices"]),
             capture_seconds=data["capture_seconds"],
             users=data["users"],
             candidates=tuple(Candidate.from_json(c) for c in data["candidates"]),
+            precision=data["precision"],
+            table_precision=data["table_precision"],
+            max_error=data["max_error"],
+            lowered=dict(data["lowered"]),
             files=dict(data["files"]),
         )
 

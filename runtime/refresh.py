@@ -7,6 +7,7 @@ requests wait for no more than the write itself.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,10 +15,41 @@ import numpy as np
 from recreplay.runtime.errors import RefreshError
 from recreplay.runtime.lanes import LanePool
 from recreplay.runtime.loading import LaneLoader
+from recreplay.runtime.lowered import SCALES, lower, part_names, unfit
 from recreplay.runtime.manifest import Manifest
 
 if TYPE_CHECKING:
     import torch
+
+
+@dataclass(frozen=True)
+class _Weight:
+    """The tensors of a weight, and what they are stored as if that is not the model's float32."""
+
+    parts: tuple[torch.Tensor, ...]
+    lowered: str | None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.parts[0].shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the model has, and new values are given in."""
+        import torch
+
+        return self.parts[0].dtype if self.lowered is None else torch.float32
+
+    def stored(self, what: str, values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """New values as they will be written, on the weight's device."""
+        device = self.parts[0].device
+        if self.lowered is None:
+            return (values.to(self.parts[0]),)
+        values = values.to(self.dtype)
+        problem = unfit(values, self.lowered)
+        if problem is not None:
+            raise RefreshError(f"{what}: {problem}; nothing was written")
+        return tuple(part.to(device) for part in lower(values, self.lowered))
 
 
 class Refresher:
@@ -29,12 +61,17 @@ class Refresher:
         weights = {} if loader is None else loader.weights
         self._copies = {} if loader is None else loader.copies
         # A storage of several tables is written through its tables only.
-        self._weights = {k: v for k, v in weights.items() if k not in storages}
+        self._weights = {
+            name: _Weight(tuple(weights[part] for part in part_names(name, kind)), kind)
+            for name in weights
+            if name not in storages and not name.startswith(SCALES)
+            for kind in [manifest.lowered.get(name)]
+        }
         self.count = 0
 
     def describe(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         return {
-            name: (str(weight.dtype).removeprefix("torch."), tuple(weight.shape))
+            name: (str(weight.dtype).removeprefix("torch."), weight.shape)
             for name, weight in sorted(self._weights.items())
         }
 
@@ -48,23 +85,26 @@ class Refresher:
             raise RefreshError(
                 f"ids of table {table!r} are {_describe(where)}; expected integers [k]"
             )
-        _check_fit(f"rows of table {table!r}", rows, weight.dtype, (len(where), *weight.shape[1:]))
+        what = f"rows of table {table!r}"
+        _check_fit(what, rows, weight.dtype, (len(where), *weight.shape[1:]))
         where = where.to(torch.int64)
         if not len(where):
             return
         low, high = int(where.min()), int(where.max())
-        if low < 0 or high >= len(weight):
+        total = weight.shape[0]
+        if low < 0 or high >= total:
             raise RefreshError(
                 f"id {low if low < 0 else high} is out of range; table {table!r} has "
-                f"{len(weight)} rows, so ids are 0 to {len(weight) - 1}"
+                f"{total} rows, so ids are 0 to {total - 1}"
             )
         if len(np.unique(where.numpy())) != len(where):
             raise RefreshError(f"ids of table {table!r} repeat, so that it is open which row wins")
-        where = where.to(weight.device)
-        rows = rows.to(weight)
+        where = where.to(weight.parts[0].device)
+        new = weight.stored(what, rows)
         with self._lanes.all_idle(), torch.no_grad():
-            weight.index_copy_(0, where, rows)
-            self._settle(table, weight)
+            for part, written in zip(weight.parts, new, strict=True):
+                part.index_copy_(0, where, written)
+            self._settle(table, weight.parts[0])
             self.count += 1
 
     def update_weights(self, weights: Mapping[str, Any]) -> None:
@@ -73,13 +113,15 @@ class Refresher:
         found = []
         for name, value in weights.items():
             weight = self._find(name)
-            new = _tensor(value, f"weight {name!r}")
-            _check_fit(f"weight {name!r}", new, weight.dtype, tuple(weight.shape))
-            found.append((name, weight, new.to(weight)))
+            what = f"weight {name!r}"
+            new = _tensor(value, what)
+            _check_fit(what, new, weight.dtype, weight.shape)
+            found.append((name, weight, weight.stored(what, new)))
         with self._lanes.all_idle(), torch.no_grad():
-            for name, weight, new in found:
-                weight.copy_(new)
-                self._settle(name, weight)
+            for name, weight, written in found:
+                for part, values in zip(weight.parts, written, strict=True):
+                    part.copy_(values)
+                self._settle(name, weight.parts[0])
             self.count += 1
 
     def _settle(self, name: str, weight: torch.Tensor) -> None:
@@ -93,7 +135,7 @@ class Refresher:
 
             torch.cuda.synchronize(weight.device)
 
-    def _find(self, name: str) -> torch.Tensor:
+    def _find(self, name: str) -> _Weight:
         try:
             return self._weights[name]
         except KeyError:

@@ -24,6 +24,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
         "float64",
     )
 }
+_BYTES = {**{name: dtype.itemsize for name, dtype in DTYPES.items()}, "bfloat16": 2}
 ALIGNMENT = 256  # bytes; what CUDA allocations give, and more than any vector load needs
 
 
@@ -105,7 +106,7 @@ class Slot:
 
     @property
     def nbytes(self) -> int:
-        return prod(self.shape) * DTYPES[self.dtype].itemsize
+        return prod(self.shape) * _BYTES[self.dtype]
 
     def view(self, buffer: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """The slot as an array over `buffer`, a one-dimensional uint8 array."""

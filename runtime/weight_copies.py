@@ -34,7 +34,7 @@ def copy_names(manifest: Manifest) -> list[str]:
 def make_copies(
     names: Iterable[str], weights: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """Each named copy of a weight `[out, in]`, float32."""
+    """Each named copy of a weight `[out, in]`, in the dtype that it is stored in."""
     return {name: _make(name, weights[name.partition(":")[2]]) for name in names}
 
 

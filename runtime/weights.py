@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from recreplay.runtime.lowered import SCALES
 from recreplay.runtime.manifest import TableView
 
 _HUGE = 2 << 20  # bytes of a huge page on x86-64 and most of aarch64
@@ -50,6 +51,9 @@ def with_views(
     """The stored weights and, as views by rows, the tables that lie inside of them."""
     weights = dict(stored)
     for name, view in tables.items():
-        rows = weights[view.storage][view.start : view.start + view.rows * prod(view.row)]
-        weights[name] = rows.view(view.rows, *view.row) if view.row else rows
+        end = view.start + view.rows * prod(view.row)
+        for kind in ("", SCALES):
+            if kind + view.storage in weights:
+                rows = weights[kind + view.storage][view.start : end]
+                weights[kind + name] = rows.view(view.rows, *view.row) if view.row else rows
     return weights

@@ -58,6 +58,9 @@ def capture_command(
     threads: options.Threads = 1,
     tune: options.Tune = "off",
     tune_seconds: options.TuneSeconds = None,
+    precision: options.Precision = "fp32",
+    table_precision: options.TablePrecision = "fp32",
+    max_error: options.MaxError = None,
     arg: options.FactoryArgs = None,
     inputs: options.ExampleFile = None,
     jagged: input_options.JaggedInputs = None,
@@ -106,6 +109,9 @@ def capture_command(
             threads=threads,
             tune=tune,
             tune_seconds=tune_seconds,
+            precision=precision,
+            table_precision=table_precision,
+            max_error=max_error,
             **declared,
         )
     summary = finite(overview(Artifact(out, manifest), read_graph(out), {}))

@@ -65,6 +65,7 @@ def _overview(summary: dict[str, Any]) -> Iterator[RenderableType]:
             ("strategy", f"{summary['strategy']}, at most {summary['streams']} streams"),
             ("compiler", f"{summary['compiler']}, {summary['packages']} packages"),
             ("rewrites", ", ".join(summary["rewrites"]) or "none"),
+            ("precision", _precision(summary)),
             ("captured in", f"{summary['capture_seconds']:.1f} s"),
             ("on disk", tables.size(summary["disk_bytes"])),
             ("weights", tables.size(memory["weights_bytes"])),
@@ -110,6 +111,17 @@ def _overview(summary: dict[str, Any]) -> Iterator[RenderableType]:
             for b in summary["buckets"]
         ],
     )
+    if summary["max_error"] is not None:
+        yield tables.table(
+            f"Errors against the float32 model, at most {summary['max_error']:g} of the scale",
+            ("bucket>", "output", "max error>", "scale>", "of scale>"),
+            [
+                _error(b["size"], output)
+                for b in summary["buckets"]
+                if b["parity"]
+                for output in b["parity"]["outputs"]
+            ],
+        )
     if any(b["candidates"] for b in summary["buckets"]):
         yield tables.table(
             "Candidates that were measured for each bucket",
@@ -135,6 +147,23 @@ def _overview(summary: dict[str, Any]) -> Iterator[RenderableType]:
                 for s in summary["stacks"]
             ],
         )
+
+
+def _precision(summary: dict[str, Any]) -> str:
+    words = f"{summary['precision']}, tables {summary['table_precision']}"
+    count = len(summary["lowered"])
+    return f"{words}, {count} weights stored in less" if count else words
+
+
+def _error(size: int, output: dict[str, Any]) -> tuple[object, ...]:
+    share = output["max_abs"] / output["scale"] if output["scale"] else 0.0
+    return (
+        size,
+        output["output"],
+        f"{output['max_abs']:.1e}",
+        f"{output['scale']:.3g}",
+        f"{share:.1e}",
+    )
 
 
 def _candidate(size: int, candidate: dict[str, Any]) -> tuple[object, ...]:

@@ -51,6 +51,22 @@ TuneSeconds = Annotated[
     float | None, typer.Option(help="Stop compiling candidates after so many seconds.", min=0)
 ]
 Threads = Annotated[int, typer.Option(help="CPU threads inside of one request.")]
+Precision = Annotated[
+    str,
+    typer.Option(
+        help="What the trunk's matrix products read: fp32, tf32 (CUDA), bf16 or fp16 (CUDA)."
+    ),
+]
+TablePrecision = Annotated[
+    str, typer.Option(help="What tables are stored as: fp32, fp16, or int8 with a scale per row.")
+]
+MaxError = Annotated[
+    float | None,
+    typer.Option(
+        help="With lowered precision: the largest error of an output over its scale. [dim]Default: "
+        "0.02 for bf16, 0.005 for tf32 and fp16; for tables 0.02 (int8) or 0.002 (fp16) on top.[/]"
+    ),
+]
 FactoryArgs = Annotated[
     list[str] | None,
     typer.Option(

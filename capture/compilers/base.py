@@ -31,10 +31,10 @@ class SegmentCompiler(Protocol):
 COMPILERS = ("eager", "inductor", *PRECISIONS)
 
 
-def get_compiler(name: str, threads: int) -> SegmentCompiler:
-    """The compiler of that name, one of `COMPILERS`."""
+def get_compiler(name: str, threads: int, tf32: bool = False) -> SegmentCompiler:
+    """The compiler of that name, one of `COMPILERS`; `tf32` as in `recreplay.capture.precision`."""
     if name == "eager":
         return EagerCompiler()
     if name in PRECISIONS:
         return TensorRTCompiler(name, threads)
-    return InductorCompiler(threads)
+    return InductorCompiler(threads, tf32)

@@ -33,8 +33,8 @@ class InductorCompiler:
     name = "inductor"
     dynamic_batch = True
 
-    def __init__(self, threads: int) -> None:
-        self._threads = threads
+    def __init__(self, threads: int, tf32: bool = False) -> None:
+        self._threads, self._tf32 = threads, tf32
 
     def compile(
         self,
@@ -57,6 +57,7 @@ class InductorCompiler:
                 job = {
                     "device": device,
                     "threads": self._threads,
+                    "tf32": self._tf32,
                     "scratch": str(scratch),
                     "codes": {k: _to_json(codes[k]) for k in waiting[number::cores]},
                 }

@@ -143,6 +143,8 @@ def main(job_file: str, folder: str) -> None:
     job = json.loads(Path(job_file).read_text())
     if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         register_packed_linear()
+    if job["tf32"]:
+        torch.set_float32_matmul_precision("high")  # what Triton kernels of products are made with
     for key, code in job["codes"].items():
         if "dynamic" in code:
             dynamic = code["dynamic"]

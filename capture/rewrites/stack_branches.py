@@ -22,18 +22,22 @@ from torch.utils import _pytree as pytree
 
 from recreplay.capture.alike import Group, Lanes, Weights, find_groups, leaves
 from recreplay.capture.features import dependencies
+from recreplay.capture.lowering import NOTHING, Lowering
 from recreplay.capture.specialise import Program
 from recreplay.capture.weight_stacks import WeightStack, lay_end_to_end
 
 aten = torch.ops.aten
 
 
-def plan_weight_stacks(program: Program) -> list[WeightStack]:
+def plan_weight_stacks(program: Program, lowering: Lowering = NOTHING) -> list[WeightStack]:
     """One storage for each set of weights that lanes read together, in the order of the lanes."""
+    factors = lowering.factors
     stacks = []
     for at, (names, fake) in enumerate(_weight_sets(program).items()):
         rows = dict.fromkeys(names, int(fake.shape[0]))
-        stacks.append(lay_end_to_end(f"branches_{at}", rows, tuple(fake.shape[1:]), fake.dtype))
+        lowered = lowering.dtype(names[0]) if factors.issuperset(names) else None
+        dtype = lowered or fake.dtype
+        stacks.append(lay_end_to_end(f"branches_{at}", rows, tuple(fake.shape[1:]), dtype))
     return stacks
 
 

@@ -18,6 +18,7 @@ from torch import fx
 
 from recreplay.capture.features import dependencies
 from recreplay.capture.lookups import Lookup, find_lookups
+from recreplay.capture.lowering import NOTHING, Lowering
 from recreplay.capture.rewrites.lookup_ids import (
     ids_dtype,
     in_dtype,
@@ -32,15 +33,17 @@ from recreplay.capture.weight_stacks import WeightStack, lay_end_to_end
 aten = torch.ops.aten
 
 
-def plan_stacks(program: Program) -> list[WeightStack]:
-    """The stacks of a program: tables of one width and dtype, where there are two or more.
+def plan_stacks(program: Program, lowering: Lowering = NOTHING) -> list[WeightStack]:
+    """The stacks of a program: tables of one width and dtype as they are stored, where there are
+    two or more.
 
     The same for every bucket, since it depends on the tables alone.
     """
     groups: dict[tuple[int, torch.dtype], dict[str, int]] = defaultdict(dict)
     for lookup in find_lookups(program):
         if lookup.stackable or lookup.jagged:
-            dtype = lookup.node.args[0].meta["val"].dtype  # type: ignore[union-attr]
+            full = lookup.node.args[0].meta["val"].dtype  # type: ignore[union-attr]
+            dtype = lowering.dtype(lookup.weight) or full
             groups[lookup.dim, dtype][lookup.weight] = lookup.rows
     return [
         lay_end_to_end(f"stack_{str(dtype).removeprefix('torch.')}_{dim}", tables, (dim,), dtype)
