@@ -41,25 +41,27 @@ def lower(values: torch.Tensor, kind: str) -> tuple[torch.Tensor, ...]:
 
     if kind != INT8:
         return (values.to(value_dtype(kind)),)
+    values = values.detach()
     codes = torch.empty(values.shape, dtype=torch.uint8, device=values.device)
     scales = torch.empty((len(values), 2), dtype=torch.float32, device=values.device)
-    for rows, code, scale in zip(
-        *(_chunks(t, values) for t in (values, codes, scales)), strict=True
-    ):
+    pieces = (_chunks(tensor, values) for tensor in (values, codes, scales))
+    for rows, code, scale in zip(*pieces, strict=True):
         _quantise(rows, code, scale)
     return codes, scales
 
 
 def unfit(values: torch.Tensor, kind: str) -> str | None:
     """Why `values` cannot be stored so, or None. What a float type holds, NaN too, it keeps."""
+    values = values.detach()
     for at, rows in enumerate(_chunks(values, values)):
         finite = rows.isfinite()
-        if kind == INT8:
-            bad = ~finite
-            wide = rows.amax(1, keepdim=True) - rows.amin(1, keepdim=True)
-            bad |= wide.isinf()
-        else:
+        if kind != INT8:
             bad = finite & rows.to(value_dtype(kind)).isinf()
+        elif finite.all():  # the range has to be finite too
+            range_ = rows.amax(1, keepdim=True) - rows.amin(1, keepdim=True)
+            bad = range_.isinf().expand_as(rows)
+        else:
+            bad = ~finite
         if bad.any():
             first = bad.nonzero()[0].tolist()
             value = float(rows[tuple(first)])

@@ -29,6 +29,7 @@ from recreplay.runtime.errors import (
 from recreplay.runtime.manifest import (
     Bucket,
     Manifest,
+    OutputParity,
     Package,
     Parity,
     Segment,
@@ -168,7 +169,7 @@ def test_a_path_without_an_artifact_is_refused(tmp_path: Path) -> None:
         (b"\xff\xfe\x00", r"manifest\.json is not JSON: "),
         (b"[1, 2]", r"manifest\.json is not a manifest of RecReplay$"),
         (b'{"format": "onnx", "version": 1}', r"manifest\.json is not a manifest of RecReplay$"),
-        (b'{"format": "recreplay", "version": 2}', r"manifest\.json is incomplete: KeyError"),
+        (b'{"format": "recreplay", "version": 3}', r"manifest\.json is incomplete: KeyError"),
     ],
 )
 def test_a_manifest_of_something_else_is_refused(copy: Path, raw: bytes, message: str) -> None:
@@ -179,10 +180,10 @@ def test_a_manifest_of_something_else_is_refused(copy: Path, raw: bytes, message
 
 
 @pytest.mark.usefixtures("nothing_runs")
-@pytest.mark.parametrize("version", [1, 0, "2", None])
+@pytest.mark.parametrize("version", [2, 0, "3", None])
 def test_another_format_version_is_refused(copy: Path, version: Any) -> None:
     reseal(copy, lambda data: data.update(version=version))
-    message = rf"copy\.rr has format version {version}; this RecReplay reads version 2; capture"
+    message = rf"copy\.rr has format version {version}; this RecReplay reads version 3; capture"
     with pytest.raises(ArtifactVersionError, match=message):
         Runtime.load(copy)
 
@@ -363,6 +364,7 @@ shapes = st.lists(st.integers(0, 999), max_size=3).map(tuple)
 slots = st.lists(st.builds(Slot, names, dtypes, shapes, sizes), max_size=3).map(tuple)
 several = st.lists(names, max_size=3).map(tuple)
 floats = st.floats(0, 1e30, allow_nan=False)
+outputs = st.lists(st.builds(OutputParity, names, floats, floats, floats), max_size=2).map(tuple)
 
 
 @st.composite
@@ -396,8 +398,12 @@ manifests = st.builds(
     packages=st.dictionaries(names, st.builds(Package, names, names), max_size=3),
     buckets=st.lists(buckets(), max_size=2).map(tuple),
     parity=st.lists(
-        st.builds(Parity, sizes, sizes, floats, floats, floats, floats), max_size=2
+        st.builds(Parity, sizes, sizes, floats, floats, floats, floats, outputs), max_size=2
     ).map(tuple),
+    precision=names,
+    table_precision=names,
+    max_error=st.none() | floats,
+    lowered=st.dictionaries(names, names, max_size=3),
     notices=several,
     capture_seconds=floats,
     files=st.dictionaries(names, names, max_size=3),
