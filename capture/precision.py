@@ -16,8 +16,8 @@ from recreplay.runtime.errors import CaptureError
 from recreplay.runtime.lowered import INT8, Stored
 
 # Type that the operands of products are stored in and cast to, and the bound of errors: the
-# largest error of an output over its largest size. Over the models of `recreplay.models`, bf16
-# costs 0.0002 to 0.010; the others round to 2^-12 in place of 2^-9, and add up over layers alike.
+# largest error of an output over its largest size. Over the models of recreplay.models, bf16
+# costs 0.0002 to 0.010; the others round to 2^-12 in place of 2^-9.
 _TRUNK: dict[str, tuple[Stored | None, float]] = {
     "fp32": (None, 0.0),
     "tf32": (None, 0.005),

@@ -9,7 +9,14 @@ from recreplay.runtime.plan import Plan
 from recreplay.runtime.spec import IdBound, InputSpec, OutputSpec, Slot
 
 FORMAT = "recreplay"
-VERSION = 3
+VERSION = 2
+# Fields that artifacts from before lowered precision do not have, and what they mean.
+ADDED: dict[str, Any] = {
+    "precision": "fp32",
+    "table_precision": "fp32",
+    "max_error": None,
+    "lowered": {},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +94,11 @@ class Parity:
     max_rel: float
     rtol: float
     atol: float
-    outputs: tuple[OutputParity, ...] = ()
+    outputs: tuple[OutputParity, ...] = ()  # empty in artifacts from before it was kept
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Parity:
-        outputs = tuple(OutputParity(**o) for o in data["outputs"])
+        outputs = tuple(OutputParity(**o) for o in data.get("outputs", ()))
         return cls(**{**data, "outputs": outputs})
 
 
@@ -156,6 +163,7 @@ class Manifest:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Manifest:
         """Inverse of `to_json`; raises KeyError, TypeError or ValueError on anything else."""
+        data = {**ADDED, **data}
         return cls(
             model=data["model"],
             device=data["device"],

@@ -27,6 +27,7 @@ from recreplay.runtime.errors import (
     ParityError,
 )
 from recreplay.runtime.manifest import (
+    ADDED,
     Bucket,
     Manifest,
     OutputParity,
@@ -169,7 +170,7 @@ def test_a_path_without_an_artifact_is_refused(tmp_path: Path) -> None:
         (b"\xff\xfe\x00", r"manifest\.json is not JSON: "),
         (b"[1, 2]", r"manifest\.json is not a manifest of RecReplay$"),
         (b'{"format": "onnx", "version": 1}', r"manifest\.json is not a manifest of RecReplay$"),
-        (b'{"format": "recreplay", "version": 3}', r"manifest\.json is incomplete: KeyError"),
+        (b'{"format": "recreplay", "version": 2}', r"manifest\.json is incomplete: KeyError"),
     ],
 )
 def test_a_manifest_of_something_else_is_refused(copy: Path, raw: bytes, message: str) -> None:
@@ -180,10 +181,10 @@ def test_a_manifest_of_something_else_is_refused(copy: Path, raw: bytes, message
 
 
 @pytest.mark.usefixtures("nothing_runs")
-@pytest.mark.parametrize("version", [2, 0, "3", None])
+@pytest.mark.parametrize("version", [1, 0, "2", None])
 def test_another_format_version_is_refused(copy: Path, version: Any) -> None:
     reseal(copy, lambda data: data.update(version=version))
-    message = rf"copy\.rr has format version {version}; this RecReplay reads version 3; capture"
+    message = rf"copy\.rr has format version {version}; this RecReplay reads version 2; capture"
     with pytest.raises(ArtifactVersionError, match=message):
         Runtime.load(copy)
 
@@ -338,11 +339,25 @@ def test_a_plan_without_its_waits_is_refused(tmp_path: Path, shop: Any) -> None:
 
 
 @pytest.mark.usefixtures("nothing_runs")
-@pytest.mark.parametrize("field", [f for f in Manifest.__dataclass_fields__ if f != "files"])
+@pytest.mark.parametrize(
+    "field", [f for f in Manifest.__dataclass_fields__ if f not in ("files", *ADDED)]
+)
 def test_a_missing_field_is_refused(copy: Path, field: str) -> None:
     reseal(copy, lambda data: data.pop(field))
     with pytest.raises(ArtifactCorruptError, match=rf"incomplete: KeyError\('{field}'\); capture"):
         Runtime.load(copy)
+
+
+def test_artifacts_from_before_lowered_precision_are_read(copy: Path) -> None:
+    def older(data: dict[str, Any]) -> None:
+        for field in ADDED:
+            del data[field]
+        for parity in data["parity"]:
+            del parity["outputs"]
+
+    reseal(copy, older)
+    with Runtime.load(copy) as runtime:
+        assert (runtime.manifest.precision, runtime.manifest.lowered) == ("fp32", {})
 
 
 @pytest.mark.parametrize("value", [None, 7, [7], "seven", {"seven": 7}])
