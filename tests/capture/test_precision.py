@@ -17,7 +17,13 @@ from torch import Tensor, nn
 
 from recreplay.capture import capture
 from recreplay.capture.declared import Jagged
+from recreplay.capture.ingest import ingest
+from recreplay.capture.lowering import find_lowering
 from recreplay.capture.onnx_export import export_onnx
+from recreplay.capture.precision import Precision
+from recreplay.capture.rewrites.inline_linears import inline_linears
+from recreplay.capture.rewrites.lower_products import lower_products
+from recreplay.capture.specialise import specialise
 from recreplay.capture.writer import seal
 from recreplay.models import MODELS
 from recreplay.runtime import Runtime
@@ -353,6 +359,20 @@ def test_packed_layers_are_packed_in_bfloat16(captured: Capture, compiler: str) 
                 ids = torch.randint(0, 5000, (rows, 3))
                 got = runtime.run({"ids": ids.numpy()})["output"]
                 assert 1e-5 < scaled_gap(got, model(ids)) < 0.05
+
+
+def test_inlined_layers_widen_their_weights_and_round_nothing_else() -> None:
+    program = specialise(ingest(Layers().eval(), {"ids": torch.randint(0, 5000, (4, 3))}), 1)
+    lowering = find_lowering(program, Precision("bf16"))
+    assert lowering.factors == {"first.weight", "second.weight", "last.weight"}
+    inline_linears(program)
+    lower_products(program, lowering.factors, torch.bfloat16)
+    low = [n for n in program.graph.nodes if getattr(n.meta["val"], "dtype", 0) is torch.bfloat16]
+    assert {str(n.target) for n in low} == {f"weight:{name}" for name in lowering.factors}
+    for weight in low:
+        (reader,) = weight.users
+        assert reader.target is torch.ops.aten.to.dtype
+        assert reader.meta["val"].dtype is torch.float32
 
 
 def test_float32_is_as_it_was(shop_path: Path) -> None:

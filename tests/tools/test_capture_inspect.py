@@ -58,6 +58,28 @@ def test_inspect_one_bucket(
     assert "has no bucket 3; its buckets are 2" in result.stderr
 
 
+def test_inspect_shows_what_lowered_precision_costs(
+    model_file: Path, tmp_path: Path, invoke: Invoke, report: Callable[..., Any]
+) -> None:
+    out = tmp_path / "small.rr"
+    base = ["capture", f"{model_file}:build", "--out", out, "--buckets", "2", "--compiler", "eager"]
+    result = invoke(*base, "--table-precision", "int8", "--max-error", "1e-7")
+    assert result.exit_code == 1
+    assert "(max_error 1e-07 of its scale" in " ".join(result.stderr.split())
+    result = invoke(*base, "--table-precision", "int8", "--max-error", "0.03")
+    assert result.exit_code == 0, result.stderr
+    summary = report("inspect", out)
+    assert (summary["precision"], summary["table_precision"]) == ("fp32", "int8")
+    assert summary["max_error"] == 0.03
+    assert summary["lowered"] == {"a.weight": "int8 rows", "b.weight": "int8 rows"}
+    (bucket,) = summary["buckets"]
+    (output,) = bucket["parity"]["outputs"]
+    assert 0 < output["max_abs"] < 0.03 * output["scale"]
+    text = invoke("inspect", out).stdout
+    assert "fp32, tables int8, 2 weights stored in less" in text
+    assert "Errors against the float32 model, at most 0.03 of the scale" in " ".join(text.split())
+
+
 def test_inspect_refuses_a_damaged_artifact(artifact: Path, invoke: Invoke) -> None:
     weights = artifact / "weights.safetensors"
     data = bytearray(weights.read_bytes())
@@ -78,6 +100,9 @@ def test_inspect_refuses_a_damaged_artifact(artifact: Path, invoke: Invoke) -> N
         ("FILE:build", ["--strategy", "best"], "unknown strategy 'best'"),
         ("FILE:build", ["--compiler", "gcc"], "unknown compiler 'gcc'"),
         ("FILE:build", ["--rewrites", "magic"], "unknown rewrite 'magic'"),
+        ("FILE:build", ["--precision", "fp8"], "unknown precision 'fp8'"),
+        ("FILE:build", ["--precision", "tf32"], "precision 'tf32' cannot be captured for 'cpu'"),
+        ("FILE:build", ["--table-precision", "int4"], "unknown table precision 'int4'"),
         ("FILE:build", ["--arg", "rowz=3"], "has no argument 'rowz'"),
         ("FILE:build", ["--inputs", "absent.npz"], "no file at absent.npz"),
         ("FILE:training", [], "call model.eval\\(\\) first|training mode"),
