@@ -78,7 +78,8 @@ def _tables(program: Program) -> tuple[list[str], list[str]]:
     for lookup in find_lookups(program):
         lookups.setdefault(lookup.weight, []).append(lookup.stackable or lookup.jagged)
         nodes.setdefault(lookup.weight, set()).add(lookup.node)
-    good, left = [], []
+    good: list[str] = []
+    left: list[str] = []
     for node in _weights(program):
         name = str(node.target).partition(":")[2]
         if name in lookups and node.meta["val"].ndim == 2:

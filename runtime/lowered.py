@@ -32,7 +32,12 @@ def value_dtype(kind: str) -> torch.dtype:
     """Of what is stored for each value."""
     import torch
 
-    return {INT8: torch.uint8, "bfloat16": torch.bfloat16, "float16": torch.float16}[kind]
+    by_kind: dict[str, torch.dtype] = {
+        INT8: torch.uint8,
+        "bfloat16": torch.bfloat16,
+        "float16": torch.float16,
+    }
+    return by_kind[kind]
 
 
 def lower(values: torch.Tensor, kind: str) -> tuple[torch.Tensor, ...]:
@@ -90,4 +95,4 @@ def _chunks(tensor: torch.Tensor, like: torch.Tensor) -> list[torch.Tensor]:
     """`tensor` by rows, in as many pieces as `like` has."""
     if not tensor.ndim or not tensor.numel():
         return [tensor] if tensor.numel() else []
-    return list(tensor.split(_rows_of_chunk(like)))
+    return list(tensor.split(_rows_of_chunk(like)))  # type: ignore[no-untyped-call]
