@@ -197,10 +197,17 @@ class Bag(nn.Module):
 EXAMPLE = [2, 0, 3, 2]
 
 
+_EXPORTED: dict[tuple[Any, ...], bytes] = {}  # by what was asked for: an export takes seconds
+
+
 def bag_file(path: Path, mode: str = "mean", division: str = "offsets", **options: Any) -> Path:
-    model = Bag(mode, division).eval()
-    example = model.request(EXAMPLE, torch.int64, False)
-    return export(model, example, path, model.told(False), **options)
+    key = (mode, division, *options.items())
+    if key not in _EXPORTED:
+        model = Bag(mode, division).eval()
+        example = model.request(EXAMPLE, torch.int64, False)
+        _EXPORTED[key] = export(model, example, path, model.told(False), **options).read_bytes()
+    path.write_bytes(_EXPORTED[key])
+    return path
 
 
 def check_bags(model: Bag, dtype: torch.dtype, weighted: bool, tmp_path: Path) -> None:
@@ -237,8 +244,17 @@ def check_bags(model: Bag, dtype: torch.dtype, weighted: bool, tmp_path: Path) -
                 np.testing.assert_allclose(got, eager, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
-@pytest.mark.parametrize("division", ["offsets", "starts", "lengths"])
+@pytest.mark.parametrize(
+    ("mode", "division"),
+    [
+        ("sum", "offsets"),
+        ("sum", "lengths"),
+        ("mean", "starts"),
+        ("mean", "lengths"),
+        ("max", "offsets"),
+        ("max", "starts"),
+    ],
+)
 def test_every_mode_and_division_comes_back(mode: str, division: str, tmp_path: Path) -> None:
     check_bags(Bag(mode, division).eval(), torch.int64, False, tmp_path)
 
@@ -339,8 +355,9 @@ REFUSED = (
 )
 
 
-@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
-@pytest.mark.parametrize("division", ["offsets", "starts"])
+@pytest.mark.parametrize(
+    ("mode", "division"), [("sum", "offsets"), ("mean", "starts"), ("max", "offsets")]
+)
 def test_a_loop_that_differs_in_one_operator_is_refused(
     mode: str, division: str, tmp_path: Path
 ) -> None:
