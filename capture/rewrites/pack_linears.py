@@ -23,24 +23,30 @@ _LEAST = 1 << 17
 def pack_linears(program: Program) -> None:
     """Rewrite `program` in place. For the CPU alone."""
     for node in list(program.graph.nodes):
-        if node.target is aten.linear.default and _pays(node):
+        if node.target is aten.linear.default and several_rows(node) and _is_large(node):
             _pack(program, node)
     program.sort()
     program.prune()
 
 
-def _pays(node: fx.Node) -> bool:
+def several_rows(node: fx.Node) -> bool:
+    """Whether a linear layer takes several rows of float32 and reads a stored weight as it is."""
     source, weight = node.args[0], node.args[1]
     assert isinstance(source, fx.Node)
     assert isinstance(weight, fx.Node)
     value = source.meta["val"]
-    several = value.ndim > 1 and value[..., 0].numel() > 1
     return bool(
-        several
+        value.ndim > 1
+        and value[..., 0].numel() > 1
         and value.dtype == torch.float32
         and str(weight.target).startswith("weight:")
-        and weight.meta["val"].numel() >= _LEAST
     )
+
+
+def _is_large(node: fx.Node) -> bool:
+    weight = node.args[1]
+    assert isinstance(weight, fx.Node)
+    return bool(weight.meta["val"].numel() >= _LEAST)
 
 
 def _pack(program: Program, node: fx.Node) -> None:

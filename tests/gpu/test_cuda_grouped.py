@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from comparing import check
 
 from recreplay.capture import capture
 from recreplay.capture.compilers.toolchain import inductor_problem, triton_problem
@@ -95,16 +96,7 @@ def test_models_replay_what_they_compute(name: str, compiler: str, tmp_path: Pat
         names = [op for b in runtime.manifest.buckets for s in b.segments for op in s.operators]
         assert any("grouped_lookup" in op for op in names)
         for seed, rows in enumerate((1, 2, 7, 8, 9, 32, 50)):
-            request = model.example_inputs(rows, seed=seed)
-            with torch.inference_mode():
-                want = model(**model.arguments(request))
-            if isinstance(want, torch.Tensor):
-                want = {"output": want}
-            elif isinstance(want, tuple):
-                want = {f"output_{i}": t for i, t in enumerate(want)}
-            got = runtime.run({k: v.numpy() for k, v in request.items()})
-            for key, value in want.items():
-                np.testing.assert_allclose(got[key], value.numpy(), rtol=1e-4, atol=1e-5)
+            check(model, runtime, rows, seed)
 
 
 @pytest.mark.parametrize("compiler", COMPILERS)

@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
+from comparing import check
 
 from recreplay.capture import capture
 from recreplay.capture.assign import STRATEGIES
@@ -14,19 +13,6 @@ from recreplay.runtime import Runtime
 
 BUCKETS = [2, 16]
 SCALE = 0.001
-
-
-def check(model: torch.nn.Module, runtime: Runtime, rows: int, seed: int) -> None:
-    request = model.example_inputs(rows, seed=seed)
-    with torch.inference_mode():
-        want = model(**model.arguments(request))
-    if isinstance(want, torch.Tensor):
-        want = {"output": want}
-    elif isinstance(want, tuple):
-        want = {f"output_{i}": t for i, t in enumerate(want)}
-    got = runtime.run({k: v.numpy() for k, v in request.items()})
-    for name, tensor in want.items():
-        np.testing.assert_allclose(got[name], tensor.numpy(), rtol=1e-4, atol=1e-5)
 
 
 def capture_and_check(name: str, folder: Path, **options: object) -> None:
