@@ -87,7 +87,7 @@ def test_a_plan_cut_for_engines_computes_the_same(
     strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipeline, "tensorrt_problem", lambda device: None)
-    monkeypatch.setattr(assembly, "get_compiler", lambda name, threads: EagerCompiler())
+    monkeypatch.setattr(assembly, "get_compiler", lambda *_: EagerCompiler())
     model = streamrec(features=4, lookups=3, dims=(8, 16), dense=0, rows_scale=1e-3)
     out = tmp_path / "m.rr"
     capture(model, out=out, buckets=[2, 8], strategy=strategy, compiler="tensorrt")
