@@ -15,7 +15,7 @@ from recreplay.runtime.devices.base import Device, Graph, Launch
 from recreplay.runtime.fill import Check, Fill, Filler
 from recreplay.runtime.manifest import Bucket, Manifest
 from recreplay.runtime.metrics import Metrics
-from recreplay.runtime.mixed import MixedFill, MixedFiller, make_filler
+from recreplay.runtime.mixed import MixedFill, MixedFiller, make_fillers
 from recreplay.runtime.plan import check_plan
 from recreplay.runtime.record import issue
 from recreplay.runtime.segments import LoadedPackage
@@ -74,6 +74,7 @@ class Lane:
         self.metrics = Metrics()
         self.resources: list[Closeable] = []  # what goes when the lane goes, in this order
         self._captured: dict[int, _Captured] = {}
+        fillers = make_fillers(manifest, self._in.host, check)
         for bucket in sorted(manifest.buckets, key=lambda b: b.size, reverse=True):
             launches = self._bind(bucket, packages, tensors)
             check_plan(bucket.plan)
@@ -86,10 +87,9 @@ class Lane:
             )
             with products_in(manifest.precision):
                 graph = device.record(bucket.plan.streams, queue)
-            filler = make_filler(bucket, manifest, self._in.host, check)
             inputs = [(slot.name, slot.view(self._in.host)) for slot in bucket.inputs]
             outputs = [(slot.name, slot.view(self._out.host)) for slot in bucket.outputs]
-            self._captured[bucket.size] = _Captured(filler, graph, inputs, outputs)
+            self._captured[bucket.size] = _Captured(fillers[bucket.size], graph, inputs, outputs)
         self._sizes = sorted(self._captured)
         self._prepared: dict[tuple[int, int], Prepared] = {}  # by bucket and rows
 

@@ -200,8 +200,10 @@ class MixedFill:
 class MixedFiller:
     """Fills the staging memory of one bucket of one lane."""
 
-    def __init__(self, bucket: Bucket, manifest: Manifest, memory: Array, check: Check) -> None:
-        self.order = order = Order(manifest)
+    def __init__(
+        self, bucket: Bucket, manifest: Manifest, order: Order, memory: Array, check: Check
+    ) -> None:
+        self.order = order
         self.rows = _filler(bucket, order.rows, manifest.bounds, memory, check)
         by_user = replace(bucket, size=manifest.users)
         self._by_user = _filler(by_user, order.by_user, manifest.bounds, memory, check)
@@ -268,10 +270,12 @@ def make_checker(manifest: Manifest, check: Check) -> RequestChecker:
     )
 
 
-def make_filler(
-    bucket: Bucket, manifest: Manifest, memory: Array, check: Check
-) -> Filler | MixedFiller:
+def make_fillers(
+    manifest: Manifest, memory: Array, check: Check
+) -> dict[int, Filler | MixedFiller]:
+    """For each bucket, by size, what fills it with what the request checker gives."""
     if is_mixed(manifest):
-        return MixedFiller(bucket, manifest, memory, check)
+        mixed = Order(manifest)
+        return {b.size: MixedFiller(b, manifest, mixed, memory, check) for b in manifest.buckets}
     order = [name for name, _ in filling_order(manifest.buckets)]
-    return Filler(bucket, order, manifest.bounds, memory, check)
+    return {b.size: Filler(b, order, manifest.bounds, memory, check) for b in manifest.buckets}

@@ -6,7 +6,23 @@ import pytest
 
 from recreplay.capture import capture
 from recreplay.models import streamrec
-from recreplay.runtime.artifact import open_artifact
+from recreplay.runtime.artifact import Artifact, open_artifact
+
+
+def captured(out: Path, strategy: str, streams: int) -> Artifact:
+    """Twelve branches in two buckets, as the strategy has them."""
+    model = streamrec(features=12, rows_scale=0.001)
+    capture(
+        model,
+        out=out,
+        buckets=[4, 32],
+        device="cuda",
+        strategy=strategy,
+        streams=streams,
+        compiler="eager",
+        rewrites=(),
+    )
+    return open_artifact(out)
 
 
 @pytest.mark.parametrize("streams", [1, 2, 4, 8])
@@ -16,18 +32,7 @@ def test_forks_and_waits_are_those_of_the_plan(strategy: str, streams: int, tmp_
     from recreplay.tools.captured_graph import WatchedDevice, compare_with_plan
     from recreplay.tools.view.measured import lane_on
 
-    model = streamrec(features=12, rows_scale=0.001)
-    capture(
-        model,
-        out=tmp_path / "m.rr",
-        buckets=[4, 32],
-        device="cuda",
-        strategy=strategy,
-        streams=streams,
-        compiler="eager",
-        rewrites=(),
-    )
-    artifact = open_artifact(tmp_path / "m.rr")
+    artifact = captured(tmp_path / "m.rr", strategy, streams)
     manifest, device = artifact.manifest, WatchedDevice(0)
     with lane_on(device, artifact):
         largest_first = sorted(manifest.buckets, key=lambda b: b.size, reverse=True)
@@ -48,18 +53,7 @@ def test_every_segment_has_its_kernels(
         monkeypatch.setattr(graph_marks, "torch_hooks", lambda: None)
     elif graph_marks.torch_hooks() is None:
         pytest.skip("this torch has no hooks to mark nodes with")
-    model = streamrec(features=12, rows_scale=0.001)
-    capture(
-        model,
-        out=tmp_path / "m.rr",
-        buckets=[4, 32],
-        device="cuda",
-        strategy="matching",
-        streams=4,
-        compiler="eager",
-        rewrites=(),
-    )
-    artifact = open_artifact(tmp_path / "m.rr")
+    artifact = captured(tmp_path / "m.rr", "matching", 4)
     found = measure(artifact, runs=60)
     for bucket in artifact.manifest.buckets:
         seen, plan = found[bucket.size], bucket.plan
