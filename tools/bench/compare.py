@@ -235,6 +235,9 @@ class TimedLane:
         replay()
         self.replay_ns.append(time.perf_counter_ns() - t0)
 
+    def close(self) -> None:
+        self._lane.close()
+
 
 def largest_difference(
     got: Mapping[str, Array], want: Mapping[str, Array], other: str = "the eager model"

@@ -7,10 +7,12 @@ queries, a dead band of 10 %, 50 rates spaced evenly in their logarithm.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import ceil
 from statistics import median
 from typing import TypeVar
 
-WINDOW = 64  # queries whose p95 is one reading
+WINDOW = 64  # queries whose p95 is one reading, at least
+_TARGETS = 4  # and what arrives in so many targets
 BAND = 0.10  # below target / (1 + BAND), the rate is raised
 STEPS = 50  # rates
 T = TypeVar("T")
@@ -35,6 +37,13 @@ class RateClimb:
     @property
     def rate(self) -> float:
         return self._rates[self._at]
+
+    @property
+    def window(self) -> int:
+        """Queries of the next reading at the present rate. Where 64 come in less time than one may
+        take, the rate would be raised far beyond what is held before a queue showed in their p95.
+        """
+        return max(WINDOW, ceil(_TARGETS * self._target * self.rate))
 
     def observe(self, p95: float) -> None:
         """The p95 of a window of queries that arrived at the present rate."""

@@ -11,6 +11,7 @@ from recreplay.runtime.errors import RecReplayError
 from recreplay.tools import options, tables
 from recreplay.tools.console import Progress, print_json, show
 from recreplay.tools.files import write_json
+from recreplay.tools.interpreter import hand_on_sooner
 
 
 def schedule(
@@ -58,6 +59,7 @@ def schedule(
     from recreplay.tools.schedule.latency_table import LatencyTable
     from recreplay.tools.schedule.targets import target_for
 
+    hand_on_sooner()
     workload = Workload(
         parse_sizes(sizes), check_arrivals(arrivals), target_for(artifact.stem, target_ms), seed
     )

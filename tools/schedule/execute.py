@@ -12,7 +12,7 @@ from recreplay.runtime import Runtime
 from recreplay.tools.load.arrivals import Arrivals, draw_gap
 from recreplay.tools.load.generator import Sender
 from recreplay.tools.load.queries import Queries
-from recreplay.tools.schedule.climb import WINDOW, RateClimb
+from recreplay.tools.schedule.climb import RateClimb
 from recreplay.tools.schedule.setting import Setting
 
 
@@ -36,7 +36,7 @@ def execute(
         nonlocal seen
         with lock:
             window.append(latency if error is None else float("inf"))
-            if len(window) == WINDOW:
+            if len(window) >= climb.window:
                 climb.observe(float(np.percentile(window, 95)))
                 window.clear()
                 seen += 1

@@ -14,7 +14,8 @@ from recreplay.tools.load.queries import Queries
 from recreplay.tools.load.sizes import Sizes, largest
 from recreplay.tools.schedule.climb import RateClimb, hill_climb, rate_grid
 from recreplay.tools.schedule.execute import execute
-from recreplay.tools.schedule.latency_table import LatencyTable, measure
+from recreplay.tools.schedule.latency_table import LatencyTable
+from recreplay.tools.schedule.measure import measure
 from recreplay.tools.schedule.setting import Setting
 from recreplay.tools.schedule.simulate import Simulation
 
@@ -55,7 +56,7 @@ class Search:
         self._cores, self._delays = cores, tuple(delays_us)
         rows = sorted({*self._buckets, *_middles(self._buckets), self._largest})
         progress(f"latencies of {len(rows)} sizes on 1 to {cores} lanes")
-        self.table = measure(artifact.path, self._queries, rows, cores)
+        self.table, self.host = measure(artifact.path, self._queries, rows, cores)
         self.simulated: dict[Setting, float] = {}
         self.measured: dict[Setting, float] = {}
 
@@ -70,6 +71,7 @@ class Search:
             simulation = Simulation(
                 setting,
                 self.table,
+                self.host,
                 self._load.sizes,
                 self._load.arrivals,
                 climb,
@@ -128,14 +130,27 @@ class Search:
     def mean_rows(self) -> int:
         return self._queries.mean_rows()
 
+    def limit(self) -> float:
+        """Queries a second of all cores at work without a pause, on the size that suits them best,
+        or of Python at work on nothing else: more than any setting can hold."""
+        sizes = [n for n in self.table.rows if n <= self._buckets[-1]]
+        fastest = max(n / self.table.median(n, self._cores) for n in sizes)
+        return min(self._cores * fastest / self.mean_rows(), 1 / (self.host.send + self.host.join))
+
     def _estimate(self, setting: Setting) -> float:
-        each = self.table.median(self.mean_rows(), setting.lanes)
-        return setting.lanes / each
+        """The same of the lanes of one setting, on what it makes of mean queries."""
+        mean = self.mean_rows()
+        if setting.max_delay_us is not None:
+            return self.limit()
+        step = setting.chunk_rows or mean
+        parts = [min(step, mean - at) for at in range(0, mean, step)]
+        each = sum(self.table.median(n, setting.lanes) for n in parts)
+        python = self.host.send + self.host.hold * len(parts)
+        return min(setting.lanes / each, 1 / python)
 
     def _climb(self, setting: Setting, start: float) -> RateClimb:
         most = self._estimate(setting)
-        rates = rate_grid(most / 16, most * 4)
-        return RateClimb(rates, self._load.target_ms / 1e3, start)
+        return RateClimb(rate_grid(most / 12, most * 1.1), self._load.target_ms / 1e3, start)
 
 
 def _middles(sizes: Sequence[int]) -> list[int]:
@@ -161,6 +176,7 @@ def report(search: Search, workload: Workload, chosen: Setting) -> dict[str, Any
         "mean_query_ms": round(search.mean_ms(), 4),
         "baseline": base.to_json(),
         "chosen": chosen.to_json(),
+        "qps_limit": round(search.limit(), 2),
         "qps_baseline": measured.get(base),
         "qps_chosen": measured.get(chosen),
         "speedup": speedup,
@@ -174,4 +190,5 @@ def report(search: Search, workload: Workload, chosen: Setting) -> dict[str, Any
             for setting, qps in search.simulated.items()
         ],
         "latency_table": search.table.to_json(),
+        "host": search.host.to_json(),
     }

@@ -1,5 +1,9 @@
 """The runtime's queue, lanes and batching as a discrete-event model, with measured latencies.
 
+The sender is one thread on the same cores: it wakes late, queries that are due meanwhile are sent
+one after the other, and where all cores work, one of the lanes waits for it. What is done in Python
+is done by one thread at a time.
+
 An accelerator, where a latency table of one is given, takes whole queries from a threshold on, one
 at a time.
 """
@@ -14,10 +18,12 @@ from typing import Any
 import numpy as np
 import simpy
 
+from recreplay.tools.interpreter import SWITCH
 from recreplay.tools.load.arrivals import Arrivals, draw_gap
 from recreplay.tools.load.sizes import Sizes
-from recreplay.tools.schedule.climb import WINDOW, RateClimb
+from recreplay.tools.schedule.climb import RateClimb
 from recreplay.tools.schedule.latency_table import LatencyTable
+from recreplay.tools.schedule.measure import HostCosts
 from recreplay.tools.schedule.setting import Setting
 
 
@@ -41,6 +47,7 @@ class Simulation:
         self,
         setting: Setting,
         lanes: LatencyTable,
+        host: HostCosts,
         sizes: Sizes,
         arrivals: Arrivals,
         climb: RateClimb,
@@ -48,7 +55,8 @@ class Simulation:
         accelerator: LatencyTable | None = None,
         seed: int = 0,
     ) -> None:
-        self._setting, self._lanes, self._accelerator = setting, lanes, accelerator
+        self._setting, self._lanes, self._host = setting, lanes, host
+        self._accelerator = accelerator
         self._sizes, self._arrivals, self._climb = sizes, arrivals, climb
         self._most = min(setting.chunk_rows or largest_bucket, largest_bucket)
         self._draw = np.random.default_rng(seed)
@@ -57,6 +65,8 @@ class Simulation:
         self._whole: deque[_Part] = deque()
         self._came = self._env.event()
         self._busy = 0
+        self._python = simpy.Resource(self._env, 1)
+        self._taken = 0.0  # seconds that the sender took from lanes at work
         self._window: list[float] = []
         self._updates = 0
 
@@ -74,17 +84,36 @@ class Simulation:
         return self._climb.achieved()
 
     def _arrive(self) -> Generator[Any, Any, None]:
-        env = self._env
+        env, host = self._env, self._host
+        due = since = 0.0
+        mine: Any = None  # the interpreter, which who does not sleep keeps for a while
         while True:
-            yield env.timeout(draw_gap(self._arrivals, self._climb.rate, self._draw))
+            due += draw_gap(self._arrivals, self._climb.rate, self._draw)
+            cost = host.send
+            if due > env.now:
+                if mine is not None:
+                    self._python.release(mine)
+                    mine = None
+                cost = host.wake
+                yield env.timeout(due - env.now + host.draw_late(self._busy, self._draw))
+            if mine is None:
+                mine = self._python.request()
+                yield mine
+                since = env.now
+            if self._busy >= host.cores:
+                self._taken += cost
+            yield env.timeout(cost)
+            if env.now - since >= SWITCH:
+                self._python.release(mine)
+                mine = None
             rows = self._sizes(self._draw)
             threshold = self._setting.threshold
             if self._accelerator is not None and threshold is not None and rows >= threshold:
-                self._whole.append(_Part(_Query(env.now, 1), rows, env.now))
+                self._whole.append(_Part(_Query(due, 1), rows, env.now))
             else:
                 step = self._setting.chunk_rows or rows
                 cuts = [min(step, rows - at) for at in range(0, rows, step)]
-                query = _Query(env.now, len(cuts))
+                query = _Query(due, len(cuts))
                 self._line.extend(_Part(query, n, env.now) for n in cuts)
             came, self._came = self._came, env.event()
             came.succeed()
@@ -110,7 +139,15 @@ class Simulation:
                     else:
                         yield self._came | env.timeout(until - env.now)
             self._busy += 1
-            yield env.timeout(self._lanes.draw(rows, self._busy, self._draw))
+            work = self._lanes.draw(rows, self._busy, self._draw)
+            hold = min(self._host.hold, work)
+            with self._python.request() as mine:
+                yield mine
+                yield env.timeout(hold + (len(parts) - 1) * self._host.join)
+            yield env.timeout(work - hold)
+            while self._taken:
+                taken, self._taken = self._taken, 0.0
+                yield env.timeout(taken)
             self._busy -= 1
             for part in parts:
                 self._finish(part)
@@ -128,7 +165,7 @@ class Simulation:
         if part.query.left:
             return
         self._window.append(self._env.now - part.query.due)
-        if len(self._window) == WINDOW:
+        if len(self._window) >= self._climb.window:
             self._climb.observe(float(np.percentile(self._window, 95)))
             self._window.clear()
             self._updates += 1

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import signal
 import socket
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -15,12 +14,12 @@ from prometheus_client import CollectorRegistry, start_http_server
 
 from recreplay.runtime import ModelRepository
 from recreplay.runtime.errors import RecReplayError
+from recreplay.tools.interpreter import hand_on_sooner
 from recreplay.tools.serve.grpc_server import start_grpc
 from recreplay.tools.serve.http_app import build_app
 from recreplay.tools.serve.metrics import ServiceCollector
 from recreplay.tools.serve.service import Service
 
-_SWITCH = 0.0005  # seconds that one thread keeps the interpreter; lanes wait for it after a replay
 _REFUSING = 0.25  # seconds
 
 
@@ -64,7 +63,7 @@ async def serve(
     `listening` is called when the ports are open, before any model is loaded: until then the
     server is live and not ready.
     """
-    sys.setswitchinterval(_SWITCH)
+    hand_on_sooner()
     service = Service(repository)
     bound = _listen(options.host, options.http_port)
     app = build_app(service, options.max_body, options.read_seconds)

@@ -17,6 +17,7 @@ from recreplay.tools.cli import app
 from recreplay.tools.load.sizes import parse_sizes
 from recreplay.tools.schedule.climb import BAND, RateClimb, hill_climb, rate_grid
 from recreplay.tools.schedule.latency_table import LatencyTable
+from recreplay.tools.schedule.measure import HostCosts
 from recreplay.tools.schedule.setting import Setting
 from recreplay.tools.schedule.simulate import Simulation
 from recreplay.tools.schedule.targets import SLA_MS, target_for
@@ -52,6 +53,14 @@ def test_in_the_dead_band_the_rate_is_held() -> None:
     assert climb.rate == before
 
 
+@given(st.floats(1, 1e5), st.floats(1e-4, 1))
+def test_a_window_lasts_longer_than_a_query_may(rate: float, target: float) -> None:
+    climb = RateClimb((rate,), target, rate)
+    assert climb.window >= 64
+    assert climb.window >= 4 * target * rate
+    assert climb.window <= max(64, 4 * target * rate + 1)
+
+
 def test_a_target_that_never_holds_is_no_rate() -> None:
     climb = RateClimb(rate_grid(1, 1000), target=1.0, start=30)
     for _ in range(50):
@@ -71,17 +80,26 @@ def test_hill_climb_stops_when_it_gets_worse() -> None:
     assert seen == [1, 2, 3, 4]
 
 
+FREE = HostCosts(cores=2)
+
+
 def flat(seconds: float) -> LatencyTable:
     return LatencyTable((1, 1000), {1: ((seconds,), (seconds,))})
 
 
 def simulate(
-    setting: Setting, table: LatencyTable, target: float, sizes: str = "fixed:10", **more: object
+    setting: Setting,
+    table: LatencyTable,
+    target: float,
+    sizes: str = "fixed:10",
+    host: HostCosts = FREE,
+    **more: object,
 ) -> float:
     climb = RateClimb(rate_grid(1, 10_000), target, start=20)
     simulation = Simulation(
         setting,
         table,
+        host,
         parse_sizes(sizes),
         "exponential",
         climb,
@@ -125,6 +143,29 @@ def test_chunks_shorten_what_would_be_too_long() -> None:
     assert simulate(Setting(2, chunk_rows=125), linear, 0.03, "fixed:250") > 1.5 * whole
 
 
+def test_the_sender_takes_its_time_from_lanes_on_all_cores() -> None:
+    """A query of 10 ms that takes the sender 5: with no core left it costs a lane 15."""
+    alone = simulate(Setting(1), flat(0.01), 0.05)
+    apart = simulate(Setting(1), flat(0.01), 0.05, host=HostCosts(cores=2, send=0.005, wake=0.005))
+    shared = simulate(Setting(1), flat(0.01), 0.05, host=HostCosts(cores=1, send=0.005, wake=0.005))
+    assert 0.8 * alone < apart <= alone
+    assert shared == pytest.approx(simulate(Setting(1), flat(0.015), 0.045), rel=0.2)
+    assert shared < 0.7 * apart
+
+
+def test_a_late_sender_shows_in_the_latency() -> None:
+    """Latency counts from when a query was due, so what oversleeps by the target holds no rate."""
+    late = HostCosts(cores=2, late={0: (0.05,), 1: (0.05,)})
+    assert simulate(Setting(1), flat(0.001), 0.04, host=late) == 0.0
+    assert simulate(Setting(1), flat(0.001), 0.08, host=late) > 0.0
+
+
+def test_each_query_of_a_pack_costs_its_lane() -> None:
+    pack = Setting(1, max_delay_us=0)
+    free = simulate(pack, flat(0.01), 0.05)
+    assert simulate(pack, flat(0.01), 0.05, host=HostCosts(cores=2, join=0.002)) < 0.5 * free
+
+
 def test_an_accelerator_takes_the_large_queries() -> None:
     linear = LatencyTable((1, 1000), {1: ((1e-4,), (0.1,))})
     kairos = "kairos"
@@ -157,13 +198,13 @@ def test_targets() -> None:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("recreplay.tools.schedule.search.SIMULATED", 40)
-    monkeypatch.setattr("recreplay.tools.schedule.latency_table._SAMPLES", 10)
+    monkeypatch.setattr("recreplay.tools.schedule.measure._SAMPLES", 10)
 
 
 def test_schedule_writes_what_the_runtime_takes(shop_path: Path, tmp_path: Path) -> None:
     out = tmp_path / "serving.json"
-    command = ["schedule", str(shop_path), "--target-ms", "5000", "--sizes", "fixed:12", "--json"]
-    command += ["--out", str(out), "--windows", "2", "--seconds", "2", "--delays", "0"]
+    command = ["schedule", str(shop_path), "--target-ms", "20", "--sizes", "fixed:12", "--json"]
+    command += ["--out", str(out), "--windows", "12", "--seconds", "4", "--delays", "0"]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
     data = json.loads(done.stdout)
@@ -176,15 +217,20 @@ def test_schedule_writes_what_the_runtime_takes(shop_path: Path, tmp_path: Path)
     }
     assert report["qps_chosen"] >= report["qps_baseline"] > 0
     assert sum(s["measured_qps"] is not None for s in report["settings"]) >= 2
+    assert report["qps_limit"] >= report["qps_chosen"] / 1.2
+    assert report["host"]["cores"] == 2
+    assert report["host"]["send_us"] > 0
+    assert [*report["host"]["late_us_p95"]] == ["0", "1", "2"]
+    assert [*report["latency_table"]["median_ms"]] == ["1", "2"]
     serving = Serving.read(out)
-    assert serving.deadline_us == 5_000_000
+    assert serving.deadline_us == 20_000
     with Runtime.load(shop_path, serving=serving) as runtime:
         assert runtime.lanes_alive() == report["chosen"]["lanes"]
 
 
 def test_an_accelerator_is_planned_for_without_one(shop_path: Path, tmp_path: Path) -> None:
     (tmp_path / "gpu.json").write_text('{"rows": [1, 1000], "median_ms": {"1": [0.05, 0.06]}}')
-    command = ["schedule", str(shop_path), "--target-ms", "50", "--sizes", "kairos", "--json"]
+    command = ["schedule", str(shop_path), "--target-ms", "5", "--sizes", "kairos", "--json"]
     command += ["--out", str(tmp_path / "s.json"), "--windows", "0"]
     done = CliRunner().invoke(app, [*command, "--accelerator", str(tmp_path / "gpu.json")])
     assert done.exit_code == 0, done.output
