@@ -24,6 +24,7 @@ from recreplay.runtime.lane import Lane
 from recreplay.runtime.loading import as_segments_name, open_lane
 from recreplay.runtime.manifest import Candidate, Manifest
 from recreplay.runtime.mixed import make_checker
+from recreplay.runtime.portions import best_portion, measured_us
 from recreplay.runtime.request import RequestChecker
 from recreplay.runtime.spec import IdBound
 from recreplay.runtime.weight_copies import KINDS, make_copies
@@ -71,8 +72,12 @@ def tune_buckets(
         chosen.append(plans[pick][at])
         used[size] = assembly.compile(tried[pick], plans[pick])[size]
         progress(f"bucket {size}: {tried[pick].describe()}")
-    manifest = assembly.manifest(chosen, used)
-    return chosen, replace(manifest, candidates=tuple(candidates))
+    manifest = replace(assembly.manifest(chosen, used), candidates=tuple(candidates))
+    costs = measured_us(manifest)
+    for size in costs:
+        if (portion := best_portion(costs, size)) != size:
+            progress(f"bucket {size}: requests of so many rows run faster in parts of {portion}")
+    return chosen, manifest
 
 
 def _measured(

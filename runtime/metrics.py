@@ -14,7 +14,8 @@ class Metrics:
     requests: int = 0
     rows: int = 0
     failed: int = 0
-    split_requests: int = 0
+    split_requests: int = 0  # above the largest bucket
+    portioned_requests: int = 0  # that a bucket holds, but smaller ones answer sooner
     padded_rows: int = 0
     clamped_ids: int = 0
     capacity_moves: int = 0  # replays in a larger bucket than their rows need, for their values
@@ -33,6 +34,7 @@ class Metrics:
             "rows": self.rows,
             "failed": self.failed,
             "split_requests": self.split_requests,
+            "portioned_requests": self.portioned_requests,
             "padded_rows": self.padded_rows,
             "clamped_ids": self.clamped_ids,
             "capacity_moves": self.capacity_moves,

@@ -1,4 +1,4 @@
-"""One request on one lane: its bucket, or its parts where no bucket holds it."""
+"""One request on one lane: its bucket, or its parts where no bucket holds it, or parts are faster."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from recreplay.runtime.errors import InputError, ReplayError
 from recreplay.runtime.fill import Check
 from recreplay.runtime.manifest import Manifest
 from recreplay.runtime.mixed import Cutter, is_mixed, make_checker
+from recreplay.runtime.portions import Portions
 
 if TYPE_CHECKING:
     from recreplay.runtime.lane import Lane, Prepared
@@ -26,6 +27,7 @@ class Replayer:
         self.checker = make_checker(manifest, check)
         self.largest = manifest.buckets[-1].size
         self._cutter = Cutter(manifest) if is_mixed(manifest) else None
+        self._portions = Portions(manifest)
         self._unchecked = manifest.unchecked
 
     @property
@@ -37,9 +39,16 @@ class Replayer:
         """The outputs `[n, ...]` of checked arrays."""
         if self._cutter is not None:
             return self._parts(self._cutter, lane, arrays, n)
-        if n <= self.largest:
+        step = self._portions(n)
+        if n <= step:
             return self._rows(lane, arrays, n)
-        return self._split(lane, arrays, n)
+        return self._split(lane, arrays, n, step)
+
+    def replay_whole(self, lane: Lane, arrays: Sequence[Array], n: int) -> dict[str, Array]:
+        """The same in the bucket of `n` rows, whatever is faster."""
+        if self._cutter is not None:
+            return self._parts(self._cutter, lane, arrays, n)
+        return self._rows(lane, arrays, n)
 
     def _rows(
         self, lane: Lane, arrays: Sequence[Array], n: int, first_row: int = 0
@@ -65,15 +74,19 @@ class Replayer:
         lane.metrics.count(prepared.bucket, prepared.rows, clamped)
         return {name: view.copy() for name, view in prepared.outputs}
 
-    def _split(self, lane: Lane, arrays: Sequence[Array], n: int) -> dict[str, Array]:
-        """A request above the largest bucket, in parts of that bucket."""
+    def _split(
+        self, lane: Lane, arrays: Sequence[Array], n: int, step: int
+    ) -> dict[str, Array]:
+        """A request in parts of `step` rows, which is a bucket."""
         arrays, _ = self.checker.convert(arrays)  # so that messages speak of the whole request
-        step = self.largest
         parts = [
             self._rows(lane, part, len(part[0]), at * step)
             for at, part in enumerate(cut(arrays, n, step))
         ]
-        lane.metrics.split_requests += 1
+        if n > self.largest:
+            lane.metrics.split_requests += 1
+        else:
+            lane.metrics.portioned_requests += 1
         return join(parts)
 
     def _parts(

@@ -10,6 +10,7 @@ from typing import Any
 from recreplay.runtime.artifact import CONSTANTS, WEIGHTS, Artifact
 from recreplay.runtime.errors import RecReplayError
 from recreplay.runtime.manifest import Bucket, Manifest
+from recreplay.runtime.portions import best_portion, measured_us
 from recreplay.runtime.spec import total_bytes
 from recreplay.tools.files import folder_size
 from recreplay.tools.strict import remarks
@@ -63,8 +64,10 @@ def describe(path: Path, manifest: Manifest) -> dict[str, Any]:
 def describe_bucket(bucket: Bucket, manifest: Manifest) -> dict[str, Any]:
     """Counts of one bucket's plan, its memory, and how far it was from eager."""
     parity = next((p for p in manifest.parity if p.bucket == bucket.size), None)
+    costs = measured_us(manifest)
     return {
         "size": bucket.size,
+        "portion": best_portion(costs, bucket.size) if costs else bucket.size,
         "operators": sum(len(segment.operators) for segment in bucket.segments),
         "segments": len(bucket.segments),
         "packages": len({segment.package for segment in bucket.segments}),

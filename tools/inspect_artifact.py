@@ -82,6 +82,7 @@ def _overview(summary: dict[str, Any]) -> Iterator[RenderableType]:
         "Buckets",
         (
             "bucket>",
+            "parts of>",
             "operators>",
             "segments>",
             "streams>",
@@ -95,6 +96,7 @@ def _overview(summary: dict[str, Any]) -> Iterator[RenderableType]:
         [
             (
                 b["size"],
+                "-" if b["portion"] == b["size"] else b["portion"],
                 b["operators"],
                 b["segments"],
                 b["streams"],

@@ -64,6 +64,7 @@ def bench(
     streams: options.Streams = 8,
     compiler: options.Compiler = None,
     rewrites: options.Rewrites = None,
+    tune: options.Tune = "off",
     arg: options.FactoryArgs = None,
     inputs: options.ExampleFile = None,
     out: Annotated[Path | None, typer.Option(help="Write the report here too, as JSON.")] = None,
@@ -93,6 +94,7 @@ def bench(
         "streams": streams,
         "compiler": compiler,
         "rewrites": options.parse_rewrites(rewrites),
+        "tune": tune,
     }
     example = None if inputs is None else read_example(inputs)
     if targets and peers is None and all(target.endswith(".onnx") for target in targets):

@@ -197,17 +197,17 @@ class Session:
         run, clock = runtime.run, time.perf_counter_ns
         for request in arrays[:WARM_UP]:
             run(request)
-        timed.replay_ns.clear()
-        whole_ns = []
+        whole_ns, replay_ns = [], []
         for turn in range(runs):
             request = arrays[turn % len(arrays)]
+            timed.replay_ns.clear()
             t0 = clock()
             run(request)
             t1 = clock()
             whole_ns.append(t1 - t0)
-        pairs = zip(whole_ns, timed.replay_ns, strict=True)
-        overhead_ns = [whole - replay for whole, replay in pairs]
-        return HostCost(*map(Latency.from_ns, (whole_ns, timed.replay_ns, overhead_ns)))
+            replay_ns.append(sum(timed.replay_ns))  # of its parts, where it has some
+        overhead_ns = [whole - replay for whole, replay in zip(whole_ns, replay_ns, strict=True)]
+        return HostCost(*map(Latency.from_ns, (whole_ns, replay_ns, overhead_ns)))
 
 
 class TimedLane:

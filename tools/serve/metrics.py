@@ -18,6 +18,7 @@ _LABELS = ("model", "version")
 _OURS = (
     ("recreplay_padded_rows", "Rows of padding that were replayed", ("padded_rows",)),
     ("recreplay_split_requests", "Requests above the largest bucket", ("split_requests",)),
+    ("recreplay_portioned_requests", "Requests replayed in parts", ("portioned_requests",)),
     ("recreplay_clamped_ids", "Ids out of range that were clamped", ("clamped_ids",)),
     ("recreplay_packed_requests", "Requests that shared a replay", ("queue", "packed")),
     ("recreplay_cut_requests", "Requests that were cut into chunks", ("queue", "cut")),
