@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,15 @@ from recreplay.runtime.plan import Plan
 from recreplay.runtime.spec import IdBound, Slot, align, total_bytes
 
 NO_PLAN = Plan("single", (), ())
+
+
+@pytest.fixture(autouse=True, scope="module", params=["together", "one by one"])
+def copying(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Inputs of a block are padded together, or one by one where they are long."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "one by one":
+            patch.setattr("recreplay.runtime.fill._LONG", 0)
+        yield
 
 
 def bucket(size: int, inputs: list[tuple[str, str, tuple[int, ...]]], staged: int = 0) -> Bucket:

@@ -9,6 +9,7 @@ import typer
 
 from recreplay.tools import options, tables
 from recreplay.tools.console import Progress, print_json, show
+from recreplay.tools.interpreter import prepare_for_load
 
 
 def loadgen(
@@ -37,6 +38,7 @@ def loadgen(
     from recreplay.tools.load.queries import Queries
     from recreplay.tools.load.sizes import parse_sizes
 
+    prepare_for_load()
     kind, drawn = check_arrivals(arrivals), parse_sizes(sizes)
     chosen = Serving() if serving is None else Serving.read(serving)
     with Progress() as progress:

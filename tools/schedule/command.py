@@ -11,7 +11,7 @@ from recreplay.runtime.errors import RecReplayError
 from recreplay.tools import options, tables
 from recreplay.tools.console import Progress, print_json, show
 from recreplay.tools.files import write_json
-from recreplay.tools.interpreter import hand_on_sooner
+from recreplay.tools.interpreter import prepare_for_load
 
 
 def schedule(
@@ -59,7 +59,7 @@ def schedule(
     from recreplay.tools.schedule.latency_table import LatencyTable
     from recreplay.tools.schedule.targets import target_for
 
-    hand_on_sooner()
+    prepare_for_load()
     workload = Workload(
         parse_sizes(sizes), check_arrivals(arrivals), target_for(artifact.stem, target_ms), seed
     )

@@ -30,7 +30,7 @@ from recreplay.tools.schedule.latency_table import LatencyTable
 if TYPE_CHECKING:
     from recreplay.runtime.lane import Lane
 
-_SAMPLES = 120  # replays of each size, for each number of busy lanes
+_SAMPLES = 80  # replays of each size, for each number of busy lanes
 _SECONDS = 20.0  # and no longer than that for all of them
 _NAP = 2e-3  # seconds that a thread beside them sleeps at a time
 _SENT = 400  # queries, at once and at half of what the lanes can do

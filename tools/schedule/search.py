@@ -54,7 +54,7 @@ class Search:
         self._queries = Queries(artifact.path, artifact.manifest, workload.sizes, workload.seed)
         self._largest = largest(workload.sizes)
         self._cores, self._delays = cores, tuple(delays_us)
-        rows = sorted({*self._buckets, *_middles(self._buckets), self._largest})
+        rows = sorted({*_ends(self._buckets), self._largest})
         progress(f"latencies of {len(rows)} sizes on 1 to {cores} lanes")
         self.table, self.host = measure(artifact.path, self._queries, rows, cores)
         self.simulated: dict[Setting, float] = {}
@@ -153,8 +153,13 @@ class Search:
         return RateClimb(rate_grid(most / 12, most * 1.1), self._load.target_ms / 1e3, start)
 
 
-def _middles(sizes: Sequence[int]) -> list[int]:
-    return [(a + b) // 2 for a, b in pairwise(sizes) if b - a > 1]
+def _ends(buckets: Sequence[int]) -> set[int]:
+    """The fewest and the most rows that are padded to each bucket, and the bucket itself, which is
+    filled in another way: between them latency is a line, and not from one bucket to the next."""
+    found = set(buckets)
+    for below, size in pairwise([0, *buckets]):
+        found |= {below + 1, max(below + 1, size - 1)}
+    return found
 
 
 def error_percent(simulated: float, measured: float) -> float | None:

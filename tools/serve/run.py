@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 
 from recreplay.runtime import ModelRepository
 from recreplay.runtime.errors import RecReplayError
-from recreplay.tools.interpreter import hand_on_sooner
+from recreplay.tools.interpreter import prepare_for_load
 from recreplay.tools.serve.grpc_server import start_grpc
 from recreplay.tools.serve.http_app import build_app
 from recreplay.tools.serve.metrics import ServiceCollector
@@ -63,7 +63,6 @@ async def serve(
     `listening` is called when the ports are open, before any model is loaded: until then the
     server is live and not ready.
     """
-    hand_on_sooner()
     service = Service(repository)
     bound = _listen(options.host, options.http_port)
     app = build_app(service, options.max_body, options.read_seconds)
@@ -87,6 +86,7 @@ async def serve(
     serving = asyncio.create_task(http.serve(sockets=[bound]))
     listening(Ports(bound.getsockname()[1], grpc_port, metrics.server_address[1]))
     try:
+        await asyncio.to_thread(prepare_for_load)
         for failure in await asyncio.to_thread(service.start):
             report(str(failure))
         report("ready" if service.is_ready() else "not ready: no model could be loaded")

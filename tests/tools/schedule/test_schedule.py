@@ -201,10 +201,13 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("recreplay.tools.schedule.measure._SAMPLES", 10)
 
 
-def test_schedule_writes_what_the_runtime_takes(shop_path: Path, tmp_path: Path) -> None:
+def test_schedule_writes_what_the_runtime_takes(
+    shop_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("recreplay.tools.schedule.climb._TARGETS", 0)  # windows of 64
     out = tmp_path / "serving.json"
-    command = ["schedule", str(shop_path), "--target-ms", "20", "--sizes", "fixed:12", "--json"]
-    command += ["--out", str(out), "--windows", "12", "--seconds", "4", "--delays", "0"]
+    command = ["schedule", str(shop_path), "--target-ms", "5000", "--sizes", "fixed:12", "--json"]
+    command += ["--out", str(out), "--windows", "4", "--seconds", "2", "--delays", "0"]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
     data = json.loads(done.stdout)
@@ -223,7 +226,7 @@ def test_schedule_writes_what_the_runtime_takes(shop_path: Path, tmp_path: Path)
     assert [*report["host"]["late_us_p95"]] == ["0", "1", "2"]
     assert [*report["latency_table"]["median_ms"]] == ["1", "2"]
     serving = Serving.read(out)
-    assert serving.deadline_us == 20_000
+    assert serving.deadline_us == 5_000_000
     with Runtime.load(shop_path, serving=serving) as runtime:
         assert runtime.lanes_alive() == report["chosen"]["lanes"]
 
