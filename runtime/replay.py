@@ -1,4 +1,4 @@
-"""One request on one lane: its bucket, or its parts where no bucket holds it, or parts are faster."""
+"""One request on one lane: its bucket, or parts where none holds it or where parts are faster."""
 
 from __future__ import annotations
 
@@ -74,9 +74,7 @@ class Replayer:
         lane.metrics.count(prepared.bucket, prepared.rows, clamped)
         return {name: view.copy() for name, view in prepared.outputs}
 
-    def _split(
-        self, lane: Lane, arrays: Sequence[Array], n: int, step: int
-    ) -> dict[str, Array]:
+    def _split(self, lane: Lane, arrays: Sequence[Array], n: int, step: int) -> dict[str, Array]:
         """A request in parts of `step` rows, which is a bucket."""
         arrays, _ = self.checker.convert(arrays)  # so that messages speak of the whole request
         parts = [

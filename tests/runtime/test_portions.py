@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -67,7 +66,7 @@ def test_attention_that_leaves_the_cache() -> None:
 
 
 @pytest.fixture
-def tuned(shop: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def tuned(shop: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """`Shop` with a bucket of 8 that the tuner has seen take as long as ten of 2."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     took = {2: 100.0, 8: 1_000.0}
@@ -81,7 +80,7 @@ def tuned(shop: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
         shop, example, out=out, buckets=[2, 8], compiler="eager", tune="quick", progress=said.append
     )
     assert "bucket 8: requests of so many rows run faster in parts of 2" in said
-    yield out
+    return out
 
 
 def test_requests_run_in_parts_and_say_so(tuned: Path, shop: Any) -> None:
