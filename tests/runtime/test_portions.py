@@ -56,7 +56,7 @@ def test_where_rows_cost_the_same_in_all_buckets_nothing_is_parted(
 
 
 def test_attention_that_leaves_the_cache() -> None:
-    """DIN, measured: buckets of 16 and 32 rows are the cheapest per row."""
+    """DIN as one machine had it: buckets of 16 and 32 rows were the cheapest per row."""
     costs = {1: 95.0, 16: 617.0, 32: 1_260.0, 64: 3_050.0, 128: 6_450.0, 256: 14_700.0}
     assert best_portion(costs, 128) == 16
     assert best_portion(costs, 256) == 16
