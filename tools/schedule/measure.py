@@ -47,6 +47,7 @@ class HostCosts:
     wake: float = 0.0  # the same where the sender has slept
     hold: float = 0.0  # of the interpreter, by a lane, for each replay
     join: float = 0.0  # the same for each further query in it
+    copy: float = 0.0  # of a lane, for each row of a replay of several queries
     late: dict[int, tuple[float, ...]] = field(default_factory=dict)  # by busy lanes, ascending
 
     def draw_late(self, busy: int, draw: np.random.Generator) -> float:
@@ -61,6 +62,7 @@ class HostCosts:
             "wake_us": round(self.wake * 1e6, 1),
             "hold_us": round(self.hold * 1e6, 1),
             "join_us": round(self.join * 1e6, 1),
+            "copy_us_per_row": round(self.copy * 1e6, 3),
             "late_us_p95": {
                 str(busy): round(float(np.percentile(found, 95)) * 1e6, 1)
                 for busy, found in self.late.items()
@@ -83,8 +85,7 @@ def measure(
     table = LatencyTable(tuple(rows), samples)
     gap = 2 * table.median(queries.mean_rows(), cores) / cores
     send, wake = (_send(path, queries, cores, seconds) for seconds in (0.0, gap))
-    hold, join = _python(path, queries)
-    return table, HostCosts(cores, send, wake, hold, join, late)
+    return table, HostCosts(cores, send, wake, *_packing(path, queries), late)
 
 
 class _ClosedLoop:
@@ -160,19 +161,20 @@ def _send(path: Path, queries: Queries, cores: int, gap: float) -> float:
     return spent / _SENT
 
 
-def _python(path: Path, queries: Queries) -> tuple[float, float]:
-    """Seconds that a lane needs the interpreter: for a replay of one query, and for each further
-    query that is packed into it."""
+def _packing(path: Path, queries: Queries) -> tuple[float, float, float]:
+    """Seconds that a lane needs the interpreter for a replay of one query, and for each further
+    query that is packed into it; and for each row of a pack, which is copied once more than one
+    query is: as long as filling takes."""
     artifact = open_artifact(path)
     lane = LaneLoader(artifact, artifact.manifest.device, "error").lane()
     timed = TimedLane(lane)
     with Runtime(artifact, cast("Lane", timed), serving=Serving(max_delay_us=0)) as runtime:
 
-        def spent(requests: int) -> tuple[float, int, int]:
+        def spent(requests: int, rows: int = 1) -> tuple[float, int, int]:
             """Outside of replays; of how many replays, and of how many further queries in them."""
             timed.replay_ns.clear()
             before = runtime.stats()["queue"]
-            futures = [runtime.submit(queries.of(1)) for _ in range(requests)]
+            futures = [runtime.submit(queries.of(rows)) for _ in range(requests)]
             for future in futures:
                 future.result()
             after = runtime.stats()["queue"]
@@ -184,5 +186,8 @@ def _python(path: Path, queries: Queries) -> tuple[float, float]:
             runtime.submit(queries.of(1)).result()
         hold = float(np.median([spent(1)[0] for _ in range(_TIMES)]))
         packs = [spent(_JOINED) for _ in range(_TIMES)]
+        largest = artifact.manifest.buckets[-1].size
+        full = float(np.median([spent(1, largest)[0] for _ in range(_TIMES)]))
     joins = [(seconds - replays * hold) / more for seconds, replays, more in packs if more]
-    return hold, max(0.0, float(np.median(joins))) if joins else 0.0
+    join = max(0.0, float(np.median(joins))) if joins else 0.0
+    return hold, join, max(0.0, full - hold) / largest

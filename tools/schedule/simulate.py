@@ -144,7 +144,8 @@ class Simulation:
             with self._python.request() as mine:
                 yield mine
                 yield env.timeout(hold + (len(parts) - 1) * self._host.join)
-            yield env.timeout(work - hold)
+            copied = rows if len(parts) > 1 else 0
+            yield env.timeout(work - hold + copied * self._host.copy)
             while self._taken:
                 taken, self._taken = self._taken, 0.0
                 yield env.timeout(taken)

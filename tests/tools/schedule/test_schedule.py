@@ -164,6 +164,9 @@ def test_each_query_of_a_pack_costs_its_lane() -> None:
     pack = Setting(1, max_delay_us=0)
     free = simulate(pack, flat(0.01), 0.05)
     assert simulate(pack, flat(0.01), 0.05, host=HostCosts(cores=2, join=0.002)) < 0.5 * free
+    assert simulate(pack, flat(0.01), 0.05, host=HostCosts(cores=2, copy=0.0002)) < 0.5 * free
+    alone = simulate(Setting(1), flat(0.01), 0.05)
+    assert simulate(Setting(1), flat(0.01), 0.05, host=HostCosts(cores=2, copy=0.0002)) == alone
 
 
 def test_an_accelerator_takes_the_large_queries() -> None:
