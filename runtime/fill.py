@@ -142,9 +142,7 @@ class Fill:
         for at, view in self._single:
             view[...] = values[at]
         for at, view in self._exact:
-            if values[at].dtype != view.dtype or values[at].shape != view.shape:
-                raise ValueError("an input of a block has another dtype or shape")
-            view[...] = values[at]
+            np.concatenate((values[at],), out=view, casting="no")
         for joint in self._joint:
             np.concatenate(joint.take(values), out=joint.out, casting="no")
             if joint.rows is not None:

@@ -35,9 +35,8 @@ def best_portion(costs: Mapping[int, float], rows: int) -> int:
         return full * costs[step] + last + (full + bool(rest) - 1) * _PORTION_US
 
     usual = sizes[min(bisect_left(sizes, rows), len(sizes) - 1)]
-    whole = costs[usual] if rows <= usual else cost(usual)
     best = min((s for s in sizes if s < min(rows, usual)), key=cost, default=usual)
-    return best if best != usual and cost(best) <= _GAIN * whole else usual
+    return best if cost(best) <= _GAIN * cost(usual) else usual
 
 
 class Portions:

@@ -82,7 +82,6 @@ def _overview(summary: dict[str, Any]) -> Iterator[RenderableType]:
         "Buckets",
         (
             "bucket>",
-            "parts of>",
             "operators>",
             "segments>",
             "streams>",
@@ -95,8 +94,7 @@ def _overview(summary: dict[str, Any]) -> Iterator[RenderableType]:
         ),
         [
             (
-                b["size"],
-                "-" if b["portion"] == b["size"] else b["portion"],
+                b["size"] if b["portion"] == b["size"] else f"{b['size']} by {b['portion']}",
                 b["operators"],
                 b["segments"],
                 b["streams"],

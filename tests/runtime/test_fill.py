@@ -67,6 +67,16 @@ def test_rows_are_copied_and_padded_with_the_first() -> None:
                 np.testing.assert_array_equal(row, value[0])
 
 
+@pytest.mark.parametrize("rows", [3, 4])
+def test_a_block_takes_lists_too(rows: int) -> None:
+    made = bucket(4, [("a", "int64", (2,)), ("b", "int64", (2,))], staged=2)
+    staged = Staged(made, [])
+    a, b = np.arange(8).reshape(4, 2)[:rows], np.arange(8).reshape(4, 2)[:rows] + 100
+    assert staged.fill(rows, a=a.tolist(), b=b.tolist()) == 0
+    for name, value in (("a", a), ("b", b)):
+        np.testing.assert_array_equal(staged.views[name][:rows], value)
+
+
 def test_neighbours_of_one_shape_are_one_block() -> None:
     made = bucket(
         2,

@@ -52,6 +52,12 @@ class Load:
         }
 
 
+def sleep_until(due: float) -> None:
+    """To the end, some 0.1 ms too long: a thread that spins takes a core from the lanes."""
+    while (left := due - time.perf_counter()) > 0:
+        time.sleep(left)
+
+
 class Sender:
     """Sends queries and tells `done` the latency in seconds, or the error, of each."""
 
@@ -62,9 +68,7 @@ class Sender:
 
     def send(self, request: Request, due: float) -> None:
         """Wait until `due`, a time of `time.perf_counter`, then submit."""
-        # Slept to the end, some 0.1 ms too long: a thread that spins takes a core from the lanes.
-        while (left := due - time.perf_counter()) > 0:
-            time.sleep(left)
+        sleep_until(due)
         try:
             future = self._runtime.submit(request)
         except Overloaded as error:

@@ -24,6 +24,7 @@ from recreplay.runtime import Runtime, Serving
 from recreplay.runtime.artifact import open_artifact
 from recreplay.runtime.loading import LaneLoader
 from recreplay.tools.bench.compare import TimedLane
+from recreplay.tools.load.generator import sleep_until
 from recreplay.tools.load.queries import Queries
 from recreplay.tools.schedule.latency_table import LatencyTable
 
@@ -140,8 +141,7 @@ class _ClosedLoop:
 def _nap() -> float:
     """Sleep; how much too long, in seconds."""
     due = time.perf_counter() + _NAP
-    while (left := due - time.perf_counter()) > 0:
-        time.sleep(left)
+    sleep_until(due)
     return time.perf_counter() - due
 
 
@@ -152,8 +152,7 @@ def _send(path: Path, queries: Queries, cores: int, gap: float) -> float:
         futures, due, begun = [], time.perf_counter(), time.thread_time()
         for _ in range(_SENT):
             due += gap
-            while (left := due - time.perf_counter()) > 0:
-                time.sleep(left)
+            sleep_until(due)
             futures.append(runtime.submit(queries.next()))
         spent = time.thread_time() - begun
         for future in futures:

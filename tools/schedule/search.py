@@ -52,7 +52,7 @@ class Search:
         self._accelerator = accelerator
         self._buckets = [b.size for b in artifact.manifest.buckets]
         self._queries = Queries(artifact.path, artifact.manifest, workload.sizes, workload.seed)
-        self._largest = largest(workload.sizes)
+        self._largest, self._mean = largest(workload.sizes), self._queries.mean_rows()
         self._cores, self._delays = cores, tuple(delays_us)
         rows = sorted({*_ends(self._buckets), self._largest})
         progress(f"latencies of {len(rows)} sizes on 1 to {cores} lanes")
@@ -125,21 +125,21 @@ class Search:
 
     def mean_ms(self) -> float:
         """Median time of one mean query on one lane, in milliseconds."""
-        return self.table.median(self.mean_rows(), 1) * 1e3
+        return self.table.median(self._mean, 1) * 1e3
 
     def mean_rows(self) -> int:
-        return self._queries.mean_rows()
+        return self._mean
 
     def limit(self) -> float:
         """Queries a second of all cores at work without a pause, on the size that suits them best,
-        or of Python at work on nothing else: more than any setting can hold."""
+        or of Python at work on nothing else: what a setting can hold at most."""
         sizes = [n for n in self.table.rows if n <= self._buckets[-1]]
         fastest = max(n / self.table.median(n, self._cores) for n in sizes)
-        return min(self._cores * fastest / self.mean_rows(), 1 / (self.host.send + self.host.join))
+        return min(self._cores * fastest / self._mean, 1 / (self.host.send + self.host.join))
 
     def _estimate(self, setting: Setting) -> float:
         """The same of the lanes of one setting, on what it makes of mean queries."""
-        mean = self.mean_rows()
+        mean = self._mean
         if setting.max_delay_us is not None:
             return self.limit()
         step = setting.chunk_rows or mean
@@ -149,7 +149,7 @@ class Search:
         return min(setting.lanes / each, 1 / python)
 
     def _climb(self, setting: Setting, start: float) -> RateClimb:
-        most = self._estimate(setting)
+        most = self._estimate(setting)  # of medians, so a little may be held above it
         return RateClimb(rate_grid(most / 12, most * 1.1), self._load.target_ms / 1e3, start)
 
 
