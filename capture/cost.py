@@ -10,7 +10,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from recreplay.capture.dag import Cost
-from recreplay.runtime.aten import GROUPED_LOOKUP
+from recreplay.runtime.aten import GROUPED_LOOKUP, PACKED_LINEAR
 
 aten = torch.ops.aten
 
@@ -38,7 +38,7 @@ def operator_cost(node: fx.Node) -> Cost:
 
 def _flops(node: fx.Node, inputs: list[torch.Tensor], out: list[torch.Tensor]) -> int:
     elements = sum(prod(t.shape) for t in out)
-    if node.target in (aten.linear.default, torch.ops.mkldnn._linear_pointwise.default):
+    if node.target is aten.linear.default or str(node.target) == PACKED_LINEAR:
         return 2 * elements * int(inputs[0].shape[-1])
     if node.target in (aten.mm.default, aten.bmm.default, aten.matmul.default):
         return 2 * elements * int(inputs[0].shape[-1])

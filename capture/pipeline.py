@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -35,7 +36,14 @@ from recreplay.runtime.loading import LaneLoader
 from recreplay.runtime.manifest import Manifest
 from recreplay.runtime.mixed import make_checker
 
-REWRITES = ("stack_lookups", "group_lookups", "pack_linears", "stack_branches", "inline_linears")
+REWRITES = (
+    "stack_lookups",
+    "group_lookups",
+    "pack_linears",
+    "stack_branches",
+    "inline_linears",
+    "turn_linears",
+)
 # `group_lookups` has to be asked for until its kernel has run on a GPU.
 DEFAULT_REWRITES = tuple(name for name in REWRITES if name != "group_lookups")
 DEFAULT_BUCKETS = (1, 8, 64, 256)
@@ -243,9 +251,12 @@ def _choose_compiler(compiler: str | None, device: str) -> tuple[str, list[str]]
 
 def _useless_rewrites(compiler: str, device: str) -> set[str]:
     # A fused loop needs a compiler that fuses; operator by operator, it is only more operators.
-    useless = set() if compiler == "inductor" else {"inline_linears"}
-    if device != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        useless.add("pack_linears")  # it is oneDNN that packs
+    # A packed layer is a function that is compiled into packages.
+    useless = set() if compiler == "inductor" else {"inline_linears", "pack_linears"}
+    if device != "cpu":
+        useless |= {"pack_linears", "turn_linears"}
+    elif platform.machine() not in ("x86_64", "AMD64"):
+        useless.add("pack_linears")  # torch has oneDNN's batch-reduce product there alone
     if device != "cuda":
         useless.add("group_lookups")  # its kernel is for CUDA
     return useless

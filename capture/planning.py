@@ -36,6 +36,8 @@ from recreplay.runtime.lowered import value_dtype
 from recreplay.runtime.plan import Plan, check_plan
 from recreplay.runtime.spec import IdBound
 
+_LARGE = 1 << 17  # elements of a weight that fills the second cache by itself
+
 
 @dataclass(frozen=True)
 class Planned:
@@ -130,16 +132,19 @@ def _rewrite(program: Program, choice: Choice, known: Survey, smallest: bool) ->
         group_lookups(program, known.groups)
     if "stack_lookups" in choice.rewrites:
         stack_lookups(program, known.tables)
-    # Before branches are stacked: what is large enough to be packed gains nothing from a batch.
+    even = known.lowering.precision.products is not None
+    # Before branches are stacked: what is large gains nothing from a batch.
     if "pack_linears" in choice.rewrites:
-        pack_linears(program)
+        pack_linears(program, even, least=_LARGE)
     if "stack_branches" in choice.rewrites:
         stack_branches(program, known.branches)
+    if "pack_linears" in choice.rewrites:
+        pack_linears(program, even)
     # It pays in the smallest bucket only, which has packages of its own; the others share.
     if "inline_linears" in choice.rewrites and smallest:
         inline_linears(program)
     # After all that reads linear layers, because what it leaves is none any more.
-    if "pack_linears" in choice.rewrites:
+    if "turn_linears" in choice.rewrites:
         turn_linears(program)
     # Last, so that the others see types and reads as the model has them.
     lowering = known.lowering

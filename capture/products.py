@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import fx
 
+from recreplay.runtime.packed_linear import packed_linear_operator
+
 aten = torch.ops.aten
-PACKED = torch.ops.mkldnn._linear_pointwise.default
+PACKED = packed_linear_operator()
 _FACTORS: dict[Any, tuple[int, int]] = {
     aten.linear.default: (0, 1),
     aten.mm.default: (0, 1),

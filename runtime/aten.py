@@ -3,8 +3,8 @@
 A program is a list of operators in execution order. Arguments are JSON values, or one of these:
 `{"value": name}` (a tensor), `{"dtype": "float32"}`, `{"memory_format": "..."}`, `{"device":
 true}` (the device that the segment runs on), `{"layout": "strided"}`, `{"float": "inf"}`. Only
-operators of the `aten` namespace, `getitem`, oneDNN's linear layer over a packed weight and our own
-`grouped_lookup` exist, so that loading one cannot run anything else.
+operators of the `aten` namespace, `getitem` and our own `packed_linear` and `grouped_lookup` exist,
+so that loading one cannot run anything else.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 from recreplay.runtime.errors import ArtifactCorruptError
 
-_PACKED_LINEAR = "mkldnn._linear_pointwise.default"
+PACKED_LINEAR = "recreplay.packed_linear.default"
 GROUPED_LOOKUP = "recreplay.grouped_lookup.default"
 _MEMORY_FORMATS = {
     str(f): f for f in (torch.contiguous_format, torch.preserve_format, torch.channels_last)
@@ -111,7 +111,7 @@ def rebuild(arg: Any, values: Mapping[str, Any], device: torch.device) -> Any:
 def target_name(target: Any) -> str:
     if target is operator.getitem:
         return "getitem"
-    if str(target) in (_PACKED_LINEAR, GROUPED_LOOKUP):
+    if str(target) in (PACKED_LINEAR, GROUPED_LOOKUP):
         return str(target)
     if isinstance(target, torch._ops.OpOverload) and target.namespace == "aten":
         return str(target)
@@ -122,8 +122,10 @@ def resolve(target: str) -> Callable[..., Any]:
     """The callable of a stored operator name such as `aten.linear.default`."""
     if target == "getitem":
         return operator.getitem
-    if target == _PACKED_LINEAR:
-        return cast("Callable[..., Any]", torch.ops.mkldnn._linear_pointwise.default)
+    if target == PACKED_LINEAR:
+        from recreplay.runtime.packed_linear import packed_linear_operator
+
+        return packed_linear_operator()
     if target == GROUPED_LOOKUP:
         # Not before it is needed: most programs have none, and defining it looks for Triton.
         from recreplay.runtime.grouped_lookup import grouped_lookup_operator

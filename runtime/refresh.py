@@ -58,7 +58,9 @@ class Refresher:
     def __init__(self, manifest: Manifest, loader: LaneLoader | None, lanes: LanePool) -> None:
         self._lanes = lanes
         storages = {view.storage for view in manifest.tables.values()}
+        self._storages = {name: view.storage for name, view in manifest.tables.items()}
         weights = {} if loader is None else loader.weights
+        self._all = weights
         self._copies = {} if loader is None else loader.copies
         # A storage of several tables is written through its tables only.
         self._weights = {
@@ -130,6 +132,8 @@ class Refresher:
             from recreplay.runtime.weight_copies import refresh_copies
 
             refresh_copies(self._copies, name, weight)
+            if (storage := self._storages.get(name)) is not None:
+                refresh_copies(self._copies, storage, self._all[storage])
         if weight.is_cuda:  # a replay is queued on another stream of the device
             import torch
 

@@ -1,19 +1,18 @@
-"""Copies of weights as the matrix library wants them, beside the stored ones.
+"""Copies of weights as matrix products want them, beside the stored ones.
 
-`packed:NAME` is `weight:NAME` in the blocked layout of oneDNN; `turned:NAME` is it transposed,
+`packed:NAME` is `weight:NAME` in the blocks of `packed_linear`; `turned:NAME` is it transposed,
 `[in, out]`. Made when an artifact is loaded and again when a weight is refreshed, always at the
-same address.
+same address. NAME may be a storage in which several weights lie.
 """
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterable, Mapping
 
 import torch
 
-from recreplay.runtime.errors import EnvironmentMismatchError
 from recreplay.runtime.manifest import Manifest
+from recreplay.runtime.packed_linear import pack
 
 KINDS = ("packed", "turned")
 
@@ -40,24 +39,11 @@ def make_copies(
 
 def refresh_copies(copies: Mapping[str, torch.Tensor], name: str, weight: torch.Tensor) -> None:
     """Write the copies of the weight `name` anew where they are: segments hold their address."""
-    turned, packed = copies.get(f"turned:{name}"), copies.get(f"packed:{name}")
-    if turned is not None:
-        turned.copy_(weight.t())
-    if packed is not None:
-        fresh = _make(f"packed:{name}", weight)
-        nbytes = int(torch.ops.mkldnn._nbytes(fresh))
-        ctypes.memmove(
-            int(torch.ops.mkldnn.data_ptr(packed)), int(torch.ops.mkldnn.data_ptr(fresh)), nbytes
-        )
+    for kind in KINDS:
+        copy = copies.get(f"{kind}:{name}")
+        if copy is not None:
+            copy.copy_(_make(f"{kind}:{name}", weight))
 
 
 def _make(name: str, weight: torch.Tensor) -> torch.Tensor:
-    if name.startswith("turned:"):
-        return weight.detach().t().contiguous()
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        raise EnvironmentMismatchError(
-            "the artifact reads weights packed by oneDNN, which this torch was built without; "
-            "capture it again here"
-        )
-    made: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
-    return made
+    return weight.detach().t().contiguous() if name.startswith("turned:") else pack(weight)

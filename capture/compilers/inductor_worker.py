@@ -21,7 +21,7 @@ from torch import fx
 from torch.export import Dim
 
 from recreplay.capture.compilers.packed_lowering import register_packed_linear
-from recreplay.runtime.aten import decode, resolve
+from recreplay.runtime.aten import PACKED_LINEAR, decode, resolve
 
 _STAND_IN_ROWS = 64  # rows of the table that a segment is compiled with; the real number is dynamic
 
@@ -120,15 +120,16 @@ def _batch_symbol(graph: fx.Graph, tensors: list[tuple[fx.Node, list[Any]]]) -> 
     raise ValueError("no tensor of the segment has the batch as a size")
 
 
-def compile_module(module: Module, threads: int, scratch: str, target: Path) -> None:
-    """Export and compile one segment, and lay its package open below `target`."""
+def compile_module(module: Module, settings: dict[str, Any], scratch: str, target: Path) -> None:
+    """Export and compile one segment with inductor's `settings`, and lay its package open below
+    `target`."""
     with torch.no_grad():
         exported = torch.export.export(module.graph, module.examples, dynamic_shapes=module.shapes)
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         package = torch._inductor.aoti_compile_and_package(
             exported,
             package_path=str(Path(folder) / "model.pt2"),
-            inductor_configs={"cpp.threads": threads},
+            inductor_configs=settings,
         )
         unpacked = Path(folder) / "unpacked"
         zipfile.ZipFile(package).extractall(unpacked)
@@ -141,8 +142,8 @@ def compile_module(module: Module, threads: int, scratch: str, target: Path) -> 
 
 def main(job_file: str, folder: str) -> None:
     job = json.loads(Path(job_file).read_text())
-    if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        register_packed_linear()
+    settings = {"cpp.threads": job["threads"]}
+    with_packed = settings | register_packed_linear(job["threads"])
     if job["tf32"]:
         torch.set_float32_matmul_precision("high")  # what Triton kernels of products are made with
     for key, code in job["codes"].items():
@@ -151,7 +152,9 @@ def main(job_file: str, folder: str) -> None:
             module = build_module(dynamic["data"], job["device"], (dynamic["low"], dynamic["high"]))
         else:
             module = build_module(code["static"], job["device"])
-        compile_module(module, job["threads"], job["scratch"], Path(folder) / key)
+        packs = any(str(n.target) == PACKED_LINEAR for n in module.graph.graph.nodes)
+        chosen = with_packed if packs else settings
+        compile_module(module, chosen, job["scratch"], Path(folder) / key)
         print(f"compiled {key}", flush=True)
 
 

@@ -2,9 +2,9 @@
 
 Weights that products alone read are stored so already; other operands are cast where they are read,
 and results cast back, so that element-wise work, biases included, stays in float32. Torch's
-products add up in float32 and round their result once. Whatever else reads a lowered weight, such
-as the fused loop of an inlined layer, reads it as float32 and so needs no cast of its other
-operand.
+products add up in float32 and round their result once, packed layers do not round it. Whatever
+else reads a lowered weight, such as the fused loop of an inlined layer, reads it as float32 and so
+needs no cast of its other operand.
 
 It goes last: the other rewrites see float32 as the model has it.
 """
@@ -76,9 +76,7 @@ def _lower(
     if node.target is PACKED:
         if right.meta["val"].dtype != dtype:
             return  # something else reads this weight too, so it is stored and packed in float32
-        # oneDNN adds the bias, and takes the ReLU, before it rounds.
-        low = program.call(PACKED, in_type(left), right, *node.args[2:])
-        result = program.call(aten.to.dtype, low, torch.float32)
+        low = result = program.call(PACKED, in_type(left), right, *node.args[2:])  # is float32
     else:
         low = program.call(plain(node), in_type(left), in_type(right))
         result = program.call(aten.to.dtype, low, torch.float32)

@@ -1,69 +1,109 @@
-"""Rewrite: large linear layers of several rows read weights that are packed once, when loaded.
+"""Rewrite: linear layers read copies of their weights that lie in blocks (`packed_linear`).
 
-A matrix library packs its right operand into blocks on every call; with few rows, that is a large
-part of the call. On one AVX-512 core a layer of 1,024 to 512 takes 168 us packed and 265 us not at
-16 rows, 1,233 and 1,434 us at 128; at one row the product reads the weight once either way, and
-packed is slower (46 and 39 us). ONNX Runtime packs too, and was up to 1.6 times as fast without
-this. The packed copy is oneDNN's and lives beside the stored weight; a refresh packs it again.
-What is smaller is left to `turn_linears`.
+A matrix library packs its right operand on every call, and sets the call up; with few rows both are
+a large part of it. On one AVX-512 core at 16 rows a layer of 1,024 to 512 takes 148 us so and 274
+us by MKL over the transposed weight, 256 to 256 takes 20 and 28, 128 to 64 takes 3.1 and 5.4; at
+128 rows 1,174 and 1,376, 148 and 170, 20 and 24. The copy lives beside the stored weight; a refresh
+makes it again. Products of stacked branches are layers of several lanes over the stacked storage.
+
+Only for packages that inductor compiles: operator by operator, `turn_linears` is what is left.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import fx
 
 from recreplay.capture.specialise import Program
+from recreplay.runtime.packed_linear import packed_linear_operator
 
 aten = torch.ops.aten
-# Elements of a weight. Setting up a call of oneDNN takes 10 us: at 16 rows, 512 to 256 is even.
-_LEAST = 1 << 17
+_BATCHED = (aten.bmm.default, aten.baddbmm.default)
 
 
-def pack_linears(program: Program) -> None:
-    """Rewrite `program` in place. For the CPU alone."""
+def pack_linears(program: Program, even: bool = False, least: int = 0) -> None:
+    """Rewrite `program` in place. For the CPU alone.
+
+    `even`: leave weights with an odd number of columns, of which bfloat16 has no pairs. `least`:
+    leave those with fewer elements, and layers of one row.
+    """
     for node in list(program.graph.nodes):
-        if node.target is aten.linear.default and several_rows(node) and _is_large(node):
-            _pack(program, node)
+        if node.target is aten.linear.default and float_layer(node):
+            rows, weight = node.meta["val"][..., 0].numel(), node.args[1].meta["val"]
+            large = weight.numel() >= least and (rows > 1 or not least)
+            if large and not (even and weight.shape[1] % 2):
+                _pack(program, node)
+        elif node.target in _BATCHED and not least:
+            _pack_lanes(program, node, even)
     program.sort()
     program.prune()
 
 
-def several_rows(node: fx.Node) -> bool:
-    """Whether a linear layer takes several rows of float32 and reads a stored weight as it is."""
+def float_layer(node: fx.Node) -> bool:
+    """Whether a linear layer takes matrices of float32 and reads a stored weight as it is."""
     source, weight = node.args[0], node.args[1]
     assert isinstance(source, fx.Node)
     assert isinstance(weight, fx.Node)
     value = source.meta["val"]
     return bool(
-        value.ndim > 1
-        and value[..., 0].numel() > 1
-        and value.dtype == torch.float32
-        and str(weight.target).startswith("weight:")
+        value.ndim > 1 and value.dtype == torch.float32 and str(weight.target).startswith("weight:")
     )
-
-
-def _is_large(node: fx.Node) -> bool:
-    weight = node.args[1]
-    assert isinstance(weight, fx.Node)
-    return bool(weight.meta["val"].numel() >= _LEAST)
 
 
 def _pack(program: Program, node: fx.Node) -> None:
-    source, weight = node.args[0], node.args[1]
-    bias = node.args[2] if len(node.args) > 2 else None
+    source, weight, *bias = node.args
     assert isinstance(weight, fx.Node)
-    packed = program.source("packed", str(weight.target).partition(":")[2], weight.meta["val"])
+    columns = int(weight.meta["val"].shape[0])
+    _replace(program, node, source, weight, bias[0] if bias else None, lanes=1, columns=columns)
+
+
+def _pack_lanes(program: Program, node: fx.Node, even: bool) -> None:
+    """`[bias +] x @ weight` of each lane, as `stack_branches` leaves it: see `_stacked_weight`
+    there. With one row inductor makes it a loop by itself, which is as fast."""
+    *bias, source, turned = node.args
+    assert isinstance(source, fx.Node)
+    assert isinstance(turned, fx.Node)
+    if node.meta["val"].shape[1] == 1:
+        return
+    stack = turned.args[0] if turned.target is aten.transpose.int else None
+    if not isinstance(stack, fx.Node) or source.meta["val"].dtype != torch.float32:
+        return
+    view = stack.args[0] if stack.target is aten.slice.Tensor else stack
+    storage = view.args[0] if isinstance(view, fx.Node) and view.target is aten.view.default else 0
+    if not isinstance(storage, fx.Node) or not str(storage.target).startswith("weight:"):
+        return
+    lanes, columns, length = stack.meta["val"].shape
+    if storage.meta["val"].ndim != 2 or (even and length % 2):
+        return
+    added = bias[0] if bias else None
+    if isinstance(added, fx.Node):
+        if added.target is not aten.unsqueeze.default or added.args[1] != 1 or node.kwargs:
+            return
+        added = added.args[0]
+    if source.target is aten.expand.default:  # one matrix for all lanes
+        alone = source.args[0]
+        assert isinstance(alone, fx.Node)
+        if alone.meta["val"].shape == (1, *source.meta["val"].shape[1:]):
+            source = alone
+    _replace(program, node, source, storage, added, lanes=lanes, columns=columns)
+
+
+def _replace(
+    program: Program,
+    node: fx.Node,
+    source: Any,
+    storage: fx.Node,
+    bias: Any,
+    lanes: int,
+    columns: int,
+) -> None:
+    """Have a packed layer take the place of a product, and of a ReLU that alone reads it."""
+    name = str(storage.target).partition(":")[2]
+    packed = program.source("packed", name, storage.meta["val"])
     users = list(node.users)
     relu = len(users) == 1 and users[0].target is aten.relu.default
     last = users[0] if relu and node not in program.outputs.values() else node
-    result = program.call(
-        torch.ops.mkldnn._linear_pointwise.default,
-        source,
-        packed,
-        bias,
-        "none" if last is node else "relu",
-        [],
-        "",
-    )
-    program.replace(last, result)
+    arguments = (source, packed, bias, lanes, columns, last is not node)
+    program.replace(last, program.call(packed_linear_operator(), *arguments))

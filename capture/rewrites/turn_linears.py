@@ -3,9 +3,8 @@
 torch stores `[out, in]`, and the library's product of a matrix with a transposed one is the slower
 of the two where little is to be computed. On one AVX-512 core at 16 rows: 256 to 256 takes 49 us
 instead of 65, 256 to 128 takes 28 instead of 37 with weights that come from the last cache, 34 and
-38, 20 and 23 with those that stay in the second; at 128 rows 191 and 205, 104 and 116. What
-`pack_linears` takes is better packed, so this comes after
-it, and after branches were stacked, which are products of another kind.
+38, 20 and 23 with those that stay in the second; at 128 rows 191 and 205, 104 and 116. For what
+`pack_linears` does not take, which is better: eager segments, and processors other than x86-64.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from recreplay.capture.rewrites.pack_linears import several_rows
+from recreplay.capture.rewrites.pack_linears import float_layer
 from recreplay.capture.specialise import Program
 
 aten = torch.ops.aten
@@ -22,7 +21,9 @@ aten = torch.ops.aten
 def turn_linears(program: Program) -> None:
     """Rewrite `program` in place. For the CPU alone."""
     for node in list(program.graph.nodes):
-        if node.target is aten.linear.default and several_rows(node):
+        if node.target is not aten.linear.default or not float_layer(node):
+            continue
+        if node.meta["val"][..., 0].numel() > 1:
             _turn(program, node)
     program.sort()
     program.prune()

@@ -3,8 +3,10 @@ the same, and that the copies of a refreshed weight are made again."""
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,14 +18,14 @@ from recreplay.capture.rewrites.pack_linears import pack_linears
 from recreplay.capture.rewrites.turn_linears import turn_linears
 from recreplay.capture.specialise import Program, specialise
 from recreplay.runtime import Runtime
+from recreplay.runtime.packed_linear import packed_linear_operator
 
 Capture = Callable[..., Path]
 aten = torch.ops.aten
-PACKED = torch.ops.mkldnn._linear_pointwise.default
+PACKED = packed_linear_operator()
 
-pytestmark = pytest.mark.skipif(
-    not torch.backends.mkldnn.is_available(),  # type: ignore[no-untyped-call]
-    reason="this torch is built without oneDNN",
+on_x86 = pytest.mark.skipif(
+    platform.machine() != "x86_64", reason="layers are packed on x86-64 alone"
 )
 
 
@@ -43,32 +45,43 @@ class Layers(nn.Module):
         return {"middle": middle, "score": self.last(torch.relu(middle))}
 
 
-def packed(model: nn.Module, example: dict[str, Tensor], bucket: int) -> Program:
+def packed(
+    model: nn.Module, example: dict[str, Tensor], bucket: int, least: int = 0, even: bool = False
+) -> Program:
     made = specialise(ingest(model.eval(), example), bucket)
-    pack_linears(made)
+    pack_linears(made, even, least)
     return made
 
 
-def calls(program: Program, target: object) -> list[tuple[object, ...]]:
+def calls(program: Program, target: object) -> list[tuple[Any, ...]]:
     return [n.args for n in program.graph.nodes if n.target is target]
 
 
-def test_large_layers_of_several_rows_are_packed() -> None:
+def test_all_layers_are_packed_with_the_relu_that_alone_reads_them() -> None:
     made = packed(Layers(), {"x": torch.randn(3, 96)}, 8)
-    first, second = calls(made, PACKED)
-    assert [first[3], second[3]] == ["relu", "none"]  # a ReLU whose input is an output stays
-    assert second[2] is None
-    assert [str(args[1].target) for args in (first, second)] == [  # type: ignore[attr-defined]
+    found = calls(made, PACKED)
+    assert [str(args[1].target) for args in found] == [
         "packed:first.weight",
         "packed:second.weight",
+        "packed:last.weight",
     ]
-    assert len(calls(made, aten.linear.default)) == 1  # 128 to 2 is too small
-    assert len(calls(made, aten.relu.default)) == 1
+    assert found[1][2] is None
+    assert [args[3:] for args in found] == [(1, 1500, True), (1, 128, False), (1, 2, False)]
+    assert len(calls(made, aten.relu.default)) == 1  # its input is an output
+    assert calls(made, aten.linear.default) == []
 
 
-def test_one_row_reads_weights_as_they_are() -> None:
-    made = packed(Layers(), {"x": torch.randn(3, 96)}, 1)
-    assert calls(made, PACKED) == []
+def test_with_a_least_size_small_layers_and_one_row_stay() -> None:
+    made = packed(Layers(), {"x": torch.randn(3, 96)}, 8, least=1 << 17)
+    assert [args[4] for args in calls(made, PACKED)] == [1500, 128]
+    assert calls(packed(Layers(), {"x": torch.randn(3, 96)}, 1, least=1 << 17), PACKED) == []
+
+
+def test_weights_without_pairs_stay_where_pairs_are_wanted() -> None:
+    made = packed(
+        nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 3)), {"input": torch.randn(3, 5)}, 8, even=True
+    )
+    assert [str(args[1].target) for args in calls(made, PACKED)] == ["packed:1.weight"]
 
 
 class Wide(nn.Module):
@@ -110,6 +123,7 @@ def check(path: Path, model: nn.Module) -> None:
                 np.testing.assert_allclose(got[name], want[name].numpy(), rtol=1e-4, atol=1e-5)
 
 
+@on_x86
 @pytest.mark.parametrize(
     "compiler", ["eager", pytest.param("inductor", marks=pytest.mark.inductor)]
 )
@@ -117,12 +131,9 @@ def test_scores_and_refreshed_scores(captured: Capture, compiler: str) -> None:
     model = Layers().eval()
     path = captured(model, {"x": torch.randn(3, 96)}, buckets=[1, 4, 8], compiler=compiler)
     with Runtime.load(path, lanes=2) as runtime, torch.no_grad():
-        assert "packed:first.weight" in {
-            name for s in runtime.manifest.buckets[-1].segments for name in s.inputs
-        }
-        assert "turned:last.weight" in {
-            name for s in runtime.manifest.buckets[-1].segments for name in s.inputs
-        }
+        kind = "packed" if compiler == "inductor" else "turned"
+        names = {name for s in runtime.manifest.buckets[-1].segments for name in s.inputs}
+        assert {f"{kind}:first.weight", f"{kind}:last.weight"} <= names
         for scale in (1.0, -0.5, 2.0):
             model.last.weight.add_(scale)
             runtime.update_rows("last.weight", [1, 0], model.last.weight[[1, 0]])
@@ -143,3 +154,48 @@ def test_the_artifact_stores_each_weight_once(captured: Capture) -> None:
     total = sum(p.numel() * 4 for p in model.parameters())
     assert (path / "weights.safetensors").stat().st_size < total + 4096
     check(path, model)
+
+
+class Towers(nn.Module):
+    """Towers of several widths over one input, and branches over pieces of it."""
+
+    def __init__(self, width: int, hidden: int, towers: int) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.shared = nn.ModuleList(nn.Linear(width, hidden) for _ in range(towers))
+        self.own = nn.ModuleList(nn.Linear(hidden, 3, bias=False) for _ in range(towers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = [torch.relu(layer(x)) for layer in self.shared]
+        own = [layer(h) for layer, h in zip(self.own, hidden, strict=True)]
+        return torch.cat([*own, *hidden], dim=1)
+
+
+@on_x86
+@pytest.mark.inductor
+@pytest.mark.parametrize(
+    ("width", "hidden", "towers", "threads"), [(7, 36, 3, 1), (64, 130, 2, 2), (33, 64, 4, 1)]
+)
+def test_stacked_towers_are_lanes_of_one_packed_storage(
+    captured: Capture, width: int, hidden: int, towers: int, threads: int
+) -> None:
+    model = Towers(width, hidden, towers).eval()
+    path = captured(
+        model,
+        {"x": torch.randn(3, width)},
+        buckets=[1, 4, 150, 300],
+        compiler="inductor",
+        threads=threads,
+    )
+    with Runtime.load(path) as runtime, torch.no_grad():
+        names = {name for s in runtime.manifest.buckets[-1].segments for name in s.inputs}
+        assert sum(name.startswith("packed:branches_") for name in names) == 2
+        for _ in range(2):
+            for rows in (1, 3, 4, 140, 300):
+                x = torch.randn(rows, width)
+                got = runtime.run({"x": x.numpy()})["output"]
+                np.testing.assert_allclose(got, model(x).numpy(), rtol=1e-4, atol=1e-5)
+            model.shared[1].weight.mul_(-2.0)  # of a storage, so its copy is made again
+            runtime.update_weights({"shared.1.weight": model.shared[1].weight})
+            model.own[0].weight[2].add_(1.0)
+            runtime.update_rows("own.0.weight", [2], model.own[0].weight[2:])

@@ -1,0 +1,102 @@
+extern "C++" {
+namespace at::native::cpublas {
+/* oneDNN's batch-reduce product, as <ATen/native/CPUBlas.h> has it: C (+)= A B, row-major. */
+void brgemm(int64_t M, int64_t N, int64_t K, int64_t ld_a, int64_t ld_b, int64_t ld_c,
+            const bool add_C, const float *A, const float *B, float *C, bool is_vnni);
+void brgemm(int64_t M, int64_t N, int64_t K, int64_t ld_a, int64_t ld_b, int64_t ld_c,
+            const bool add_C, const c10::BFloat16 *A, const c10::BFloat16 *B, float *C,
+            bool is_vnni);
+} // namespace at::native::cpublas
+
+namespace recreplay {
+constexpr int64_t kColumns = 64; /* of a block: COLUMNS of recreplay.runtime.packed_linear */
+constexpr int64_t kRows = 128;   /* of x for which a block stays in the cache */
+constexpr int64_t kWorthThreads = 1 << 18; /* multiply-adds */
+
+/* Spelt out, because a package's wrapper is compiled without vectorising loops. */
+typedef float Vector __attribute__((vector_size(64), aligned(4), may_alias));
+constexpr int64_t kWide = sizeof(Vector) / sizeof(float);
+
+static void finish(float *y, int64_t rows, int64_t width, int64_t stride, const float *bias,
+                   bool relu) {
+  for (int64_t i = 0; i < rows; i++, y += stride) {
+    int64_t j = 0;
+    for (; j + kWide <= width; j += kWide) {
+      Vector v = *(const Vector *)(y + j);
+      if (bias) v += *(const Vector *)(bias + j);
+      *(Vector *)(y + j) = relu ? (v < 0 ? Vector{} : v) : v; /* keeps NaN */
+    }
+    for (; j < width; j++) {
+      const float v = bias ? y[j] + bias[j] : y[j];
+      y[j] = relu && v < 0 ? 0 : v;
+    }
+  }
+}
+
+/* One lane: x [M, K] by rows [begin, begin + N) of a packed weight of `total` rows, to y [M, N],
+   whose rows lie `stride` apart. A task is up to kRows rows by one block. */
+template <typename T>
+static void lane(const T *x, const T *packed, const float *bias, float *y, int64_t stride,
+                 int64_t M, int64_t N, int64_t K, int64_t begin, int64_t total, bool relu) {
+  constexpr bool pairs = sizeof(T) == 2;
+  const int64_t first = begin / kColumns, blocks = (begin + N - 1) / kColumns - first + 1;
+  const int64_t tasks = (M + kRows - 1) / kRows * blocks;
+  auto task = [&](int64_t at) {
+    const int64_t row = at / blocks * kRows, rows = std::min(kRows, M - row);
+    const int64_t base = (first + at % blocks) * kColumns;
+    const int64_t from = std::max(begin, base), to = std::min(begin + N, base + kColumns);
+    const int64_t ld = std::min(kColumns, total - base);
+    const T *block = packed + base * K + (from - base) * (pairs ? 2 : 1);
+    float *out = y + row * stride + from - begin;
+    at::native::cpublas::brgemm(rows, to - from, K, K, ld, stride, false, x + row * K, block, out,
+                                pairs);
+    if (bias || relu) finish(out, rows, to - from, stride, bias ? bias + from - begin : bias, relu);
+  };
+#if RECREPLAY_THREADS > 1
+  #pragma omp parallel for num_threads(RECREPLAY_THREADS) if (M * N * K >= kWorthThreads)
+#endif
+  for (int64_t at = 0; at < tasks; at++) task(at);
+}
+
+template <typename T>
+static void lanes_of(AtenTensorHandle out, AtenTensorHandle x, AtenTensorHandle packed,
+                     const float *bias, int64_t lanes, int64_t N, bool relu) {
+  void *to, *from, *weight;
+  int64_t *shape, *strides, dims, total, elements, K;
+  aoti_torch_get_data_ptr(out, &to);
+  aoti_torch_get_data_ptr(x, &from);
+  aoti_torch_get_data_ptr(packed, &weight);
+  aoti_torch_get_sizes(packed, &shape);
+  total = shape[0], K = shape[1];
+  aoti_torch_get_numel(out, &elements);
+  aoti_torch_get_dim(out, &dims);
+  aoti_torch_get_strides(out, &strides);
+  if (strides[dims - 1] != 1) throw std::runtime_error("columns of the result lie apart");
+  const int64_t M = elements / (lanes * N);
+  aoti_torch_get_numel(x, &elements);
+  const int64_t step = elements == M * K ? 0 : M * K; /* 0: all lanes read the same rows */
+  for (int64_t l = 0; l < lanes; l++)
+    lane((const T *)from + l * step, (const T *)weight, bias ? bias + l * N : bias,
+         (float *)to + (lanes > 1 ? l * strides[0] : 0), strides[dims - 2], M, N, K,
+         l * (total / lanes), total, relu);
+}
+} // namespace recreplay
+} // extern "C++"
+
+inline AOTITorchError aoti_torch_cpu_recreplay_packed_linear_out(
+    AtenTensorHandle out, AtenTensorHandle x, AtenTensorHandle packed, AtenTensorHandle *bias,
+    int64_t lanes, int64_t columns, int32_t relu) {
+  try {
+    void *added = nullptr;
+    int32_t dtype;
+    if (bias) aoti_torch_get_data_ptr(*bias, &added);
+    aoti_torch_get_dtype(packed, &dtype);
+    auto run = dtype == aoti_torch_dtype_float32() ? recreplay::lanes_of<float>
+                                                   : recreplay::lanes_of<c10::BFloat16>;
+    run(out, x, packed, (const float *)added, lanes, columns, relu);
+    return AOTI_TORCH_SUCCESS;
+  } catch (const std::exception &error) {
+    fprintf(stderr, "packed_linear: %s\n", error.what());
+    return AOTI_TORCH_FAILURE;
+  }
+}
