@@ -24,7 +24,7 @@ _TRUNK: dict[str, tuple[Stored | None, float]] = {
     "bf16": ("bfloat16", 0.02),
     "fp16": ("float16", 0.005),
 }
-# The same for tables: over those models float16 costs up to 0.0003, and 8 bits up to 0.006.
+# The same for tables: over those models float16 costs up to 0.0004, and 8 bits up to 0.006.
 _TABLES: dict[str, tuple[Stored | None, float]] = {
     "fp32": (None, 0.0),
     "fp16": ("float16", 0.002),
