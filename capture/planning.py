@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
+import torch
 from torch import fx
 
 from recreplay.capture.assign import Strategy, assign
@@ -132,13 +133,15 @@ def _rewrite(program: Program, choice: Choice, known: Survey, smallest: bool) ->
         group_lookups(program, known.groups)
     if "stack_lookups" in choice.rewrites:
         stack_lookups(program, known.tables)
-    even = known.lowering.precision.products is not None
+    lowering = known.lowering
+    even = lowering.precision.products is not None
+    packs = "pack_linears" in choice.rewrites and (not even or _multiplies_pairs())
     # Before branches are stacked: what is large gains nothing from a batch.
-    if "pack_linears" in choice.rewrites:
+    if packs:
         pack_linears(program, even, least=_LARGE)
     if "stack_branches" in choice.rewrites:
         stack_branches(program, known.branches)
-    if "pack_linears" in choice.rewrites:
+    if packs:
         pack_linears(program, even)
     # It pays in the smallest bucket only, which has packages of its own; the others share.
     if "inline_linears" in choice.rewrites and smallest:
@@ -147,13 +150,18 @@ def _rewrite(program: Program, choice: Choice, known: Survey, smallest: bool) ->
     if "turn_linears" in choice.rewrites:
         turn_linears(program)
     # Last, so that the others see types and reads as the model has them.
-    lowering = known.lowering
     if lowering.precision.rows is not None:
         tables = with_storages(lowering.tables, known.tables)
         lower_tables(program, tables, lowering.precision.rows)
     if lowering.precision.products is not None:
         weights = with_storages(lowering.factors, known.branches)
         lower_products(program, weights, value_dtype(lowering.precision.products))
+
+
+def _multiplies_pairs() -> bool:
+    """Whether this CPU multiplies pairs of bfloat16 as `packed_linear` lays them. AMX wants its
+    blocks padded, so there torch's own layers run."""
+    return torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported()
 
 
 def _described(program: Program, choice: Choice) -> OperatorGraph:

@@ -28,6 +28,11 @@ on_x86 = pytest.mark.skipif(
     platform.machine() != "x86_64", reason="layers are packed on x86-64 alone"
 )
 
+needs_pairs = pytest.mark.skipif(
+    not torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported(),
+    reason="layers are packed in bfloat16 where the CPU has AVX512-BF16 and no AMX",
+)
+
 
 class Layers(nn.Module):
     """Two large layers, one of them with a ReLU that is also an output, and a small one."""
@@ -174,10 +179,16 @@ class Towers(nn.Module):
 @on_x86
 @pytest.mark.inductor
 @pytest.mark.parametrize(
-    ("width", "hidden", "towers", "threads"), [(7, 36, 3, 1), (64, 130, 2, 2), (33, 64, 4, 1)]
+    ("width", "hidden", "towers", "threads", "precision"),
+    [
+        (7, 36, 3, 1, "fp32"),
+        (64, 130, 2, 2, "fp32"),
+        (33, 64, 4, 1, "fp32"),
+        pytest.param(34, 66, 3, 2, "bf16", marks=needs_pairs),
+    ],
 )
 def test_stacked_towers_are_lanes_of_one_packed_storage(
-    captured: Capture, width: int, hidden: int, towers: int, threads: int
+    captured: Capture, width: int, hidden: int, towers: int, threads: int, precision: str
 ) -> None:
     model = Towers(width, hidden, towers).eval()
     path = captured(
@@ -186,7 +197,9 @@ def test_stacked_towers_are_lanes_of_one_packed_storage(
         buckets=[1, 4, 150, 300],
         compiler="inductor",
         threads=threads,
+        precision=precision,
     )
+    atol = 1e-5 if precision == "fp32" else 0.05
     with Runtime.load(path) as runtime, torch.no_grad():
         names = {name for s in runtime.manifest.buckets[-1].segments for name in s.inputs}
         assert sum(name.startswith("packed:branches_") for name in names) == 2
@@ -194,7 +207,7 @@ def test_stacked_towers_are_lanes_of_one_packed_storage(
             for rows in (1, 3, 4, 140, 300):
                 x = torch.randn(rows, width)
                 got = runtime.run({"x": x.numpy()})["output"]
-                np.testing.assert_allclose(got, model(x).numpy(), rtol=1e-4, atol=1e-5)
+                np.testing.assert_allclose(got, model(x).numpy(), rtol=1e-4, atol=atol)
             model.shared[1].weight.mul_(-2.0)  # of a storage, so its copy is made again
             runtime.update_weights({"shared.1.weight": model.shared[1].weight})
             model.own[0].weight[2].add_(1.0)

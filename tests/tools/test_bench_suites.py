@@ -1,4 +1,4 @@
-"""Suites that measure capture and the host rather than models: overhead, scaling."""
+"""Suites that are more than sets of models: overhead, scaling, precision."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import Result
 
-from recreplay.tools.bench import overhead, scaling
+from recreplay.tools.bench import overhead, precisions, scaling
 from recreplay.tools.bench.scaling import SERIES, Series, Stages, exponent
 from recreplay.tools.bench.suites import Benchmark
 
@@ -57,6 +57,24 @@ def test_scaling(
     assert series["exponents"]["lane_bytes"] == 0
     powers = [series["exponents"][n] for n in ("total_seconds", "artifact_bytes", "lane_bytes")]
     assert series["near_linear"] is (max(powers) <= 1.2)
+
+
+def test_precision(report: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precisions, "BENCHMARKS", SMALL)
+    found = report("bench", "--suite", "precision", "--compiler", "eager", "--runs", "5")
+    assert found["kind"] == "recreplay-bench-precision"
+    (model,) = found["results"]
+    assert "TF32 is a mode of CUDA" in model["refused"]["tf32, tables fp32"]
+    measured = [f"{a}, tables {b}" for a, b in precisions.PRECISIONS]
+    measured = [name for name in measured if name not in model["refused"]]
+    nbytes = model["weight_bytes"]
+    assert nbytes["fp32, tables fp16"] < nbytes["fp32, tables fp32"]
+    assert [b["batch"] for b in model["batches"]] == [1, 4]
+    for batch in model["batches"]:
+        assert [p["name"] for p in batch["precisions"]] == measured
+        exact, *lower = batch["precisions"]
+        assert exact["to_float32"] == {"ratio": 1.0, "p25": 1.0, "p75": 1.0}
+        assert exact["error"] < 1e-5 < max(p["error"] for p in lower)
 
 
 def test_options_that_do_not_fit(invoke: Callable[..., Result]) -> None:

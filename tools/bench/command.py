@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 DEFAULT_BUCKETS = (1, 16, 128)
-OWN_MODELS = ("overhead", "scaling")  # suites that measure something else than models
+OWN_MODELS = ("overhead", "scaling", "precision")  # suites that are more than sets of models
 
 
 def bench(
@@ -30,7 +30,8 @@ def bench(
         str | None,
         typer.Option(
             help="foundation, core, deeprecinfra, microrec: named sets of models; overhead: what "
-            "the host adds to a replay; scaling: capture against features and buckets. "
+            "the host adds to a replay; scaling: capture against features and buckets; "
+            "precision: lower precision of trunk and tables against float32. "
             "[dim]Default without a model: foundation.[/]"
         ),
     ] = None,
@@ -110,6 +111,12 @@ def bench(
             from recreplay.tools.bench import overhead
 
             report = overhead.measure(only(overhead.BENCHMARKS, models), runs, progress, settings)
+        elif suite == "precision":
+            from recreplay.tools.bench import precisions
+
+            report = precisions.measure(
+                only(precisions.BENCHMARKS, models), runs, progress, settings
+            )
         elif peers is None:
             from recreplay.tools.bench import pairs
 
@@ -225,12 +232,13 @@ def _check_peers(peers: str | None, cold: bool, plot: Path | None) -> None:
 
 
 def _render(report: dict[str, Any]) -> Iterator[RenderableType]:
-    from recreplay.tools.bench import overhead, peer_report, scaling
+    from recreplay.tools.bench import overhead, peer_report, precisions, scaling
     from recreplay.tools.bench import report as pairs_report
 
     renderers = {
         overhead.KIND: overhead.render,
         scaling.KIND: scaling.render,
+        precisions.KIND: precisions.render,
         peer_report.KIND: peer_report.render,
         pairs_report.KIND: pairs_report.render,
     }

@@ -103,6 +103,6 @@ def find_suite(name: str) -> Suite:
     """The suite of that name."""
     if name not in SUITES:
         raise RecReplayError(
-            f"unknown suite {name!r}; there is {', '.join(SUITES)}, overhead and scaling"
+            f"unknown suite {name!r}; there is {', '.join(SUITES)}, overhead, scaling and precision"
         )
     return SUITES[name]
