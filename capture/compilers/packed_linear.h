@@ -1,3 +1,6 @@
+/* `recreplay::packed_linear` for packages: oneDNN's batch-reduce product on each block of a weight
+   (recreplay.runtime.packed_linear says how it lies), then the bias and the ReLU while the block's
+   result is in the cache. Goes into a package's own source, inside of extern "C". */
 extern "C++" {
 namespace at::native::cpublas {
 /* oneDNN's batch-reduce product, as <ATen/native/CPUBlas.h> has it: C (+)= A B, row-major. */
@@ -53,9 +56,20 @@ static void lane(const T *x, const T *packed, const float *bias, float *y, int64
     if (bias || relu) finish(out, rows, to - from, stride, bias ? bias + from - begin : bias, relu);
   };
 #if RECREPLAY_THREADS > 1
+  std::exception_ptr failed; /* may not leave a parallel loop */
   #pragma omp parallel for num_threads(RECREPLAY_THREADS) if (M * N * K >= kWorthThreads)
-#endif
+  for (int64_t at = 0; at < tasks; at++) {
+    try {
+      task(at);
+    } catch (...) {
+      #pragma omp critical
+      failed = std::current_exception();
+    }
+  }
+  if (failed) std::rethrow_exception(failed);
+#else
   for (int64_t at = 0; at < tasks; at++) task(at);
+#endif
 }
 
 template <typename T>
