@@ -10,7 +10,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from recreplay.capture.dag import Cost
-from recreplay.runtime.aten import GROUPED_LOOKUP, PACKED_LINEAR
+from recreplay.runtime.aten import BYTE_BAGS, GROUPED_LOOKUP, PACKED_LINEAR
 
 aten = torch.ops.aten
 
@@ -29,6 +29,11 @@ def operator_cost(node: fx.Node) -> Cost:
         table, ids = inputs[0], inputs[1]
         gathered = prod(ids.shape) * table.shape[1]
         return Cost(gathered * table.element_size() + _nbytes(ids) + _nbytes(out[0]), gathered)
+    if str(node.target) == BYTE_BAGS:
+        codes, scales, ids = inputs
+        gathered = prod(ids.shape) * codes.shape[1]
+        read = gathered + prod(ids.shape) * scales.shape[1] * scales.element_size()
+        return Cost(read + _nbytes(ids) + _nbytes(out[0]), 2 * gathered)
     if str(node.target) == GROUPED_LOOKUP:
         gathered, weights, ids = node.meta["gathered"], inputs[0], inputs[1]
         return Cost(gathered * weights.element_size() + _nbytes(ids) + _nbytes(out[0]), gathered)

@@ -43,6 +43,7 @@ REWRITES = (
     "stack_branches",
     "inline_linears",
     "turn_linears",
+    "pool_bytes",
 )
 # `group_lookups` has to be asked for until its kernel has run on a GPU.
 DEFAULT_REWRITES = tuple(name for name in REWRITES if name != "group_lookups")
@@ -251,10 +252,11 @@ def _choose_compiler(compiler: str | None, device: str) -> tuple[str, list[str]]
 
 def _useless_rewrites(compiler: str, device: str) -> set[str]:
     # A fused loop needs a compiler that fuses; operator by operator, it is only more operators.
-    # A packed layer is a function that is compiled into packages.
-    useless = set() if compiler == "inductor" else {"inline_linears", "pack_linears"}
+    # Functions of our own are compiled into packages.
+    own = {"pack_linears", "pool_bytes"}
+    useless = set() if compiler == "inductor" else {"inline_linears", *own}
     if device != "cpu":
-        useless |= {"pack_linears", "turn_linears"}
+        useless |= {"turn_linears", *own}
     elif platform.machine() not in ("x86_64", "AMD64"):
         useless.add("pack_linears")  # torch has oneDNN's batch-reduce product there alone
     if device != "cuda":

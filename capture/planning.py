@@ -152,7 +152,7 @@ def _rewrite(program: Program, choice: Choice, known: Survey, smallest: bool) ->
     # Last, so that the others see types and reads as the model has them.
     if lowering.precision.rows is not None:
         tables = with_storages(lowering.tables, known.tables)
-        lower_tables(program, tables, lowering.precision.rows)
+        lower_tables(program, tables, lowering.precision.rows, "pool_bytes" in choice.rewrites)
     if lowering.precision.products is not None:
         weights = with_storages(lowering.factors, known.branches)
         lower_products(program, weights, value_dtype(lowering.precision.products))

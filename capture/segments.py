@@ -17,12 +17,17 @@ from torch import fx
 
 from recreplay.capture.specialise import Program
 from recreplay.capture.views import base, is_view
-from recreplay.runtime.aten import GROUPED_LOOKUP, Operator, encode, target_name
+from recreplay.runtime.aten import BYTE_BAGS, GROUPED_LOOKUP, Operator, encode, target_name
 from recreplay.runtime.plan import Plan, plan_from
 
 aten = torch.ops.aten
-# Operators whose first argument is a table, of which the number of rows does not matter.
-_TABLE_READS = {"aten.embedding.default", "aten.embedding_bag.padding_idx", GROUPED_LOOKUP}
+# Which arguments of operators are tables, of which the number of rows does not matter.
+_TABLE_READS = {
+    "aten.embedding.default": (0,),
+    "aten.embedding_bag.padding_idx": (0,),
+    GROUPED_LOOKUP: (0,),
+    BYTE_BAGS: (0, 1),
+}
 
 
 @dataclass(frozen=True)
@@ -204,10 +209,8 @@ def _lower(
         for position, read in enumerate(node.all_input_nodes):
             value(read)
             if read.op == "placeholder":
-                is_table = (
-                    position == 0
-                    and str(read.target).startswith("weight:")
-                    and str(node.target) in _TABLE_READS
+                is_table = str(read.target).startswith("weight:") and (
+                    position in _TABLE_READS.get(str(node.target), ())
                 )
                 tables_only[read] = tables_only.get(read, True) and is_table
         own = f"o{len(operators)}"

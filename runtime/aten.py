@@ -3,8 +3,8 @@
 A program is a list of operators in execution order. Arguments are JSON values, or one of these:
 `{"value": name}` (a tensor), `{"dtype": "float32"}`, `{"memory_format": "..."}`, `{"device":
 true}` (the device that the segment runs on), `{"layout": "strided"}`, `{"float": "inf"}`. Only
-operators of the `aten` namespace, `getitem` and our own `packed_linear` and `grouped_lookup` exist,
-so that loading one cannot run anything else.
+operators of the `aten` namespace, `getitem` and our own `packed_linear`, `byte_bags` and
+`grouped_lookup` exist, so that loading one cannot run anything else.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from recreplay.runtime.errors import ArtifactCorruptError
 
 PACKED_LINEAR = "recreplay.packed_linear.default"
+BYTE_BAGS = "recreplay.byte_bags.default"
 GROUPED_LOOKUP = "recreplay.grouped_lookup.default"
 _MEMORY_FORMATS = {
     str(f): f for f in (torch.contiguous_format, torch.preserve_format, torch.channels_last)
@@ -111,7 +112,7 @@ def rebuild(arg: Any, values: Mapping[str, Any], device: torch.device) -> Any:
 def target_name(target: Any) -> str:
     if target is operator.getitem:
         return "getitem"
-    if str(target) in (PACKED_LINEAR, GROUPED_LOOKUP):
+    if str(target) in (PACKED_LINEAR, BYTE_BAGS, GROUPED_LOOKUP):
         return str(target)
     if isinstance(target, torch._ops.OpOverload) and target.namespace == "aten":
         return str(target)
@@ -126,6 +127,10 @@ def resolve(target: str) -> Callable[..., Any]:
         from recreplay.runtime.packed_linear import packed_linear_operator
 
         return packed_linear_operator()
+    if target == BYTE_BAGS:
+        from recreplay.runtime.byte_bags import byte_bags_operator
+
+        return byte_bags_operator()
     if target == GROUPED_LOOKUP:
         # Not before it is needed: most programs have none, and defining it looks for Triton.
         from recreplay.runtime.grouped_lookup import grouped_lookup_operator

@@ -20,8 +20,8 @@ import torch._inductor
 from torch import fx
 from torch.export import Dim
 
-from recreplay.capture.compilers.packed_lowering import register_packed_linear
-from recreplay.runtime.aten import PACKED_LINEAR, decode, resolve
+from recreplay.capture.compilers.own_functions import OwnFunctions
+from recreplay.runtime.aten import decode, resolve
 
 _STAND_IN_ROWS = 64  # rows of the table that a segment is compiled with; the real number is dynamic
 
@@ -143,7 +143,7 @@ def compile_module(module: Module, settings: dict[str, Any], scratch: str, targe
 def main(job_file: str, folder: str) -> None:
     job = json.loads(Path(job_file).read_text())
     settings = {"cpp.threads": job["threads"]}
-    with_packed = settings | register_packed_linear(job["threads"])
+    functions = OwnFunctions(job["threads"])
     if job["tf32"]:
         torch.set_float32_matmul_precision("high")  # what Triton kernels of products are made with
     for key, code in job["codes"].items():
@@ -152,8 +152,8 @@ def main(job_file: str, folder: str) -> None:
             module = build_module(dynamic["data"], job["device"], (dynamic["low"], dynamic["high"]))
         else:
             module = build_module(code["static"], job["device"])
-        packs = any(str(n.target) == PACKED_LINEAR for n in module.graph.graph.nodes)
-        chosen = with_packed if packs else settings
+        targets = {str(node.target) for node in module.graph.graph.nodes}
+        chosen = settings | functions.settings(targets)
         compile_module(module, chosen, job["scratch"], Path(folder) / key)
         print(f"compiled {key}", flush=True)
 

@@ -1,6 +1,9 @@
-/* `recreplay::packed_linear` for packages: oneDNN's batch-reduce product on each block of a weight
-   (recreplay.runtime.packed_linear says how it lies), then the bias and the ReLU while the block's
-   result is in the cache. Goes into a package's own source, inside of extern "C". */
+AOTITorchError aoti_torch_cpu_recreplay_packed_linear_out(AtenTensorHandle, AtenTensorHandle,
+                                                         AtenTensorHandle, AtenTensorHandle *,
+                                                         int64_t, int64_t, int32_t);
+/* `recreplay::packed_linear`: oneDNN's batch-reduce product on each block of a weight, which lies as
+   recreplay.runtime.packed_linear says, then the bias and the ReLU while the block's result is in
+   the cache. Copied into a package's source behind `extern`, inside of extern "C". */
 extern "C++" {
 namespace at::native::cpublas {
 /* oneDNN's batch-reduce product, as <ATen/native/CPUBlas.h> has it: C (+)= A B, row-major. */

@@ -2,10 +2,10 @@
 
 Bags of float16 stay bags: torch adds up in float32 and rounds the sum to float16 once, which is
 brought to float32. On one AVX-512 core 66,560 rows of 32 take 200 us so, 472 us from a float32
-table, and 12,550 us where they are gathered first. Rows of int8, and weighted ones, are gathered
-and brought to float32 by plain operators, which inductor fuses into the loop that pools: a cast or
-one product and one sum with the row's own scale and offset. What these are is said in
-`recreplay.runtime.lowered`.
+table, and 12,550 us where they are gathered first. Rows of int8 are pooled by our own `byte_bags`
+in packages for the CPU. Elsewhere rows are gathered and brought to float32 by plain operators,
+which inductor fuses into the loop that pools: one product and one sum with the row's own scale and
+offset. What these are is said in `recreplay.runtime.lowered`.
 
 It goes last: the other rewrites see float32 tables as the model has them.
 """
@@ -21,13 +21,20 @@ from torch import fx
 
 from recreplay.capture.jagged_axis import bag_arguments
 from recreplay.capture.specialise import Program
+from recreplay.runtime.aten import BYTE_BAGS, resolve
 from recreplay.runtime.lowered import INT8, SCALES, Stored, value_dtype
 
 aten = torch.ops.aten
 
 
-def lower_tables(program: Program, stored: AbstractSet[str], kind: Stored) -> None:
-    """Rewrite `program` in place. `stored`: tables, and stacks of them, stored as `kind`."""
+def lower_tables(
+    program: Program, stored: AbstractSet[str], kind: Stored, pool_bytes: bool = False
+) -> None:
+    """Rewrite `program` in place. `stored`: tables, and stacks of them, stored as `kind`.
+
+    `pool_bytes`: lookups of int8 rows are `byte_bags`.
+    """
+    own = pool_bytes and kind == INT8
     for node in list(program.graph.nodes):
         if node.target not in (aten.embedding.default, aten.embedding_bag.padding_idx):
             continue
@@ -38,10 +45,10 @@ def lower_tables(program: Program, stored: AbstractSet[str], kind: Stored) -> No
         if kept != "weight" or name not in stored:
             continue
         if node.target is aten.embedding.default:
-            program.replace(node, _read(program, table, ids, kind))
+            program.replace(node, _read(program, table, ids, kind, own))
             continue
-        if kind == INT8 or bag_arguments(node).get("per_sample_weights") is not None:
-            pooled = _pool(program, node, _read(program, table, ids, kind))
+        if kind == INT8:
+            pooled = _pool(program, node, table, ids, kind, own)
         else:
             pooled = _pool_as_stored(program, node, table, kind)
         for first in list(node.users):  # of what the operator gives, nothing else is read
@@ -60,17 +67,18 @@ def _pool_as_stored(program: Program, bag: fx.Node, table: fx.Node, kind: Stored
     return program.call(aten.to.dtype, program.call(operator.getitem, made, 0), torch.float32)
 
 
-def _read(program: Program, table: fx.Node, ids: fx.Node, kind: Stored) -> fx.Node:
+def _read(program: Program, table: fx.Node, ids: fx.Node, kind: Stored, own: bool) -> fx.Node:
     """The float32 rows `[*ids, dim]`."""
+    if own:
+        rows = _byte_bags(program, table, ids, 1, False)
+        shape = [*ids.meta["val"].shape, table.meta["val"].shape[1]]
+        return rows if len(shape) == 2 else program.call(aten.view.default, rows, shape)
     _retype(program, table, kind)
-    shape = table.meta["val"].shape
     if kind != INT8:
         rows = program.call(aten.embedding.default, table, ids)
         return program.call(aten.to.dtype, rows, torch.float32)
-    name = SCALES + str(table.target).removeprefix("weight:")
-    scales = program.source("weight", name, program.fake((shape[0], 2), torch.float32))
     codes = program.call(aten.embedding.default, table, ids)
-    pairs = program.call(aten.embedding.default, scales, ids)
+    pairs = program.call(aten.embedding.default, _scales(program, table), ids)
     scale = program.call(aten.slice.Tensor, pairs, -1, 0, 1)
     offset = program.call(aten.slice.Tensor, pairs, -1, 1, 2)
     wide = program.call(aten.to.dtype, codes, torch.float32)
@@ -78,22 +86,41 @@ def _read(program: Program, table: fx.Node, ids: fx.Node, kind: Stored) -> fx.No
     return program.call(aten.add.Tensor, scaled, offset)
 
 
-def _pool(program: Program, bag: fx.Node, rows: fx.Node) -> fx.Node:
-    """What `embedding_bag` makes of its gathered rows `[ids, dim]`."""
+def _scales(program: Program, table: fx.Node) -> fx.Node:
+    name = SCALES + str(table.target).removeprefix("weight:")
+    rows = table.meta["val"].shape[0]
+    return program.source("weight", name, program.fake((rows, 2), torch.float32))
+
+
+def _byte_bags(program: Program, table: fx.Node, ids: fx.Node, length: int, mean: bool) -> fx.Node:
+    _retype(program, table, INT8)
+    scales = _scales(program, table)
+    return program.call(resolve(BYTE_BAGS), table, scales, ids, length, mean)
+
+
+def _pool(
+    program: Program, bag: fx.Node, table: fx.Node, ids: fx.Node, kind: Stored, own: bool
+) -> fx.Node:
+    """What `embedding_bag` makes of the rows of its ids `[ids]`."""
     arguments = bag_arguments(bag)
-    lengths = _lengths(program, arguments["offsets"], len(rows.meta["val"]))
+    total, dim = len(ids.meta["val"]), int(table.meta["val"].shape[1])
+    lengths = _lengths(program, arguments["offsets"], total)
     if lengths is None or arguments.get("include_last_offset", False):
-        return _pool_jagged(program, rows, bag)
-    reduce = aten.mean.dim if arguments.get("mode", 0) == 1 else aten.sum.dim_IntList
-    dim = int(rows.meta["val"].shape[1])
+        return _pool_jagged(program, _read(program, table, ids, kind, own), bag)
+    mean = arguments.get("mode", 0) == 1
+    reduce = aten.mean.dim if mean else aten.sum.dim_IntList
     runs = [(length, len(list(run))) for length, run in groupby(lengths)]
+    read = ids if own else _read(program, table, ids, kind, own)
     pooled, at = [], 0
     for length, bags in runs:
         end = at + length * bags
-        part = rows if len(runs) == 1 else program.call(aten.slice.Tensor, rows, 0, at, end)
-        bagged = program.call(aten.view.default, part, [bags, length, dim])
-        pooled.append(program.call(reduce, bagged, [1]))
+        part = read if len(runs) == 1 else program.call(aten.slice.Tensor, read, 0, at, end)
         at = end
+        if own:
+            pooled.append(_byte_bags(program, table, part, length, mean))
+        else:
+            bagged = program.call(aten.view.default, part, [bags, length, dim])
+            pooled.append(program.call(reduce, bagged, [1]))
     return pooled[0] if len(pooled) == 1 else program.call(aten.cat.default, pooled)
 
 

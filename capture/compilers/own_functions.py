@@ -1,0 +1,65 @@
+"""Our own CPU operators in packages: each is a call of a C++ function, whose source goes along.
+
+AOTInductor calls a custom operator by a C function if it is told the function's declaration, and
+copies that into the package's source. What follows the declaration is copied too, so that nothing
+has to be linked or loaded beside the package.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from recreplay.runtime.aten import BYTE_BAGS, PACKED_LINEAR, resolve
+
+_SOURCES = {PACKED_LINEAR: "packed_linear.h", BYTE_BAGS: "byte_bags.h"}
+_SHIMS = "aot_inductor.custom_ops_to_c_shims"
+
+
+class OwnFunctions:
+    """Made once in a process that compiles, after which inductor can compile the operators."""
+
+    def __init__(self, threads: int) -> None:
+        """`threads`: how many a call runs on, as the loops that inductor writes."""
+        self._texts = {}
+        for target, source in _SOURCES.items():
+            text = Path(__file__).with_name(source).read_text()
+            self._texts[target] = text.replace("RECREPLAY_THREADS", str(threads))
+            _register(resolve(target), f"aoti_torch_cpu_recreplay_{Path(source).stem}_out")
+
+    def settings(self, targets: set[str]) -> dict[str, Any]:
+        """Settings of inductor for code that calls these operators."""
+        used = {_out(resolve(t)): [text] for t, text in self._texts.items() if t in targets}
+        return {_SHIMS: used} if used else {}
+
+
+def _out(operator: Any) -> Any:
+    """The overload that writes into a tensor that it is given."""
+    return operator.overloadpacket.out
+
+
+def _register(operator: Any, function: str) -> None:
+    from torch._inductor import ir
+    from torch._inductor.lowering import register_lowering
+    from torch._inductor.virtualized import V
+
+    @register_lowering(operator, type_promotion_kind=None)
+    def call(*arguments: Any) -> Any:
+        """Tensors come first, of which the last may be None; then numbers."""
+        tensors = [a for a in arguments if isinstance(a, ir.IRNode)]
+        result = V.graph.current_node.meta["val"]
+        size = ir.convert_shape_to_inductor(result.shape)
+        # Rows of a matrix may lie apart, inside of a wider result such as a concatenation.
+        layout = ir.FlexibleLayout if len(size) == 2 else ir.FixedLayout
+        made = ir.ExternKernelOut(
+            layout=layout(result.device, result.dtype, size),
+            inputs=[
+                ir.ExternKernel.require_contiguous(ir.ExternKernel.realize_input(t))
+                for t in tensors
+            ],
+            constant_args=list(arguments[len(tensors) :]),
+            python_kernel_name=f"torch.ops.{_out(operator)}",
+            cpp_kernel_name=function,
+            op_overload=_out(operator),
+        )
+        return ir.TensorBox.create(made)
