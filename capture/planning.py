@@ -138,13 +138,15 @@ def _rewrite(program: Program, choice: Choice, known: Survey, smallest: bool) ->
     packs = "pack_linears" in choice.rewrites and (not even or _multiplies_pairs())
     # Before branches are stacked: what is large gains nothing from a batch.
     if packs:
-        pack_linears(program, even, least=_LARGE)
+        pack_linears(program, even, least=_LARGE, one_row=False)
     if "stack_branches" in choice.rewrites:
         stack_branches(program, known.branches)
+    # It pays in the smallest bucket only, which has packages of its own; the others share. There
+    # layers of one row are inlined: their weights come from memory as fast, and no call is made.
+    inlines = "inline_linears" in choice.rewrites and smallest
     if packs:
-        pack_linears(program, even)
-    # It pays in the smallest bucket only, which has packages of its own; the others share.
-    if "inline_linears" in choice.rewrites and smallest:
+        pack_linears(program, even, one_row=not inlines)
+    if inlines:
         inline_linears(program)
     # After all that reads linear layers, because what it leaves is none any more.
     if "turn_linears" in choice.rewrites:

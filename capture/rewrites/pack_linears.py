@@ -23,17 +23,19 @@ aten = torch.ops.aten
 _BATCHED = (aten.bmm.default, aten.baddbmm.default)
 
 
-def pack_linears(program: Program, even: bool = False, least: int = 0) -> None:
+def pack_linears(
+    program: Program, even: bool = False, least: int = 0, one_row: bool = True
+) -> None:
     """Rewrite `program` in place. For the CPU alone.
 
     `even`: leave weights with an odd number of columns, of which bfloat16 has no pairs. `least`:
-    leave those with fewer elements, and layers of one row.
+    leave those with fewer elements. `one_row`: whether to take layers of one row too.
     """
     for node in list(program.graph.nodes):
         if node.target is aten.linear.default and float_layer(node):
             rows, weight = node.meta["val"][..., 0].numel(), node.args[1].meta["val"]
-            large = weight.numel() >= least and (rows > 1 or not least)
-            if large and not (even and weight.shape[1] % 2):
+            wanted = weight.numel() >= least and (rows > 1 or one_row)
+            if wanted and not (even and weight.shape[1] % 2):
                 _pack(program, node)
         elif node.target in _BATCHED and not least:
             _pack_lanes(program, node, even)

@@ -50,11 +50,9 @@ class Layers(nn.Module):
         return {"middle": middle, "score": self.last(torch.relu(middle))}
 
 
-def packed(
-    model: nn.Module, example: dict[str, Tensor], bucket: int, least: int = 0, even: bool = False
-) -> Program:
+def packed(model: nn.Module, example: dict[str, Tensor], bucket: int, **options: Any) -> Program:
     made = specialise(ingest(model.eval(), example), bucket)
-    pack_linears(made, even, least)
+    pack_linears(made, **options)
     return made
 
 
@@ -76,10 +74,11 @@ def test_all_layers_are_packed_with_the_relu_that_alone_reads_them() -> None:
     assert calls(made, aten.linear.default) == []
 
 
-def test_with_a_least_size_small_layers_and_one_row_stay() -> None:
-    made = packed(Layers(), {"x": torch.randn(3, 96)}, 8, least=1 << 17)
+def test_small_layers_and_layers_of_one_row_stay_if_asked() -> None:
+    made = packed(Layers(), {"x": torch.randn(3, 96)}, 8, least=1 << 17, one_row=False)
     assert [args[4] for args in calls(made, PACKED)] == [1500, 128]
-    assert calls(packed(Layers(), {"x": torch.randn(3, 96)}, 1, least=1 << 17), PACKED) == []
+    assert calls(packed(Layers(), {"x": torch.randn(3, 96)}, 1, one_row=False), PACKED) == []
+    assert len(calls(packed(Layers(), {"x": torch.randn(3, 96)}, 1), PACKED)) == 3
 
 
 def test_weights_without_pairs_stay_where_pairs_are_wanted() -> None:

@@ -36,8 +36,6 @@ BENCHMARKS = tuple(
         ("ncf", ()),
         ("mt_wide_deep", ("rows_scale=0.1",)),
         ("dlrm_rmc1", ("rows_scale=0.1",)),
-        ("dlrm_rmc3", ("rows_scale=0.15",)),
-        ("dlrm", ("rows_scale=0.1",)),
     )
 )
 # Of the trunk and of the tables; the first is what the others are compared with.
