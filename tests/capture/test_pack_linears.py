@@ -198,7 +198,7 @@ def test_stacked_towers_are_lanes_of_one_packed_storage(
         threads=threads,
         precision=precision,
     )
-    atol = 1e-5 if precision == "fp32" else 0.05
+    rtol, atol = (1e-4, 1e-5) if precision == "fp32" else (0.02, 0.05)
     with Runtime.load(path) as runtime, torch.no_grad():
         names = {name for s in runtime.manifest.buckets[-1].segments for name in s.inputs}
         assert sum(name.startswith("packed:branches_") for name in names) == 2
@@ -206,7 +206,7 @@ def test_stacked_towers_are_lanes_of_one_packed_storage(
             for rows in (1, 3, 4, 140, 300):
                 x = torch.randn(rows, width)
                 got = runtime.run({"x": x.numpy()})["output"]
-                np.testing.assert_allclose(got, model(x).numpy(), rtol=1e-4, atol=atol)
+                np.testing.assert_allclose(got, model(x).numpy(), rtol=rtol, atol=atol)
             model.shared[1].weight.mul_(-2.0)  # of a storage, so its copy is made again
             runtime.update_weights({"shared.1.weight": model.shared[1].weight})
             model.own[0].weight[2].add_(1.0)
