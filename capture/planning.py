@@ -23,7 +23,7 @@ from recreplay.capture.rewrites.group_lookups import group_lookups
 from recreplay.capture.rewrites.inline_linears import inline_linears
 from recreplay.capture.rewrites.lower_products import lower_products
 from recreplay.capture.rewrites.lower_tables import lower_tables
-from recreplay.capture.rewrites.pack_linears import pack_linears
+from recreplay.capture.rewrites.pack_linears import pack_large_linears, pack_linears
 from recreplay.capture.rewrites.stack_branches import plan_weight_stacks, stack_branches
 from recreplay.capture.rewrites.stack_lookups import plan_stacks, stack_lookups
 from recreplay.capture.rewrites.turn_linears import turn_linears
@@ -36,8 +36,6 @@ from recreplay.runtime.graph import BucketGraph, OperatorGraph
 from recreplay.runtime.lowered import value_dtype
 from recreplay.runtime.plan import Plan, check_plan
 from recreplay.runtime.spec import IdBound
-
-_LARGE = 1 << 17  # elements of a weight that fills the second cache by itself
 
 
 @dataclass(frozen=True)
@@ -138,14 +136,13 @@ def _rewrite(program: Program, choice: Choice, known: Survey, smallest: bool) ->
     packs = "pack_linears" in choice.rewrites and (not even or _multiplies_pairs())
     # Before branches are stacked: what is large gains nothing from a batch.
     if packs:
-        pack_linears(program, even, least=_LARGE, one_row=False)
+        pack_large_linears(program, even)
     if "stack_branches" in choice.rewrites:
         stack_branches(program, known.branches)
-    # It pays in the smallest bucket only, which has packages of its own; the others share. There
-    # layers of one row are inlined: their weights come from memory as fast, and no call is made.
+    # It pays in the smallest bucket only, which has packages of its own; the others share.
     inlines = "inline_linears" in choice.rewrites and smallest
     if packs:
-        pack_linears(program, even, one_row=not inlines)
+        pack_linears(program, even, inlines)
     if inlines:
         inline_linears(program)
     # After all that reads linear layers, because what it leaves is none any more.

@@ -41,6 +41,7 @@ def _out(operator: Any) -> Any:
 def _register(operator: Any, function: str) -> None:
     from torch._inductor import ir
     from torch._inductor.lowering import register_lowering
+    from torch._inductor.utils import convert_shape_to_inductor
     from torch._inductor.virtualized import V
 
     @register_lowering(operator, type_promotion_kind=None)
@@ -48,7 +49,7 @@ def _register(operator: Any, function: str) -> None:
         """Tensors come first, of which the last may be None; then numbers."""
         tensors = [a for a in arguments if isinstance(a, ir.IRNode)]
         result = V.graph.current_node.meta["val"]
-        size = ir.convert_shape_to_inductor(result.shape)
+        size = convert_shape_to_inductor(result.shape)
         # Rows of a matrix may lie apart, inside of a wider result such as a concatenation.
         layout = ir.FlexibleLayout if len(size) == 2 else ir.FixedLayout
         made = ir.ExternKernelOut(

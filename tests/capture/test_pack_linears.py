@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from recreplay.capture.ingest import ingest
-from recreplay.capture.rewrites.pack_linears import pack_linears
+from recreplay.capture.rewrites.pack_linears import pack_large_linears, pack_linears
 from recreplay.capture.rewrites.turn_linears import turn_linears
 from recreplay.capture.specialise import Program, specialise
 from recreplay.runtime import Runtime
@@ -50,9 +50,15 @@ class Layers(nn.Module):
         return {"middle": middle, "score": self.last(torch.relu(middle))}
 
 
-def packed(model: nn.Module, example: dict[str, Tensor], bucket: int, **options: Any) -> Program:
+def packed(
+    model: nn.Module,
+    example: dict[str, Tensor],
+    bucket: int,
+    rewrite: Callable[..., None] = pack_linears,
+    **options: bool,
+) -> Program:
     made = specialise(ingest(model.eval(), example), bucket)
-    pack_linears(made, **options)
+    rewrite(made, **options)
     return made
 
 
@@ -74,11 +80,17 @@ def test_all_layers_are_packed_with_the_relu_that_alone_reads_them() -> None:
     assert calls(made, aten.linear.default) == []
 
 
-def test_small_layers_and_layers_of_one_row_stay_if_asked() -> None:
-    made = packed(Layers(), {"x": torch.randn(3, 96)}, 8, least=1 << 17, one_row=False)
+def test_large_layers_of_several_rows_come_first() -> None:
+    made = packed(Layers(), {"x": torch.randn(3, 96)}, 8, pack_large_linears)
     assert [args[4] for args in calls(made, PACKED)] == [1500, 128]
-    assert calls(packed(Layers(), {"x": torch.randn(3, 96)}, 1, one_row=False), PACKED) == []
-    assert len(calls(packed(Layers(), {"x": torch.randn(3, 96)}, 1), PACKED)) == 3
+    assert calls(packed(Layers(), {"x": torch.randn(3, 96)}, 1, pack_large_linears), PACKED) == []
+
+
+def test_large_layers_of_one_row_are_left_to_be_inlined() -> None:
+    made = packed(Layers(), {"x": torch.randn(3, 96)}, 1, inlines=True)
+    assert [args[4] for args in calls(made, PACKED)] == [2]
+    made = packed(Layers(), {"x": torch.randn(3, 96)}, 1)
+    assert [args[4] for args in calls(made, PACKED)] == [1500, 128, 2]
 
 
 def test_weights_without_pairs_stay_where_pairs_are_wanted() -> None:
