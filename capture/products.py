@@ -7,18 +7,17 @@ from typing import Any
 import torch
 from torch import fx
 
-from recreplay.runtime.packed_linear import packed_linear_operator
+from recreplay.runtime.aten import PACKED_LINEAR
 
 aten = torch.ops.aten
-PACKED = packed_linear_operator()
-_FACTORS: dict[Any, tuple[int, int]] = {
-    aten.linear.default: (0, 1),
-    aten.mm.default: (0, 1),
-    aten.bmm.default: (0, 1),
-    aten.matmul.default: (0, 1),
-    PACKED: (0, 1),
-    aten.addmm.default: (1, 2),  # after what they add
-    aten.baddbmm.default: (1, 2),
+_FACTORS: dict[str, tuple[int, int]] = {
+    "aten.linear.default": (0, 1),
+    "aten.mm.default": (0, 1),
+    "aten.bmm.default": (0, 1),
+    "aten.matmul.default": (0, 1),
+    PACKED_LINEAR: (0, 1),
+    "aten.addmm.default": (1, 2),  # after what they add
+    "aten.baddbmm.default": (1, 2),
 }
 _PLAIN: dict[Any, Any] = {
     aten.addmm.default: aten.mm.default,
@@ -28,9 +27,10 @@ _PLAIN: dict[Any, Any] = {
 
 def factors(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     """What a matrix product multiplies, or None for anything else."""
-    if node.target not in _FACTORS:
+    places = _FACTORS.get(str(node.target))
+    if places is None:
         return None
-    left, right = (node.args[at] for at in _FACTORS[node.target])
+    left, right = (node.args[at] for at in places)
     assert isinstance(left, fx.Node)
     assert isinstance(right, fx.Node)
     return left, right

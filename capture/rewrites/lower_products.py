@@ -17,9 +17,10 @@ import torch
 from torch import fx
 
 from recreplay.capture.lowering import readers
-from recreplay.capture.products import PACKED, addend, factors, is_factor, plain
+from recreplay.capture.products import addend, factors, is_factor, plain
 from recreplay.capture.specialise import Program
 from recreplay.capture.views import is_view
+from recreplay.runtime.aten import PACKED_LINEAR
 from recreplay.runtime.weight_copies import KINDS
 
 aten = torch.ops.aten
@@ -73,10 +74,11 @@ def _lower(
     pair = factors(node)
     assert pair is not None
     left, right = pair
-    if node.target is PACKED:
+    if str(node.target) == PACKED_LINEAR:
         if right.meta["val"].dtype != dtype:
             return  # something else reads this weight too, so it is stored and packed in float32
-        low = result = program.call(PACKED, in_type(left), right, *node.args[2:])  # is float32
+        arguments = (in_type(left), right, *node.args[2:])
+        low = result = program.call(plain(node), *arguments)  # gives float32
     else:
         low = program.call(plain(node), in_type(left), in_type(right))
         result = program.call(aten.to.dtype, low, torch.float32)
