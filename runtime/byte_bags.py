@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from recreplay.runtime.own_operator import define_operator
 
 
 @cache
@@ -25,19 +27,7 @@ def byte_bags_operator() -> Callable[..., Any]:
     every `length` of which, one after another, are a bag; their sum, or their mean.
     """
     schema = "Tensor codes, Tensor scales, Tensor ids, int length, bool mean"
-    make: Any = torch.library.Library  # untyped
-    library = make("recreplay", "FRAGMENT")
-    library.define(f"byte_bags({schema}) -> Tensor")
-    library.define(f"byte_bags.out({schema}, *, Tensor(a!) out) -> Tensor(a!)")
-    library.impl("byte_bags", _bags, "CPU")
-    library.impl("byte_bags.out", _bags_out, "CPU")
-    torch.library.register_fake("recreplay::byte_bags", _shape, lib=library)
-    torch.library.register_fake("recreplay::byte_bags.out", lambda *_, out: out, lib=library)
-    _libraries.append(library)
-    return cast("Callable[..., Any]", torch.ops.recreplay.byte_bags.default)
-
-
-_libraries: list[Any] = []  # they take their operators along when they go
+    return define_operator("byte_bags", schema, _bags, _shape)
 
 
 def _shape(codes: Tensor, _scales: Tensor, ids: Tensor, length: int, _mean: bool) -> Tensor:
@@ -50,7 +40,3 @@ def _bags(codes: Tensor, scales: Tensor, ids: Tensor, length: int, mean: bool) -
     rows = codes[flat].float() * pairs[:, :1] + pairs[:, 1:]
     bags = rows.view(-1, length, codes.shape[1])
     return bags.mean(1) if mean else bags.sum(1)
-
-
-def _bags_out(*args: Any, out: Tensor) -> Tensor:
-    return out.copy_(_bags(*args))

@@ -15,14 +15,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from recreplay.runtime.own_operator import define_operator
+
 COLUMNS = 64  # of a block
 _PAIR = 2  # neighbours that lie together in bfloat16
-_NAME = "recreplay::packed_linear"
 
 
 def pack(weight: Tensor) -> Tensor:
@@ -70,19 +71,7 @@ def packed_linear_operator() -> Callable[..., Any]:
       weight that begin at `i * (rows of packed // lanes)`.
     """
     schema = "Tensor x, Tensor packed, Tensor? bias, int lanes, int columns, bool relu"
-    make: Any = torch.library.Library  # untyped
-    library = make("recreplay", "FRAGMENT")
-    library.define(f"packed_linear({schema}) -> Tensor")
-    library.define(f"packed_linear.out({schema}, *, Tensor(a!) out) -> Tensor(a!)")
-    library.impl("packed_linear", _linear, "CPU")
-    library.impl("packed_linear.out", _linear_out, "CPU")
-    torch.library.register_fake(_NAME, _shape, lib=library)
-    torch.library.register_fake(f"{_NAME}.out", lambda *_, out: out, lib=library)
-    _libraries.append(library)
-    return cast("Callable[..., Any]", torch.ops.recreplay.packed_linear.default)
-
-
-_libraries: list[Any] = []  # they take their operators along when they go
+    return define_operator("packed_linear", schema, _linear, _shape)
 
 
 def _shape(x: Tensor, _packed: Tensor, _bias: Any, lanes: int, columns: int, _relu: bool) -> Tensor:
@@ -98,7 +87,3 @@ def _linear(
     if bias is not None:
         result = result + (bias.unsqueeze(1) if lanes > 1 else bias)
     return torch.relu(result) if relu else result
-
-
-def _linear_out(*args: Any, out: Tensor) -> Tensor:
-    return out.copy_(_linear(*args))
