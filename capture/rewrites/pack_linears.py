@@ -17,6 +17,7 @@ import torch
 from torch import fx
 
 from recreplay.capture.specialise import Program
+from recreplay.capture.views import slice_arguments
 from recreplay.runtime.packed_linear import packed_linear_operator
 
 aten = torch.ops.aten
@@ -91,29 +92,46 @@ def _pack_lanes(program: Program, node: fx.Node, even: bool) -> None:
     *bias, source, turned = node.args
     assert isinstance(source, fx.Node)
     assert isinstance(turned, fx.Node)
-    if node.meta["val"].shape[1] == 1:
+    lanes, rows, columns = node.meta["val"].shape
+    storage = _storage(turned)
+    if rows == 1 or storage is None or source.meta["val"].dtype != torch.float32 or node.kwargs:
         return
-    stack = turned.args[0] if turned.target is aten.transpose.int else None
-    if not isinstance(stack, fx.Node) or source.meta["val"].dtype != torch.float32:
-        return
-    view = stack.args[0] if stack.target is aten.slice.Tensor else stack
-    storage = view.args[0] if isinstance(view, fx.Node) and view.target is aten.view.default else 0
-    if not isinstance(storage, fx.Node) or not str(storage.target).startswith("weight:"):
-        return
-    lanes, columns, length = stack.meta["val"].shape
-    if storage.meta["val"].ndim != 2 or (even and length % 2):
+    if even and storage.meta["val"].shape[1] % 2:
         return
     added = bias[0] if bias else None
     if isinstance(added, fx.Node):
-        if added.target is not aten.unsqueeze.default or added.args[1] != 1 or node.kwargs:
+        if added.target is not aten.unsqueeze.default or added.args[1] != 1:
             return
         added = added.args[0]
+        assert isinstance(added, fx.Node)
+        if added.meta["val"].shape != (lanes, columns):
+            return
     if source.target is aten.expand.default:  # one matrix for all lanes
         alone = source.args[0]
         assert isinstance(alone, fx.Node)
         if alone.meta["val"].shape == (1, *source.meta["val"].shape[1:]):
             source = alone
     _replace(program, node, source, storage, added, lanes=lanes, columns=columns)
+
+
+def _storage(turned: fx.Node) -> fx.Node | None:
+    """The stored matrix of which each lane of `turned` is the first rows of an equal share,
+    transposed; None for anything else."""
+    if turned.target is not aten.transpose.int or turned.args[1:] != (1, 2):
+        return None
+    view = turned.args[0]
+    assert isinstance(view, fx.Node)
+    if view.target is aten.slice.Tensor:
+        dim, start, _, step = slice_arguments(view)
+        if (dim, start or 0, step) != (1, 0, 1):
+            return None
+        view = view.all_input_nodes[0]
+    if view.target is not aten.view.default:
+        return None
+    storage = view.all_input_nodes[0]
+    stored, shares = storage.meta["val"].shape, view.meta["val"].shape
+    whole = len(stored) == 2 and len(shares) == 3 and stored[1] == shares[2]
+    return storage if whole and str(storage.target).startswith("weight:") else None
 
 
 def _replace(

@@ -86,6 +86,27 @@ def test_large_layers_of_several_rows_come_first() -> None:
     assert calls(packed(Layers(), {"x": torch.randn(3, 96)}, 1, pack_large_linears), PACKED) == []
 
 
+class Products(nn.Module):
+    """Batched products of the model's own: of the last rows of each share, and with one bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(6)
+        self.weight = nn.Parameter(torch.randn(12, 5))
+        self.bias = nn.Parameter(torch.randn(1, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        shares, lanes = self.weight.view(3, 4, 5), x.expand(3, -1, -1)
+        last = torch.bmm(lanes, shares[:, 2:].transpose(1, 2))
+        biased = torch.baddbmm(self.bias.unsqueeze(1), lanes, shares.transpose(1, 2))
+        return torch.cat([last, biased], dim=2).permute(1, 0, 2)
+
+
+def test_products_of_other_shares_stay_as_they_are() -> None:
+    made = packed(Products(), {"x": torch.randn(3, 5)}, 8)
+    assert calls(made, PACKED) == []
+
+
 def test_large_layers_of_one_row_are_left_to_be_inlined() -> None:
     made = packed(Layers(), {"x": torch.randn(3, 96)}, 1, inlines=True)
     assert [args[4] for args in calls(made, PACKED)] == [2]
