@@ -6,7 +6,7 @@ requests wait for no more than the write itself.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +60,7 @@ class Refresher:
         storages = {view.storage for view in manifest.tables.values()}
         self._storages = {name: view.storage for name, view in manifest.tables.items()}
         weights = {} if loader is None else loader.weights
-        self._all = weights
+        self._tensors = weights
         self._copies = {} if loader is None else loader.copies
         # A storage of several tables is written through its tables only.
         self._weights = {
@@ -106,7 +106,7 @@ class Refresher:
         with self._lanes.all_idle(), torch.no_grad():
             for part, written in zip(weight.parts, new, strict=True):
                 part.index_copy_(0, where, written)
-            self._settle(table, weight.parts[0])
+            self._settle([table])
             self.count += 1
 
     def update_weights(self, weights: Mapping[str, Any]) -> None:
@@ -120,24 +120,25 @@ class Refresher:
             _check_fit(what, new, weight.dtype, weight.shape)
             found.append((name, weight, weight.stored(what, new)))
         with self._lanes.all_idle(), torch.no_grad():
-            for name, weight, written in found:
+            for _, weight, written in found:
                 for part, values in zip(weight.parts, written, strict=True):
                     part.copy_(values)
-                self._settle(name, weight.parts[0])
+            self._settle(list(weights))
             self.count += 1
 
-    def _settle(self, name: str, weight: torch.Tensor) -> None:
-        """Bring up to date what was made of a weight, before any replay reads it."""
+    def _settle(self, names: Sequence[str]) -> None:
+        """Bring up to date what was made of weights, and of the storages that they lie in, each
+        once, before any replay reads it."""
         if self._copies:
             from recreplay.runtime.weight_copies import refresh_copies
 
-            refresh_copies(self._copies, name, weight)
-            if (storage := self._storages.get(name)) is not None:
-                refresh_copies(self._copies, storage, self._all[storage])
-        if weight.is_cuda:  # a replay is queued on another stream of the device
+            storages = [self._storages[name] for name in names if name in self._storages]
+            for name in dict.fromkeys([*names, *storages]):
+                refresh_copies(self._copies, name, self._tensors[name])
+        if any(self._tensors[name].is_cuda for name in names):  # replays run on other streams
             import torch
 
-            torch.cuda.synchronize(weight.device)
+            torch.cuda.synchronize(self._tensors[names[0]].device)
 
     def _find(self, name: str) -> _Weight:
         try:

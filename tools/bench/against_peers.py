@@ -22,7 +22,7 @@ from recreplay.tools.bench.peers.contender import Contender, LocalContender
 from recreplay.tools.bench.peers.own_process import ProcessContender
 from recreplay.tools.bench.requests import COUNT, as_arrays, random_requests
 from recreplay.tools.bench.rounds import TURN, Spread, latencies, play
-from recreplay.tools.bench.stamp import stamp
+from recreplay.tools.bench.stamp import heading
 from recreplay.tools.bench.suites import Benchmark
 from recreplay.tools.console import Progress
 from recreplay.tools.quiet import quiet
@@ -66,10 +66,7 @@ def measure(
     with quiet():
         floor = measure_floor(ring.device)
     report: dict[str, Any] = {
-        "kind": KIND,
-        "stamp": stamp(threads=1),
-        "runs": runs,
-        "requests": COUNT,
+        **heading(KIND, runs),
         "calls_of_a_turn": 1 if cold else TURN,
         "cold": cold,
         "evicted_bytes": evictor(ring.device)[1] if cold else None,

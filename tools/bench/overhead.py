@@ -39,14 +39,10 @@ def measure(
     benchmarks: Sequence[Benchmark], runs: int, progress: Progress, settings: dict[str, Any]
 ) -> dict[str, Any]:
     """The report: for each model and batch, dict inputs and borrowed views."""
-    from recreplay.tools.bench.requests import COUNT
-    from recreplay.tools.bench.stamp import stamp
+    from recreplay.tools.bench.stamp import heading
 
     return {
-        "kind": KIND,
-        "stamp": stamp(threads=1),
-        "runs": runs,
-        "requests": COUNT,
+        **heading(KIND, runs),
         "results": [_measure_one(b, runs, progress, settings) for b in benchmarks],
     }
 

@@ -25,16 +25,9 @@ def measure(
     strict_mode: bool = False,
 ) -> dict[str, Any]:
     """The report: a stamp, and a result for each model."""
-    from recreplay.tools.bench.requests import COUNT
-    from recreplay.tools.bench.stamp import stamp
+    from recreplay.tools.bench.stamp import heading
 
-    report: dict[str, Any] = {
-        "kind": KIND,
-        "stamp": stamp(threads=1),
-        "runs": runs,
-        "requests": COUNT,
-        "results": [],
-    }
+    report: dict[str, Any] = {**heading(KIND, runs), "results": []}
     for benchmark in benchmarks:
         result = _measure_one(benchmark, runs, progress, settings, example, strict_mode)
         report["results"].append(result)

@@ -23,7 +23,7 @@ from recreplay.tools.bench.peers.base import Arrays
 from recreplay.tools.bench.report import machine
 from recreplay.tools.bench.requests import COUNT, as_arrays, random_requests
 from recreplay.tools.bench.rounds import Spread, latencies, play
-from recreplay.tools.bench.stamp import stamp
+from recreplay.tools.bench.stamp import heading
 from recreplay.tools.bench.suites import Benchmark
 from recreplay.tools.console import Progress
 from recreplay.tools.quiet import quiet
@@ -87,10 +87,7 @@ def measure(
 ) -> dict[str, Any]:
     """The report: for each model and batch, every precision that the device can run."""
     return {
-        "kind": KIND,
-        "stamp": stamp(threads=1),
-        "runs": runs,
-        "requests": COUNT,
+        **heading(KIND, runs),
         "results": [_measure_one(b, runs, progress, settings) for b in benchmarks],
     }
 

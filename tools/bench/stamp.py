@@ -36,6 +36,13 @@ def stamp(threads: int) -> dict[str, Any]:
     }
 
 
+def heading(kind: str, runs: int) -> dict[str, Any]:
+    """How the report of a measurement on one thread and random requests begins."""
+    from recreplay.tools.bench.requests import COUNT
+
+    return {"kind": kind, "stamp": stamp(threads=1), "runs": runs, "requests": COUNT}
+
+
 def _commit() -> str | None:
     """Commit of the checkout that this code runs from, `+changes` if files differ; else None."""
     for place in (Path(__file__).resolve().parent, Path.cwd()):
