@@ -17,8 +17,13 @@ from recreplay.capture.assembly import Assembly
 from recreplay.capture.assign import STRATEGIES, Strategy
 from recreplay.capture.choices import TUNES, Choice, Tune, choices
 from recreplay.capture.compilers import COMPILERS
+from recreplay.capture.compilers.c_library import build_c_library
 from recreplay.capture.compilers.tensorrt import PRECISIONS, tensorrt_problem
-from recreplay.capture.compilers.toolchain import inductor_problem, triton_problem
+from recreplay.capture.compilers.toolchain import (
+    cxx_compiler,
+    inductor_problem,
+    triton_problem,
+)
 from recreplay.capture.declared import Jagged
 from recreplay.capture.ingest import ingest
 from recreplay.capture.planning import plan_buckets, survey
@@ -28,7 +33,7 @@ from recreplay.capture.tune import tune_buckets
 from recreplay.capture.verify import verify
 from recreplay.capture.weight_file import write_weights
 from recreplay.capture.writer import artifact_folder, save_tensors, seal
-from recreplay.runtime.artifact import CONSTANTS, SELFTEST, Artifact
+from recreplay.runtime.artifact import CONSTANTS, FILLER, SELFTEST, Artifact
 from recreplay.runtime.devices import open_device
 from recreplay.runtime.errors import CaptureError, CompilerError
 from recreplay.runtime.graph import write_graph
@@ -167,6 +172,8 @@ def capture(
             table_precision=table_precision,
             max_error=lowest.max_error,
         )
+        if cxx_compiler() is not None:
+            build_c_library("fill.c", folder / FILLER)
         assembly = Assembly(folder, ingested, blank, device, threads, progress)
         if tune == "off":
             planned = plan_buckets(ingested, sizes, given, known, progress)

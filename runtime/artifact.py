@@ -25,6 +25,7 @@ WEIGHTS = "weights.safetensors"
 CONSTANTS = "constants.safetensors"
 SELFTEST = "selftest.safetensors"
 LAUNCHER = "segments/launch.so"  # calls AOTInductor packages on the CPU
+FILLER = "fill.so"  # fills staging memory; only where capture had a C compiler
 _AGAIN = "capture the model again"
 
 
@@ -78,7 +79,8 @@ def _check_sealed(root: Path, manifest: Manifest) -> None:
     packages = manifest.packages.values()
     native = manifest.device == "cpu" and any(p.compiler == "inductor" for p in packages)
     launcher = (LAUNCHER,) if native else ()
-    for needed in (WEIGHTS, CONSTANTS, SELFTEST, *launcher, *(p.path for p in packages)):
+    filler = (FILLER,) if (root / FILLER).exists() else ()
+    for needed in (WEIGHTS, CONSTANTS, SELFTEST, *launcher, *filler, *(p.path for p in packages)):
         if not any(f == needed or f.startswith(f"{needed}/") for f in manifest.files):
             raise ArtifactCorruptError(f"{root}: the manifest has no digest of {needed}; {_AGAIN}")
 

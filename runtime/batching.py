@@ -11,9 +11,19 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 
 
-def pack(requests: Sequence[Sequence[Array]]) -> list[Array]:
-    """The inputs of several requests end to end; each has the same inputs in the same order."""
-    return [np.concatenate(arrays) for arrays in zip(*requests, strict=True)]
+class PackError(Exception):
+    """Requests whose inputs do not go together: at least one is not as captured."""
+
+
+def pack(requests: Sequence[Sequence[Any]]) -> list[Array]:
+    """The inputs of several requests end to end; each has the same inputs in the same order.
+
+    Values are as they came, so that joining them may fail in any way of theirs: PackError.
+    """
+    try:
+        return [np.concatenate(values) for values in zip(*requests, strict=True)]
+    except Exception as error:
+        raise PackError(str(error)) from error
 
 
 def unpack(outputs: Mapping[str, Array], rows: Sequence[int]) -> Iterator[dict[str, Array]]:

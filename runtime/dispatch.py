@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from recreplay.runtime.batching import cut, pack, unpack
+from recreplay.runtime.batching import PackError, cut, pack, unpack
 from recreplay.runtime.errors import InputError, RecReplayError
 from recreplay.runtime.manifest import Manifest
 from recreplay.runtime.serving import Serving
@@ -71,15 +71,16 @@ class Dispatcher:
         due = None if allowed is None else now + allowed / 1e6
         try:
             arrays, n = self._check(inputs)
-            if self._by_rows and {*map(len, arrays)} != {n}:
+            chunk = self._serving.chunk_rows
+            cuts = chunk is not None and n > chunk
+            if cuts or (self._by_rows and not _have_rows(arrays, n)):
                 arrays, n = self._convert(arrays)
         except InputError as error:
             self._failed()
             reply = Reply(1)
             reply.fail(error)
             return reply.future
-        chunk = self._serving.chunk_rows
-        parts = [arrays] if chunk is None or n <= chunk else cut(arrays, n, chunk)
+        parts = [arrays] if chunk is None or not cuts else cut(arrays, n, chunk)
         sizes = [n] if len(parts) == 1 else [len(part[0]) for part in parts]
         reply = Reply(len(parts))
         with self._lock:
@@ -152,7 +153,7 @@ class Dispatcher:
         try:
             packed = pack([ticket.arrays for ticket in tickets])
             outputs = self._answer(packed, sum(rows), sum(ticket.at == 0 for ticket in tickets))
-        except InputError:
+        except (InputError, PackError):
             # One of them is at fault; by itself, it is told so and the others are answered.
             for ticket in tickets:
                 self._serve_one(ticket)
@@ -167,6 +168,13 @@ class Dispatcher:
             self._counts.packed += len(tickets)
         for ticket, own in zip(tickets, unpack(outputs, rows), strict=True):
             ticket.reply.give(ticket.at, own)
+
+
+def _have_rows(values: Sequence[Any], n: int) -> bool:
+    try:
+        return {*map(len, values)} == {n}
+    except TypeError:  # one is no array at all
+        return False
 
 
 def _check_by_rows(manifest: Manifest) -> None:

@@ -22,10 +22,11 @@ from recreplay.runtime.errors import (
     RecReplayError,
     ReplayError,
 )
-from recreplay.runtime.fill import CHECKS, Check, Fill
+from recreplay.runtime.fill import CHECKS, Check
 from recreplay.runtime.lanes import LanePool
 from recreplay.runtime.loading import LaneLoader
 from recreplay.runtime.manifest import Manifest
+from recreplay.runtime.mixed import MixedFill
 from recreplay.runtime.refresh import Refresher
 from recreplay.runtime.replay import Replayer
 from recreplay.runtime.selftest import SelfTest
@@ -260,7 +261,7 @@ class Runtime:
         lane = self._borrowers.get(threading.get_ident())
         if lane is None:
             raise BorrowError("the lane of this borrow failed and was given back; borrow again")
-        assert isinstance(prepared.fill, Fill)  # `borrow` takes no other model
+        assert not isinstance(prepared.fill, MixedFill)  # `borrow` takes no other model
         try:
             results = self._replayer.launch(lane, prepared, prepared.fill.in_place())
         except BaseException as error:

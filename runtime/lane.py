@@ -16,6 +16,7 @@ from recreplay.runtime.fill import Check, Fill, Filler
 from recreplay.runtime.manifest import Bucket, Manifest
 from recreplay.runtime.metrics import Metrics
 from recreplay.runtime.mixed import MixedFill, MixedFiller, make_fillers
+from recreplay.runtime.native_fill import FillLibrary, NativeFill
 from recreplay.runtime.plan import check_plan
 from recreplay.runtime.record import issue
 from recreplay.runtime.segments import LoadedPackage
@@ -46,7 +47,7 @@ class Prepared:
 
     bucket: int
     rows: int
-    fill: Fill | MixedFill
+    fill: Fill | NativeFill | MixedFill
     replay: Launch
     outputs: list[tuple[str, Array]]  # host views of the rows asked for; overwritten by the next
     inputs: dict[str, Array]  # the same of the inputs
@@ -65,6 +66,7 @@ class Lane:
         packages: Mapping[str, LoadedPackage],
         tensors: Mapping[str, torch.Tensor],
         check: Check,
+        library: FillLibrary | None = None,
     ) -> None:
         self._in = device.staging(max(total_bytes(b.inputs) for b in manifest.buckets))
         self._out = device.staging(max(total_bytes(b.outputs) for b in manifest.buckets))
@@ -74,7 +76,7 @@ class Lane:
         self.metrics = Metrics()
         self.resources: list[Closeable] = []  # what goes when the lane goes, in this order
         self._captured: dict[int, _Captured] = {}
-        fillers = make_fillers(manifest, self._in.host, check)
+        fillers = make_fillers(manifest, self._in.host, check, library)
         for bucket in sorted(manifest.buckets, key=lambda b: b.size, reverse=True):
             launches = self._bind(bucket, packages, tensors)
             check_plan(bucket.plan)

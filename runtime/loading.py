@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from recreplay.runtime.artifact import CONSTANTS, WEIGHTS, Artifact, check_environment
+from recreplay.runtime.artifact import CONSTANTS, FILLER, WEIGHTS, Artifact, check_environment
 from recreplay.runtime.fill import Check
 from recreplay.runtime.manifest import Manifest
 
@@ -80,6 +80,7 @@ def open_lane(
     lane, and failing to open it, closes the device and the packages.
     """
     from recreplay.runtime.lane import Closeable, Lane
+    from recreplay.runtime.native_fill import load_fill_library
     from recreplay.runtime.segments import load_package
 
     packages = {}
@@ -87,7 +88,8 @@ def open_lane(
         for key, package in manifest.packages.items():
             path = root / package.path
             packages[key] = load_package(package.compiler, path, device.torch_device)
-        lane = Lane(manifest, device, packages, tensors, check)
+        library = load_fill_library(root / FILLER)
+        lane = Lane(manifest, device, packages, tensors, check, library)
     except BaseException:
         for loaded in packages.values():
             loaded.close()

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from recreplay.runtime.errors import CapacityError, EmptyBatchError, IdRangeError, InputShapeError
-from recreplay.runtime.fill import Check, Fill, Filler, filling_order
+from recreplay.runtime.fill import Check, Fill, Filler
 from recreplay.runtime.jagged import Group, GroupFiller, divide, groups, rows_of
 from recreplay.runtime.manifest import Bucket, Manifest
+from recreplay.runtime.native_fill import FillLibrary, NativeFill
 from recreplay.runtime.parts import Load, Part, cut_rows
 from recreplay.runtime.request import RequestChecker
 from recreplay.runtime.spec import IdBound, InputSpec
@@ -29,8 +30,8 @@ class Order:
     def __init__(self, manifest: Manifest) -> None:
         whole = [s for s in manifest.inputs if s.kind in ("rows", "index")]
         self.users = manifest.users
-        self.rows = _filled(manifest, [s for s in whole if not s.user])
-        self.by_user = _filled(manifest, [s for s in whole if s.user])
+        self.rows = [s for s in whole if not s.user]
+        self.by_user = [s for s in whole if s.user]
         self.groups = groups(manifest.inputs)
         self.specs = [
             *self.rows,
@@ -59,12 +60,6 @@ def only(bucket: Bucket, specs: Sequence[InputSpec]) -> Bucket:
     return replace(bucket, inputs=tuple(slot for slot in bucket.inputs if slot.name in names))
 
 
-def _filled(manifest: Manifest, specs: Sequence[InputSpec]) -> list[InputSpec]:
-    by_name = {spec.name: spec for spec in specs}
-    buckets = [only(bucket, specs) for bucket in manifest.buckets]
-    return [by_name[name] for name, _ in filling_order(buckets)]
-
-
 class MixedChecker(RequestChecker):
     """Turns a request into the arrays that `MixedFill` takes, and its number of rows."""
 
@@ -74,7 +69,7 @@ class MixedChecker(RequestChecker):
             replace(s, dtype="int64") if s.kind in ("offsets", "starts", "lengths") else s
             for s in order.specs
         ]
-        super().__init__(specs, [False] * len(specs), bounds, check)
+        super().__init__(specs, bounds, check)
         self._order = order
 
     def check(self, request: Mapping[str, Any]) -> tuple[Sequence[Any], int]:
@@ -201,13 +196,19 @@ class MixedFiller:
     """Fills the staging memory of one bucket of one lane."""
 
     def __init__(
-        self, bucket: Bucket, manifest: Manifest, order: Order, memory: Array, check: Check
+        self,
+        bucket: Bucket,
+        manifest: Manifest,
+        order: Order,
+        memory: Array,
+        check: Check,
+        library: FillLibrary | None,
     ) -> None:
         self.order = order
-        self.rows = _filler(bucket, order.rows, manifest.bounds, memory, check)
+        self.rows = _filler(bucket, order.rows, manifest.bounds, memory, check, library)
         by_user = replace(bucket, size=manifest.users)
-        self._by_user = _filler(by_user, order.by_user, manifest.bounds, memory, check)
-        self._user_fills: dict[int, Fill] = {}
+        self._by_user = _filler(by_user, order.by_user, manifest.bounds, memory, check, library)
+        self._user_fills: dict[int, Fill | NativeFill] = {}
         self.groups = [
             GroupFiller(group, bucket, manifest.bounds, memory, check) for group in order.groups
         ]
@@ -220,7 +221,7 @@ class MixedFiller:
     def prepare(self, n: int) -> MixedFill:
         return MixedFill(self, n)
 
-    def user_fill(self, users: int) -> Fill:
+    def user_fill(self, users: int) -> Fill | NativeFill:
         found = self._user_fills.get(users)
         if found is None:
             found = self._user_fills[users] = self._by_user.prepare(users)
@@ -250,32 +251,31 @@ def _filler(
     bounds: Sequence[IdBound],
     memory: Array,
     check: Check,
+    library: FillLibrary | None,
 ) -> Filler:
     names = [spec.name for spec in specs]
     mine = [bound for bound in bounds if bound.input in names]
-    return Filler(only(bucket, specs), names, mine, memory, check)
+    return Filler(only(bucket, specs), names, mine, memory, check, library)
 
 
 def make_checker(manifest: Manifest, check: Check) -> RequestChecker:
-    """The request checker of a model, for requests that are filled in the order of its blocks."""
+    """The request checker of a model."""
     if is_mixed(manifest):
         return MixedChecker(Order(manifest), manifest.bounds, check)
-    specs = {spec.name: spec for spec in manifest.inputs}
-    order = filling_order(manifest.buckets)
-    return RequestChecker(
-        [specs[name] for name, _ in order],
-        [joint for _, joint in order],
-        manifest.bounds,
-        check,
-    )
+    return RequestChecker(manifest.inputs, manifest.bounds, check)
 
 
 def make_fillers(
-    manifest: Manifest, memory: Array, check: Check
+    manifest: Manifest, memory: Array, check: Check, library: FillLibrary | None
 ) -> dict[int, Filler | MixedFiller]:
     """For each bucket, by size, what fills it with what the request checker gives."""
     if is_mixed(manifest):
         mixed = Order(manifest)
-        return {b.size: MixedFiller(b, manifest, mixed, memory, check) for b in manifest.buckets}
-    order = [name for name, _ in filling_order(manifest.buckets)]
-    return {b.size: Filler(b, order, manifest.bounds, memory, check) for b in manifest.buckets}
+        return {
+            b.size: MixedFiller(b, manifest, mixed, memory, check, library)
+            for b in manifest.buckets
+        }
+    order = [spec.name for spec in manifest.inputs]
+    return {
+        b.size: Filler(b, order, manifest.bounds, memory, check, library) for b in manifest.buckets
+    }

@@ -1,12 +1,14 @@
 """Check a request against the captured inputs: names, types, dtypes, shapes. One exact error each.
 
-The common case, a dict of numpy arrays of the right dtypes, is checked without a function call per
-input.
+Of most requests, dicts of numpy arrays of the right dtypes, only the names are looked at here: what
+copies the arrays refuses those that are not as captured, and `convert` then says why, or makes them
+so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from operator import itemgetter
 from typing import Any
 
@@ -27,10 +29,7 @@ Array = np.ndarray[Any, Any]
 
 
 class RequestChecker:
-    """Turns a request into arrays in the order of filling, and its number of rows.
-
-    `joint[i]` says that input i is copied together with its neighbours, by a call that refuses any
-    other dtype or shape itself. Numbers of rows are compared by whoever copies.
+    """Turns a request into values in the order of filling, and its number of rows.
 
     Ids may be wider integers than captured, where they fit; with `check="clamp"` they are made to.
     """
@@ -38,24 +37,19 @@ class RequestChecker:
     def __init__(
         self,
         specs: Sequence[InputSpec],
-        joint: Sequence[bool],
         bounds: Sequence[IdBound],
         check: Check,
     ) -> None:
         self._specs = tuple(specs)
         self._bounds = {s.name: [b for b in bounds if b.input == s.name] for s in specs}
+        self._dtypes = [DTYPES[s.dtype] for s in specs]
         self._clamp = check == "clamp"
         self._names = [s.name for s in specs]
         getter = itemgetter(*self._names)
         self._get = getter if len(specs) > 1 else lambda request: (getter(request),)
-        self._alone = [
-            (at, DTYPES[s.dtype], s.row)
-            for at, (s, together) in enumerate(zip(specs, joint, strict=True))
-            if not together
-        ]
 
     def check(self, request: Mapping[str, Any]) -> tuple[Sequence[Any], int]:
-        """The inputs in order, and the number of rows of the first."""
+        """The inputs in order, of whatever type, and the number of rows of the first."""
         try:
             values = self._get(request)
         except (KeyError, TypeError):
@@ -64,15 +58,10 @@ class RequestChecker:
             raise self.name_error(request)
         try:
             n = len(values[0])
-            if n:
-                for at, dtype, row in self._alone:
-                    value = values[at]
-                    if value.dtype != dtype or value.shape[1:] != row:
-                        break
-                else:
-                    return values, n
-        except (AttributeError, TypeError):
-            pass  # not all are arrays of the captured dtypes
+        except TypeError:
+            n = 0
+        if n and type(values[0]) is np.ndarray:
+            return values, n
         return self.convert(values)
 
     def convert(self, values: Sequence[Any]) -> tuple[list[Array], int]:
@@ -92,12 +81,16 @@ class RequestChecker:
 
     def arrays(self, values: Sequence[Any]) -> list[Array]:
         """The inputs in order, of the captured dtypes and widths; of any numbers of rows."""
-        arrays = [self._to_array(v, spec) for v, spec in zip(values, self._specs, strict=True)]
-        for array, spec in zip(arrays, self._specs, strict=True):
-            if array.ndim != len(spec.row) + 1 or array.shape[1:] != spec.row:
+        arrays = []
+        for value, spec, wanted in zip(values, self._specs, self._dtypes, strict=True):
+            array = _as_numpy(value, spec)
+            if array.dtype is not wanted:
+                array = self._cast(value, array, spec)
+            if array.shape[1:] != spec.row or not array.ndim:
                 raise InputShapeError(
                     f"input {spec.name!r} has shape {array.shape}; expected {spec.describe()}"
                 )
+            arrays.append(array)
         return arrays
 
     def name_error(self, request: Any) -> Exception:
@@ -116,17 +109,16 @@ class RequestChecker:
             f"inputs do not match the model: {'; '.join(parts)}; expected {', '.join(self._names)}"
         )
 
-    def _to_array(self, value: Any, spec: InputSpec) -> Array:
-        """Anything array-like as an array that copies into the captured dtype without loss."""
+    def _cast(self, value: Any, array: Array, spec: InputSpec) -> Array:
+        """`array`, which `value` was, in the captured dtype if it gets there without loss."""
         free_dtype = not hasattr(value, "dtype")  # Python numbers have no dtype to insist on
-        array = _as_numpy(value, spec)
         if array.dtype.kind not in "biuf":
             raise InputTypeError(
                 f"input {spec.name!r} is {_kind(value, array)}; expected an array {spec.describe()}"
             )
         wanted = DTYPES[spec.dtype]
         if array.dtype == wanted or _widens(array.dtype, wanted):
-            return array.astype(wanted, copy=False)
+            return array.astype(wanted)
         if free_dtype and (not array.size or np.can_cast(array.dtype, wanted, "same_kind")):
             cast = array.astype(wanted)
             if wanted.kind == "f" or bool((cast == array).all()):
@@ -146,8 +138,8 @@ def _as_numpy(value: Any, spec: InputSpec) -> Array:
     if isinstance(value, np.ndarray):
         return value
     try:
-        if type(value).__module__.partition(".")[0] == "torch":
-            return np.asarray(value.detach().cpu().numpy())
+        if _is_tensor(type(value)):
+            return _tensor_as_numpy(value)
         if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
             return np.from_dlpack(value)
         return np.asarray(value)
@@ -156,6 +148,19 @@ def _as_numpy(value: Any, spec: InputSpec) -> Array:
             f"input {spec.name!r} is a {type(value).__name__} that is no array ({error}); expected "
             f"an array {spec.describe()}"
         ) from error
+
+
+@cache
+def _is_tensor(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] == "torch"
+
+
+def _tensor_as_numpy(tensor: Any) -> Array:
+    try:
+        array: Array = tensor.numpy()  # which is half of the cost of all that there might be to do
+    except (RuntimeError, TypeError):  # not on the CPU, or it requires a gradient
+        array = tensor.detach().cpu().numpy()
+    return array
 
 
 def _widens(got: np.dtype[Any], wanted: np.dtype[Any]) -> bool:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from recreplay.capture.compilers.toolchain import cxx_compiler, inductor_problem
+from recreplay.capture.compilers.c_library import build_c_library
 from recreplay.capture.generalise import DynamicCode
 from recreplay.capture.sharing import Code
 from recreplay.runtime.artifact import LAUNCHER
@@ -46,7 +46,7 @@ class InductorCompiler:
         target = folder / "segments"
         target.mkdir(parents=True, exist_ok=True)
         if device == "cpu":
-            _build_launcher(folder / LAUNCHER)
+            build_c_library("launch.c", folder / LAUNCHER)
         # Largest first, dealt out in turn, so that no core ends up with all the long ones.
         waiting = sorted(codes, key=lambda k: -len(json.dumps(codes[k].to_json())))
         cores = min(len(waiting), os.cpu_count() or 1)
@@ -68,17 +68,6 @@ class InductorCompiler:
                 worker.stop()
             drop_scratch(scratch)
         return {key: Package("inductor", f"segments/{key}") for key in codes}
-
-
-def _build_launcher(target: Path) -> None:
-    compiler = cxx_compiler()
-    if compiler is None:
-        raise CompilerError(f"cannot build {target.name}: {inductor_problem('cpu')}")
-    source = Path(__file__).with_name("launch.c")
-    command = [compiler, "-x", "c", "-O2", "-shared", "-fPIC", str(source), "-o", str(target)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise CompilerError(f"{compiler} failed on {source.name}:\n{done.stderr.strip()}")
 
 
 def _to_json(code: Code) -> dict[str, object]:

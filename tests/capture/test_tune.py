@@ -20,8 +20,8 @@ from recreplay.capture.tune import choose, hopeless
 from recreplay.models import streamrec
 from recreplay.runtime import Runtime
 from recreplay.runtime.artifact import open_artifact
+from recreplay.runtime.blocks import blocks
 from recreplay.runtime.errors import CaptureError
-from recreplay.runtime.fill import blocks
 from recreplay.runtime.plan import plan_from
 
 REWRITES = ("stack_lookups", "stack_branches", "inline_linears")

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,6 +21,8 @@ from recreplay.runtime.batching import cut, join, pack, unpack
 from recreplay.runtime.errors import (
     DeadlineExceeded,
     IdRangeError,
+    InputShapeError,
+    InputTypeError,
     Overloaded,
     RecReplayError,
     RuntimeClosedError,
@@ -148,6 +151,42 @@ def test_a_wrong_request_spoils_no_other_of_its_pack(batching: Runtime, shop: An
     with pytest.raises(IdRangeError, match=r"^input 'ids_1', row 1, position 2: id 30 is out of"):
         futures[1].result(timeout=30)
     agree(futures[2].result(timeout=30), shop.answer(good))
+
+
+@pytest.mark.parametrize("name", ["ids_1", "tag", "dense"])
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        (lambda a: np.concatenate((a[:, None], a[:, None]), 1), InputShapeError, "has shape"),
+        (lambda a: a.astype("U8"), InputTypeError, "expected an array"),
+        (lambda a: a.astype("c8"), InputTypeError, "expected an array"),
+        (lambda a: a[:1], InputShapeError, "rows"),
+        (lambda a: 7, InputShapeError, "has shape"),
+        (lambda a: {0: 1, 1: 2}, InputTypeError, "expected an array"),
+    ],
+)
+def test_no_wrong_array_spoils_another_request_of_its_pack(
+    batching: Runtime, shop: Any, name: str, wrong: Any, error: type[Exception], message: str
+) -> None:
+    good, bad = shop.request(2, seed=1), shop.request(2, seed=2)
+    bad[name] = wrong(bad[name])
+    futures = [batching.submit(r) for r in (good, bad, good)]
+    agree(futures[0].result(timeout=30), shop.answer(good))
+    with pytest.raises(error, match=f"^input .*{message}"):
+        futures[1].result(timeout=30)
+    agree(futures[2].result(timeout=30), shop.answer(good))
+
+
+def test_packs_take_all_that_a_request_may_hold(batching: Runtime, shop: Any) -> None:
+    """Wider ids, lists and tensors, beside arrays as captured."""
+    requests = [shop.request(2, seed=i) for i in range(4)]
+    given = [dict(request) for request in requests]
+    given[1]["tag"] = given[1]["tag"].astype("i8")
+    given[2]["ids_0"] = given[2]["ids_0"].tolist()
+    given[3]["dense"] = torch.from_numpy(given[3]["dense"]).requires_grad_()
+    futures = [batching.submit(request) for request in given]
+    for request, future in zip(requests, futures, strict=True):
+        agree(future.result(timeout=30), shop.answer(request))
 
 
 def test_chunks_are_joined_in_order(shop_path: Path, shop: Any) -> None:

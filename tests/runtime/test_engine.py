@@ -92,7 +92,7 @@ def test_a_wrong_request_fails_in_its_future_alone(runtime: Runtime, shop: Any) 
     good = shop.request(3)
     futures = [runtime.submit(good), runtime.submit({}), runtime.submit(good)]
     wait(futures, timeout=30)
-    with pytest.raises(InputNameError, match=r"^inputs do not match the model: missing ids_0"):
+    with pytest.raises(InputNameError, match=r"^inputs do not match the model: missing dense"):
         futures[1].result()
     agree(futures[0].result(), shop.answer(good))
     agree(futures[2].result(), shop.answer(good))

@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recreplay.capture.compilers.c_library import build_c_library
+from recreplay.runtime.blocks import blocks
 from recreplay.runtime.errors import IdRangeError
-from recreplay.runtime.fill import Check, Filler, blocks, filling_order
+from recreplay.runtime.fill import Check, Filler
 from recreplay.runtime.manifest import Bucket
+from recreplay.runtime.native_fill import FillLibrary, NativeFill, load_fill_library
 from recreplay.runtime.plan import Plan
 from recreplay.runtime.spec import IdBound, Slot, align, total_bytes
 
 NO_PLAN = Plan("single", (), ())
 
 
-@pytest.fixture(autouse=True, scope="module", params=["together", "one by one"])
-def copying(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Inputs of a block are padded together, or one by one where they are long."""
-    with pytest.MonkeyPatch.context() as patch:
-        if request.param == "one by one":
-            patch.setattr("recreplay.runtime.fill._LONG", 0)
-        yield
+@pytest.fixture(autouse=True, scope="module", params=["numpy", "library"])
+def copying(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Requests are copied by numpy, or by the library that capture compiles."""
+    Staged.library = None
+    if request.param == "library":
+        path = tmp_path_factory.mktemp("library") / "fill.so"
+        build_c_library("fill.c", path)
+        Staged.library = load_fill_library(path)
+        assert Staged.library is not None
 
 
 def bucket(size: int, inputs: list[tuple[str, str, tuple[int, ...]]], staged: int = 0) -> Bucket:
@@ -44,10 +49,12 @@ def bucket(size: int, inputs: list[tuple[str, str, tuple[int, ...]]], staged: in
 
 
 class Staged:
+    library: ClassVar[FillLibrary | None] = None
+
     def __init__(self, made: Bucket, bounds: list[IdBound], check: Check = "error") -> None:
         self.memory = np.full(total_bytes(made.inputs), 0xEE, dtype=np.uint8)
-        self.order = [name for name, _ in filling_order([made])]
-        self.filler = Filler(made, self.order, bounds, self.memory, check)
+        self.order = [slot.name for slot in made.inputs]
+        self.filler = Filler(made, self.order, bounds, self.memory, check, self.library)
         self.views = {slot.name: slot.view(self.memory) for slot in made.inputs}
 
     def fill(self, rows: int, **values: Any) -> int:
@@ -65,16 +72,6 @@ def test_rows_are_copied_and_padded_with_the_first() -> None:
             np.testing.assert_array_equal(staged.views[name][:rows], value[:rows])
             for row in staged.views[name][rows:]:
                 np.testing.assert_array_equal(row, value[0])
-
-
-@pytest.mark.parametrize("rows", [3, 4])
-def test_a_block_takes_lists_too(rows: int) -> None:
-    made = bucket(4, [("a", "int64", (2,)), ("b", "int64", (2,))], staged=2)
-    staged = Staged(made, [])
-    a, b = np.arange(8).reshape(4, 2)[:rows], np.arange(8).reshape(4, 2)[:rows] + 100
-    assert staged.fill(rows, a=a.tolist(), b=b.tolist()) == 0
-    for name, value in (("a", a), ("b", b)):
-        np.testing.assert_array_equal(staged.views[name][:rows], value)
 
 
 def test_neighbours_of_one_shape_are_one_block() -> None:
@@ -100,14 +97,11 @@ def test_buckets_that_lay_their_inputs_out_differently_take_the_same_request() -
     first = bucket(2, [("x", *row), ("a", *row), ("b", *row), ("c", *row)])
     second = bucket(2, [("c", *row), ("a", *row), ("b", *row), ("x", *row)], staged=2)
     third = bucket(2, [("b", *row), ("c", *row), ("a", *row), ("x", *row)], staged=3)
-    order = filling_order([first, second, third])
-    assert order == [("x", False), ("a", False), ("b", False), ("c", False)]
-    assert filling_order([third, second]) == [("b", False), ("c", True), ("a", True), ("x", False)]
     values = {name: np.arange(4).reshape(2, 2) + 10 * i for i, name in enumerate("xabc")}
-    names = [name for name, _ in order]
+    names = list("axcb")
     for made in (first, second, third):
         memory = np.zeros(total_bytes(made.inputs), dtype=np.uint8)
-        filler = Filler(made, names, [], memory, "error")
+        filler = Filler(made, names, [], memory, "error", Staged.library)
         for rows in (2, 1):
             filler.prepare(rows)([values[name][:rows] for name in names])
             for slot in made.inputs:
@@ -254,3 +248,68 @@ def test_checks_find_exactly_the_ids_that_are_out_of_range(
     assert off.fill(case["rows"], **values) == 0
     for name in names:
         np.testing.assert_array_equal(off.views[name][: case["rows"]], values[name])
+
+
+def test_the_library_takes_rows_that_lie_apart() -> None:
+    """Columns of one matrix, rows backwards, a row repeated, and a matrix turned round."""
+    made = bucket(8, [("a", "int64", ()), ("m", "float32", (3,))])
+    staged = Staged(made, [IdBound("a", None, 50, "t")])
+    wide = np.arange(40).reshape(5, 8)
+    rows = np.arange(30, dtype="f4").reshape(5, 6)
+    for a, m in [
+        (wide[:, 3], rows[:, 1:4]),
+        (wide[::-1, 0], rows[::-1, :3]),
+        (np.broadcast_to(np.int64(7), (5,)), np.broadcast_to(rows[:1, :3], (5, 3))),
+        (wide[:, 1], rows[:, ::2]),
+        (wide[:, 1], np.asfortranarray(rows[:, :3])),
+    ]:
+        assert staged.fill(5, a=a, m=m) == 0
+        for name, value in (("a", a), ("m", m)):
+            np.testing.assert_array_equal(staged.views[name][:5], value)
+            assert (staged.views[name][5:] == value[0]).all()
+    with pytest.raises(IdRangeError, match=r"^input 'a', row 2: id 99 is out of range; table 't'"):
+        staged.fill(5, a=np.array([[1, 2, 99, 3, 4]] * 2).T[:, 1], m=rows[:, :3])
+
+
+def test_long_requests_are_copied_without_the_interpreter_lock() -> None:
+    made = bucket(300, [("a", "int64", (40,)), ("b", "int64", (40,))], staged=2)
+    staged = Staged(made, [IdBound(name, None, 20_000, "t") for name in "ab"])
+    a = np.arange(257 * 40).reshape(257, 40)
+    assert staged.fill(257, a=a, b=a + 1) == 0
+    for name, value in (("a", a), ("b", a + 1)):
+        np.testing.assert_array_equal(staged.views[name][:257], value)
+        assert (staged.views[name][257:] == value[0]).all()
+    a[256, 39] = 20_000
+    with pytest.raises(IdRangeError, match=r"^input 'b', row 256, position 39: id 20000 is out"):
+        staged.fill(257, a=np.maximum(a - 1, 0), b=a)
+
+
+def test_a_request_in_staging_is_padded_and_checked() -> None:
+    made = bucket(4, [("a", "int64", ()), ("b", "int32", (2,))])
+    staged = Staged(made, [IdBound("a", None, 5, "t"), IdBound("b", None, 9, "u")])
+    fill = staged.filler.prepare(3)
+    staged.views["a"][:] = [1, 2, 4, 99]
+    staged.views["b"][:] = [[1, 2], [3, 4], [5, 8], [-1, -1]]
+    assert fill.in_place() == 0
+    np.testing.assert_array_equal(staged.views["a"], [1, 2, 4, 1])
+    np.testing.assert_array_equal(staged.views["b"][3], [1, 2])
+    staged.views["b"][2, 1] = -1
+    with pytest.raises(IdRangeError, match=r"^input 'b', row 2, position 1: id -1 is out of range"):
+        fill.in_place()
+
+
+def test_the_library_is_used_where_there_is_one() -> None:
+    filler = Staged(bucket(2, [("a", "int64", ())]), []).filler
+    assert isinstance(filler.prepare(1), NativeFill) == (Staged.library is not None)
+
+
+def test_a_library_that_cannot_read_arrays_is_not_used(tmp_path: Path) -> None:
+    """As where an interpreter lays objects out in another way."""
+    assert load_fill_library(tmp_path / "none.so") is None
+    path = tmp_path / "fill.so"
+    build_c_library("fill.c", path)
+    library = FillLibrary(path)
+    assert library.reads_arrays()
+    reads = library._reads
+    library._reads = lambda probe, kind, data, *rest: reads(probe, kind, data + 8, *rest)
+    assert not library.reads_arrays()

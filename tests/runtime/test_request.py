@@ -58,7 +58,7 @@ def refuse(runtime: Runtime, shop: Any, request: Any, kind: type[InputError], te
 
 # Names
 
-NAMES = "expected ids_0, ids_1, dense, tag, mixed"
+NAMES = "expected dense, ids_0, ids_1, tag, mixed"
 
 
 @pytest.mark.parametrize(
@@ -180,14 +180,14 @@ def test_a_request_that_is_no_dict(runtime: Runtime, shop: Any, request_: Any) -
             "ids_1",
             lambda a: a[:2],
             InputShapeError,
-            "input 'ids_1' has 2 rows, but input 'ids_0' has 3; all inputs of a request need the "
+            "input 'ids_1' has 2 rows, but input 'dense' has 3; all inputs of a request need the "
             "same number of rows",
         ),
         (
             "dense",
             lambda a: a[:1],
             InputShapeError,
-            "input 'dense' has 1 rows, but input 'ids_0' has 3; all inputs of a request need the "
+            "input 'ids_0' has 3 rows, but input 'dense' has 1; all inputs of a request need the "
             "same number of rows",
         ),
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -107,13 +108,18 @@ def test_an_interrupted_capture_leaves_nothing(tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env={**os.environ, "PYTHONFAULTHANDLER": "1"},
     )
     assert process.stderr is not None
     while "in forward" not in process.stderr.readline():
         assert process.poll() is None
     time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=30)
+    try:
+        stdout, stderr = process.communicate(timeout=30)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGABRT)  # so that it says where it hangs
+        stdout, stderr = process.communicate()
     assert process.returncode == 130, stderr
     assert "interrupted; nothing was written" in stderr
     assert stdout == ""

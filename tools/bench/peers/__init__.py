@@ -29,7 +29,8 @@ _PEERS: tuple[Peer, ...] = (
     Compiled(
         "max_autotune",
         "max-autotune",
-        "torch.compile mode=max-autotune, dynamic=False",
+        "torch.compile mode=max-autotune, dynamic=False; on the CPU with freezing, without which "
+        "it packs no weights",
         graphs=True,
     ),
     AotInductor("aotinductor", static=False),

@@ -45,6 +45,8 @@ class CompiledModel:
         )
         call = host_call(self._subject, function)
         settings: dict[str, Any] = {"triton.cudagraph_or_error": True} if self._graphs else {}
+        if self._mode == "max-autotune" and not self._on_cuda:
+            settings["freezing"] = True  # weights that may change are not packed
         with (
             torch._dynamo.config.patch(
                 recompile_limit=_RECOMPILES, fail_on_recompile_limit_hit=True

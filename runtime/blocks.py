@@ -1,0 +1,66 @@
+"""Inputs of one shape side by side in staging memory, which are copied and checked as one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+
+from recreplay.runtime.manifest import Bucket
+from recreplay.runtime.spec import DTYPES, IdBound, Slot
+
+Array = np.ndarray[Any, Any]
+
+
+def blocks(bucket: Bucket) -> list[list[Slot]]:
+    """The inputs of a bucket by where they lie: staged neighbours of one shape together."""
+    ordered = sorted(bucket.inputs, key=lambda slot: slot.offset)
+    group_of = {
+        slot.name: group.name
+        for group in bucket.staged
+        for slot in ordered
+        if group.offset <= slot.offset < group.offset + group.nbytes
+    }
+
+    def key(slot: Slot) -> tuple[object, ...]:
+        return (group_of.get(slot.name, f"input:{slot.name}"), slot.shape)
+
+    return [list(slots) for _, slots in groupby(ordered, key)]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Inputs of one shape that lie side by side: `view` is `[F, B, ...]`.
+
+    `limits` holds the number of rows of the table that each input's ids look up, and is None where
+    they look up none. `columns` are (input, column, rows) where only some columns do.
+    """
+
+    names: tuple[str, ...]
+    view: Array
+    limits: Array | None
+    columns: tuple[tuple[int, int, int], ...]
+
+
+def make_block(
+    run: list[Slot], whole: dict[str, IdBound], parts: dict[str, list[IdBound]], memory: Array
+) -> Block:
+    first = run[0]
+    dtype = DTYPES[first.dtype]
+    view = Slot("", first.dtype, (len(run), *first.shape), first.offset).view(memory)
+    names = tuple(s.name for s in run)
+    limits = None
+    if all(name in whole for name in names):
+        # The ids are compared as unsigned numbers, where negative ones are very large.
+        most = 1 << 8 * dtype.itemsize - (dtype.kind == "i")
+        limits = np.array([min(whole[name].rows, most) for name in names], dtype=np.uint64)
+    width = first.nbytes // (first.shape[0] * dtype.itemsize)
+    columns = tuple(
+        (at, column, b.rows)
+        for at, name in enumerate(names)
+        for b in parts.get(name, ())
+        for column in (range(width) if b.column is None else [b.column])
+    )
+    return Block(names, view, limits, columns)

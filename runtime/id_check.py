@@ -1,0 +1,69 @@
+"""Whether staged ids lie inside of their tables, by numpy: one reduction for many of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+_FEW = 4096  # ids of 26 features: 0.5 us instead of 1.6 at 26, 2.4 instead of 3.0 at 8,320
+
+
+@dataclass(frozen=True)
+class IdCheck:
+    """Ids `[F, ids]`, or rows whose `columns` are ids, and the limit of each feature or column.
+
+    `limit` is the one limit of all features, where their tables have one number of rows. `each` is
+    the limit of every id, flat, where there are so few that comparing all of them is cheaper than
+    finding the largest of each feature.
+    """
+
+    ids: Array
+    limits: Array
+    limit: int | None
+    columns: list[int] | None
+    each: Array | None = None
+
+    def holds(self) -> bool:
+        """True if every id is in range. A negative integer is a very large unsigned one."""
+        if self.limit is not None:
+            return bool(self.ids.item(self.ids.argmax()) < self.limit)  # half the cost of `max`
+        if self.each is not None:
+            # Compared as bytes: `all` of a small array takes longer than its comparison.
+            return (self.ids.reshape(-1) < self.each).tobytes() == b"\x01" * len(self.each)
+        if self.columns is None:
+            worst = np.maximum.reduce(self.ids, axis=1)
+            return bool((worst < self.limits).tobytes() == b"\x01" * len(worst))
+        ids = self.ids[:, self.columns]
+        return bool(((ids >= 0) & (ids < self.limits)).all())  # false for NaN as well
+
+
+def whole_check(view: Array, limits: Array) -> IdCheck:
+    """All of `view` `[F, B, ...]` are ids, those of feature i below `limits[i]`.
+
+    Padded rows repeat row 0, so that the whole block holds just when the request does.
+    """
+    ids = view.reshape(len(view), -1).view(f"u{view.dtype.itemsize}")
+    limit = int(limits[0]) if (limits == limits[0]).all() else None
+    each = _each(limits, ids) if limit is None and ids.size <= _FEW else None
+    return IdCheck(ids, limits, limit, None, each)
+
+
+def column_checks(view: Array, columns: Sequence[tuple[int, int, int]], n: int) -> list[IdCheck]:
+    """Of inputs `view` `[F, B, ...]` with n rows, only some columns are ids: (input, column, rows
+    of the table)."""
+    checks = []
+    for at in sorted({at for at, _, _ in columns}):
+        mine = [(column, bound) for i, column, bound in columns if i == at]
+        limits = np.array([bound for _, bound in mine])
+        checks.append(IdCheck(view[at, :n].reshape(n, -1), limits, None, [c for c, _ in mine]))
+    return checks
+
+
+def _each(limits: Array, ids: Array) -> Array:
+    """The limit of every id, of the ids' dtype if that can hold it, so that none is converted."""
+    fits = int(limits.max()) <= np.iinfo(ids.dtype).max
+    return np.repeat(limits.astype(ids.dtype) if fits else limits, ids.shape[1])

@@ -1,0 +1,170 @@
+"""Filling by a library that capture put into the artifact: one call for all inputs of a request.
+
+It takes the place of `recreplay.runtime.fill.Fill` for requests whose arrays are numpy's own and of
+exactly the captured dtypes; all others go that way. Without a C compiler at capture there is no
+library, and every request does.
+
+The library reads arrays as numpy lays them out in memory. That is proved on an array when it is
+loaded; an interpreter that lays objects out otherwise (a free-threaded one does) has none.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recreplay.runtime.blocks import Block
+from recreplay.runtime.fill import Fill, Filler
+from recreplay.runtime.id_check import IdCheck, column_checks, whole_check
+
+Array = np.ndarray[Any, Any]
+_OTHER_ARRAYS, _BAD_IDS = 1, 2  # what the library answers, besides 0
+_ID_BYTES = (4, 8)  # of the ids that it checks
+
+
+class _Input(ctypes.Structure):
+    """`struct input` of fill.c."""
+
+    _fields_ = (
+        ("staged", ctypes.c_void_p),
+        ("dtype", ctypes.c_void_p),
+        ("row", ctypes.c_void_p),
+        ("row_bytes", ctypes.c_size_t),
+        ("limit", ctypes.c_uint64),
+        ("row_dimensions", ctypes.c_int32),
+        ("id_bytes", ctypes.c_int32),
+    )
+
+
+class _Fill(ctypes.Structure):
+    """`struct recreplay_fill` of fill.c."""
+
+    _fields_ = (
+        ("type", ctypes.c_void_p),
+        ("rows", ctypes.c_size_t),
+        ("size", ctypes.c_size_t),
+        ("row_bytes", ctypes.c_size_t),
+        ("count", ctypes.c_size_t),
+        ("inputs", ctypes.c_void_p),
+        ("arrays", ctypes.c_void_p),
+    )
+
+
+class FillLibrary:
+    """The functions of fill.c, called with the interpreter lock held: they read Python objects."""
+
+    def __init__(self, path: Path) -> None:
+        library = ctypes.PyDLL(str(path))
+        self.fill = library.recreplay_fill
+        self.fill.argtypes = [ctypes.py_object, ctypes.c_void_p]
+        self.in_place = library.recreplay_in_place
+        self.in_place.argtypes = [ctypes.c_void_p]
+        self._reads = library.recreplay_reads
+        self._reads.argtypes = [ctypes.py_object, *[ctypes.c_void_p] * 2, ctypes.c_int32]
+        self._reads.argtypes += [ctypes.c_void_p] * 2
+
+    def reads_arrays(self) -> bool:
+        """Whether this process's numpy keeps arrays where the library looks for them."""
+        probe = np.zeros((3, 5, 7), np.int64)
+        shape = (ctypes.c_ssize_t * 3)(*probe.shape)
+        where = (id(np.ndarray), probe.ctypes.data, probe.ndim)
+        return bool(self._reads(probe, *where, ctypes.addressof(shape), id(probe.dtype)))
+
+    def prepare(self, filler: Filler, n: int) -> NativeFill:
+        return NativeFill(self, filler, n)
+
+
+def load_fill_library(path: Path) -> FillLibrary | None:
+    """None if there is no such file, or it cannot read this interpreter's arrays."""
+    if not path.exists():
+        return None
+    library = FillLibrary(path)
+    return library if library.reads_arrays() else None
+
+
+class NativeFill:
+    """Copies requests of one number of rows into staging; made by `Filler.prepare`."""
+
+    __slots__ = ("_argument", "_checks", "_filler", "_in_place", "_kept", "_n", "_native", "_other")
+
+    def __init__(self, library: FillLibrary, filler: Filler, n: int) -> None:
+        self._filler = filler
+        self._n = n
+        self._native, self._in_place = library.fill, library.in_place
+        self._other: Fill | None = None
+        self._checks: list[IdCheck] = []
+        inputs: dict[str, _Input] = {}
+        rows: list[object] = []  # shapes that inputs point to
+        for block in filler.blocks:
+            limits = block.limits if filler.checks else None
+            if limits is not None and block.view.dtype.itemsize not in _ID_BYTES:
+                self._checks.append(whole_check(block.view, limits))
+                limits = None
+            if filler.checks:
+                self._checks += column_checks(block.view, block.columns, n)
+            inputs |= _inputs(block, limits, rows)
+        ordered = [inputs[name] for name in filler.order]
+        array = (_Input * len(ordered))(*ordered)
+        arrays = (ctypes.c_void_p * len(ordered))()
+        call = _Fill(
+            id(np.ndarray),
+            n,
+            filler.blocks[0].view.shape[1],
+            sum(i.row_bytes for i in ordered),
+            len(ordered),
+            ctypes.addressof(array),
+            ctypes.addressof(arrays),
+        )
+        self._argument = ctypes.addressof(call)
+        self._kept = (call, array, arrays, rows)  # what the argument points to
+
+    def __call__(self, values: Sequence[Array], first_row: int = 0) -> int:
+        """Copy, pad, check; returns how many ids were clamped.
+
+        `first_row`: the row of the request that row 0 of these is, for messages.
+
+        Raises TypeError or ValueError as `Fill` does.
+        """
+        code = self._native(tuple(values), self._argument)
+        if code == _OTHER_ARRAYS:
+            if self._other is None:
+                self._other = Fill(self._filler, self._n)
+            return self._other(values, first_row)
+        return self._checked(code, first_row)
+
+    def in_place(self) -> int:
+        """Pad and check a request that was written into staging; returns how many ids were
+        clamped."""
+        return self._checked(self._in_place(self._argument), 0)
+
+    def _checked(self, code: int, first_row: int) -> int:
+        if code == _BAD_IDS:
+            return self._filler.bad_ids(self._n, first_row)
+        for check in self._checks:
+            if not check.holds():
+                return self._filler.bad_ids(self._n, first_row)
+        return 0
+
+
+def _inputs(block: Block, limits: Array | None, rows: list[object]) -> dict[str, _Input]:
+    """The inputs of a block by name; the shapes that they point to are kept in `rows`."""
+    view = block.view
+    row = view.shape[2:]
+    shape = (ctypes.c_ssize_t * len(row))(*row)
+    rows.append(shape)
+    return {
+        name: _Input(
+            view[i].ctypes.data,
+            id(view.dtype),
+            ctypes.addressof(shape),
+            view[0, :1].nbytes,
+            0 if limits is None else int(limits[i]),
+            len(row),
+            0 if limits is None else view.dtype.itemsize,
+        )
+        for i, name in enumerate(block.names)
+    }
