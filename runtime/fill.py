@@ -96,7 +96,7 @@ class Filler:
                 parts.setdefault(b.input, []).append(b)
         self.blocks = [make_block(slots, whole, parts, memory) for slots in blocks(bucket)]
         self.checks = check != "off"
-        self._size = bucket.size
+        self.size = bucket.size
         self._bounds = bounds
         self._check = check
         self._library = library
@@ -134,7 +134,7 @@ class Filler:
         for bound, ids, bad in self._offences(n):
             clamped += int(bad.sum())
             clamp_ids(ids, bound.rows)
-        if n < self._size:
+        if n < self.size:
             for block in self.blocks:
                 block.view[:, n:] = block.view[:, :1]
         return clamped

@@ -113,7 +113,7 @@ class NativeFill:
         call = _Fill(
             id(np.ndarray),
             n,
-            filler.blocks[0].view.shape[1],
+            filler.size,
             sum(i.row_bytes for i in ordered),
             len(ordered),
             ctypes.addressof(array),

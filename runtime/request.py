@@ -8,7 +8,6 @@ so.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
 from operator import itemgetter
 from typing import Any
 
@@ -138,7 +137,7 @@ def _as_numpy(value: Any, spec: InputSpec) -> Array:
     if isinstance(value, np.ndarray):
         return value
     try:
-        if _is_tensor(type(value)):
+        if type(value).__module__.startswith("torch"):
             return _tensor_as_numpy(value)
         if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
             return np.from_dlpack(value)
@@ -148,11 +147,6 @@ def _as_numpy(value: Any, spec: InputSpec) -> Array:
             f"input {spec.name!r} is a {type(value).__name__} that is no array ({error}); expected "
             f"an array {spec.describe()}"
         ) from error
-
-
-@cache
-def _is_tensor(kind: type) -> bool:
-    return kind.__module__.partition(".")[0] == "torch"
 
 
 def _tensor_as_numpy(tensor: Any) -> Array:
