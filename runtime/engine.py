@@ -56,7 +56,7 @@ class Runtime:
         self.manifest: Manifest = artifact.manifest
         self.path = artifact.path
         self.serving = serving or Serving()
-        self._replayer = Replayer(self.manifest, check)
+        self._replayer = Replayer(self.manifest, check, lane.own_tensor)
         self._test = SelfTest(self.path, self.manifest, self._replayer)
         self._loader = loader
         self._lock = threading.Lock()
@@ -263,7 +263,9 @@ class Runtime:
             raise BorrowError("the lane of this borrow failed and was given back; borrow again")
         assert not isinstance(prepared.fill, MixedFill)  # `borrow` takes no other model
         try:
-            results = self._replayer.launch(lane, prepared, prepared.fill.in_place())
+            results = self._replayer.launch(
+                lane, prepared, prepared.replay, prepared.fill.in_place()
+            )
         except BaseException as error:
             self._count_failure()
             if isinstance(error, ReplayError):

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from recreplay.runtime.devices.base import Device, Graph, Launch
+from recreplay.runtime.feeding import Feeder, tensor_view
 from recreplay.runtime.fill import Check, Fill, Filler
 from recreplay.runtime.manifest import Bucket, Manifest
 from recreplay.runtime.metrics import Metrics
@@ -20,7 +21,7 @@ from recreplay.runtime.native_fill import FillLibrary, NativeFill
 from recreplay.runtime.plan import check_plan
 from recreplay.runtime.record import issue
 from recreplay.runtime.segments import LoadedPackage
-from recreplay.runtime.spec import Slot, total_bytes
+from recreplay.runtime.spec import total_bytes
 from recreplay.runtime.tf32 import products_in
 
 Array = np.ndarray[Any, Any]
@@ -37,6 +38,7 @@ class Closeable(Protocol):
 class _Captured:
     filler: Filler | MixedFiller
     graph: Graph
+    feeder: Feeder | None  # None where inputs do not all have a row for each row of a request
     inputs: list[tuple[str, Array]]  # host views, full bucket
     outputs: list[tuple[str, Array]]
 
@@ -49,6 +51,7 @@ class Prepared:
     rows: int
     fill: Fill | NativeFill | MixedFill
     replay: Launch
+    replay_fed: Launch
     outputs: list[tuple[str, Array]]  # host views of the rows asked for; overwritten by the next
     inputs: dict[str, Array]  # the same of the inputs
 
@@ -73,6 +76,7 @@ class Lane:
         arena = max(total_bytes(b.buffers) for b in manifest.buckets)
         self._arena = torch.zeros(arena, dtype=torch.uint8, device=device.torch_device)
         self.nbytes = self._in.device.numel() + self._out.device.numel() + arena
+        self.own_tensor = device.own_tensor
         self.metrics = Metrics()
         self.resources: list[Closeable] = []  # what goes when the lane goes, in this order
         self._captured: dict[int, _Captured] = {}
@@ -80,18 +84,16 @@ class Lane:
         for bucket in sorted(manifest.buckets, key=lambda b: b.size, reverse=True):
             launches = self._bind(bucket, packages, tensors)
             check_plan(bucket.plan)
-            queue = partial(
-                issue,
-                bucket.plan,
-                launches,
-                self._in.part(total_bytes(bucket.inputs)),
-                self._out.part(total_bytes(bucket.outputs)),
-            )
+            part = self._in.part(total_bytes(bucket.inputs))
+            outputs_part = self._out.part(total_bytes(bucket.outputs))
+            queue = partial(issue, bucket.plan, launches, part, outputs_part)
             with products_in(manifest.precision):
                 graph = device.record(bucket.plan.streams, queue)
             inputs = [(slot.name, slot.view(self._in.host)) for slot in bucket.inputs]
             outputs = [(slot.name, slot.view(self._out.host)) for slot in bucket.outputs]
-            self._captured[bucket.size] = _Captured(fillers[bucket.size], graph, inputs, outputs)
+            filler = fillers[bucket.size]
+            feeder = Feeder(bucket, filler, part, device) if isinstance(filler, Filler) else None
+            self._captured[bucket.size] = _Captured(filler, graph, feeder, inputs, outputs)
         self._sizes = sorted(self._captured)
         self._prepared: dict[tuple[int, int], Prepared] = {}  # by bucket and rows
 
@@ -111,9 +113,16 @@ class Lane:
                 n,
                 captured.filler.prepare(n),
                 captured.graph.replay,
+                captured.graph.replay_fed,
                 [(name, view[:n]) for name, view in captured.outputs],
                 {name: view[:n] for name, view in captured.inputs},
             )
+        return found
+
+    def feeder(self, size: int) -> Feeder:
+        """What fills bucket `size` with requests that are on the device in part."""
+        found = self._captured[size].feeder
+        assert found is not None  # the checker brings inputs that are not by row to the host
         return found
 
     def host_inputs(self) -> Array:
@@ -143,13 +152,8 @@ class Lane:
             ("buffer", bucket.buffers, self._arena),
         ):
             for slot in slots:
-                values[f"{kind}:{slot.name}"] = _view(memory, slot)
+                values[f"{kind}:{slot.name}"] = tensor_view(memory, slot)
         return [
             packages[s.package].bind([values[n] for n in s.inputs], [values[n] for n in s.outputs])
             for s in bucket.segments
         ]
-
-
-def _view(memory: torch.Tensor, slot: Slot) -> torch.Tensor:
-    raw = memory[slot.offset : slot.offset + slot.nbytes]
-    return raw.view(getattr(torch, slot.dtype)).view(slot.shape)

@@ -18,7 +18,7 @@ from recreplay.runtime.jagged import Group, GroupFiller, divide, groups, rows_of
 from recreplay.runtime.manifest import Bucket, Manifest
 from recreplay.runtime.native_fill import FillLibrary, NativeFill
 from recreplay.runtime.parts import Load, Part, cut_rows
-from recreplay.runtime.request import RequestChecker
+from recreplay.runtime.request import OwnTensor, RequestChecker, none_is_own
 from recreplay.runtime.spec import IdBound, InputSpec
 
 Array = np.ndarray[Any, Any]
@@ -258,11 +258,13 @@ def _filler(
     return Filler(only(bucket, specs), names, mine, memory, check, library)
 
 
-def make_checker(manifest: Manifest, check: Check) -> RequestChecker:
-    """The request checker of a model."""
+def make_checker(
+    manifest: Manifest, check: Check, own_tensor: OwnTensor = none_is_own
+) -> RequestChecker:
+    """The request checker of a model; see `RequestChecker` for `own_tensor`."""
     if is_mixed(manifest):
         return MixedChecker(Order(manifest), manifest.bounds, check)
-    return RequestChecker(manifest.inputs, manifest.bounds, check)
+    return RequestChecker(manifest.inputs, manifest.bounds, check, own_tensor)
 
 
 def make_fillers(

@@ -136,10 +136,10 @@ class NativeFill:
             return self._other(values, first_row)
         return self._checked(code, first_row)
 
-    def in_place(self) -> int:
+    def in_place(self, first_row: int = 0) -> int:
         """Pad and check a request that was written into staging; returns how many ids were
         clamped."""
-        return self._checked(self._in_place(self._argument), 0)
+        return self._checked(self._in_place(self._argument), first_row)
 
     def _checked(self, code: int, first_row: int) -> int:
         if code == _BAD_IDS:

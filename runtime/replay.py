@@ -11,10 +11,12 @@ from recreplay.runtime.batching import cut, join
 from recreplay.runtime.errors import InputError, ReplayError
 from recreplay.runtime.fill import Check
 from recreplay.runtime.manifest import Manifest
-from recreplay.runtime.mixed import Cutter, is_mixed, make_checker
+from recreplay.runtime.mixed import Cutter, MixedFill, is_mixed, make_checker
 from recreplay.runtime.portions import Portions
+from recreplay.runtime.request import OwnTensor
 
 if TYPE_CHECKING:
+    from recreplay.runtime.devices.base import Launch
     from recreplay.runtime.lane import Lane, Prepared
 
 Array = np.ndarray[Any, Any]
@@ -23,8 +25,8 @@ Array = np.ndarray[Any, Any]
 class Replayer:
     """What all lanes of a runtime do alike; it holds no state of a request."""
 
-    def __init__(self, manifest: Manifest, check: Check) -> None:
-        self.checker = make_checker(manifest, check)
+    def __init__(self, manifest: Manifest, check: Check, own_tensor: OwnTensor) -> None:
+        self.checker = make_checker(manifest, check, own_tensor)
         self.largest = manifest.buckets[-1].size
         self._cutter = Cutter(manifest) if is_mixed(manifest) else None
         self._portions = Portions(manifest)
@@ -59,12 +61,28 @@ class Replayer:
         except (TypeError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
-            clamped = prepared.fill(self.checker.convert(arrays)[0], first_row)
-        return self.launch(lane, prepared, clamped)
+            arrays, _ = self.checker.convert(arrays)
+            if not all(isinstance(array, np.ndarray) for array in arrays):
+                return self._fed(lane, prepared, arrays, first_row)
+            clamped = prepared.fill(arrays, first_row)
+        return self.launch(lane, prepared, prepared.replay, clamped)
 
-    def launch(self, lane: Lane, prepared: Prepared, clamped: int) -> dict[str, Array]:
+    def _fed(
+        self, lane: Lane, prepared: Prepared, values: Sequence[Any], first_row: int
+    ) -> dict[str, Array]:
+        """A request of which some inputs are on the device."""
+        feeder = lane.feeder(prepared.bucket)
+        if feeder(values, prepared.rows):
+            return self.launch(lane, prepared, prepared.replay_fed, 0)
+        feeder.fetch()
+        assert not isinstance(prepared.fill, MixedFill)
+        return self.launch(lane, prepared, prepared.replay, prepared.fill.in_place(first_row))
+
+    def launch(
+        self, lane: Lane, prepared: Prepared, replay: Launch, clamped: int
+    ) -> dict[str, Array]:
         try:
-            prepared.replay()
+            replay()
         except (IndexError, RuntimeError) as error:  # what torch's operators raise
             open_tables = ", ".join(self._unchecked) or "none"
             raise ReplayError(
@@ -97,7 +115,7 @@ class Replayer:
         for part in parts:
             prepared = lane.prepare_in(part.bucket, part.stop - part.start)
             clamped = prepared.fill(cutter.take(arrays, part), part.start)
-            results.append(self.launch(lane, prepared, clamped))
+            results.append(self.launch(lane, prepared, prepared.replay, clamped))
             lane.metrics.capacity_moves += part.moved
         lane.metrics.split_requests += len(parts) > 1
         lane.metrics.capacity_splits += len(parts) > cutter.rows_alone(n)

@@ -7,9 +7,9 @@ so.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,13 +24,25 @@ from recreplay.runtime.fill import Check
 from recreplay.runtime.narrow import narrow_ids
 from recreplay.runtime.spec import DTYPES, IdBound, InputSpec
 
+if TYPE_CHECKING:
+    import torch
+
 Array = np.ndarray[Any, Any]
+OwnTensor = Callable[[object], "torch.Tensor | None"]
+
+
+def none_is_own(value: object) -> torch.Tensor | None:
+    """Every input is brought to the host."""
+    return None
 
 
 class RequestChecker:
     """Turns a request into values in the order of filling, and its number of rows.
 
     Ids may be wider integers than captured, where they fit; with `check="clamp"` they are made to.
+
+    `own_tensor` makes a tensor of what lies in the memory of the device that replays; where it is
+    of the captured dtype, `convert` leaves it there.
     """
 
     def __init__(
@@ -38,8 +50,10 @@ class RequestChecker:
         specs: Sequence[InputSpec],
         bounds: Sequence[IdBound],
         check: Check,
+        own_tensor: OwnTensor = none_is_own,
     ) -> None:
         self._specs = tuple(specs)
+        self._own_tensor = own_tensor
         self._bounds = {s.name: [b for b in bounds if b.input == s.name] for s in specs}
         self._dtypes = [DTYPES[s.dtype] for s in specs]
         self._clamp = check == "clamp"
@@ -59,13 +73,11 @@ class RequestChecker:
             n = len(values[0])
         except TypeError:
             n = 0
-        if n and type(values[0]) is np.ndarray:
-            return values, n
-        return self.convert(values)
+        return (values, n) if n else self.convert(values)
 
-    def convert(self, values: Sequence[Any]) -> tuple[list[Array], int]:
-        """Anything array-like as arrays of exactly the captured dtypes, or the error that says why
-        not."""
+    def convert(self, values: Sequence[Any]) -> tuple[list[Any], int]:
+        """Anything array-like as arrays of exactly the captured dtypes, on the host or the device,
+        or the error that says why not."""
         arrays = self.arrays(values)
         n = len(arrays[0])
         for array, spec in zip(arrays, self._specs, strict=True):
@@ -78,16 +90,19 @@ class RequestChecker:
             raise EmptyBatchError("the request has no rows; expected 1 or more")
         return arrays, n
 
-    def arrays(self, values: Sequence[Any]) -> list[Array]:
+    def arrays(self, values: Sequence[Any]) -> list[Any]:
         """The inputs in order, of the captured dtypes and widths; of any numbers of rows."""
         arrays = []
         for value, spec, wanted in zip(values, self._specs, self._dtypes, strict=True):
-            array = _as_numpy(value, spec)
-            if array.dtype is not wanted:
-                array = self._cast(value, array, spec)
+            array = None if type(value) is np.ndarray else self._own_tensor(value)
+            if array is None or str(array.dtype) != f"torch.{spec.dtype}":
+                array = _as_numpy(value if array is None else array, spec)
+                if array.dtype is not wanted:
+                    array = self._cast(value, array, spec)
             if array.shape[1:] != spec.row or not array.ndim:
+                shape = tuple(array.shape)
                 raise InputShapeError(
-                    f"input {spec.name!r} has shape {array.shape}; expected {spec.describe()}"
+                    f"input {spec.name!r} has shape {shape}; expected {spec.describe()}"
                 )
             arrays.append(array)
         return arrays

@@ -56,6 +56,9 @@ class Graph(Protocol):
     def replay(self) -> None:
         """Run it once, and return when its outputs are on the host."""
 
+    def replay_fed(self) -> None:
+        """The same without the upload: the inputs are in the device's staging memory already."""
+
     def close(self) -> None: ...
 
 
@@ -67,6 +70,13 @@ class Device(Protocol):
         """What compiled code depends on, by name: compared at load with what capture saw."""
 
     def staging(self, nbytes: int) -> Staging: ...
+
+    def own_tensor(self, value: object) -> torch.Tensor | None:
+        """`value` as a tensor if it lies in memory of this device that the host cannot read."""
+
+    def feeding(self) -> AbstractContextManager[object]:
+        """What is queued inside comes after what the caller has queued on the device, and before
+        what is replayed next."""
 
     def record(self, streams: int, issue: Callable[[Recording], None]) -> Graph:
         """Warm up, then capture what `issue` queues on `streams` streams."""

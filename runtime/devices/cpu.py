@@ -58,6 +58,9 @@ class CpuGraph:
         for call in self._calls:
             call()
 
+    def replay_fed(self) -> None:
+        self.replay()  # nothing is uploaded anyway
+
     def close(self) -> None:
         self._calls = ()
 
@@ -76,6 +79,12 @@ class CpuDevice:
 
     def staging(self, nbytes: int) -> CpuStaging:
         return CpuStaging(nbytes)
+
+    def own_tensor(self, value: object) -> torch.Tensor | None:
+        return None
+
+    def feeding(self) -> AbstractContextManager[object]:
+        return nullcontext()
 
     def record(self, streams: int, issue: Callable[[Recording], None]) -> CpuGraph:
         recording = CpuRecording()

@@ -27,6 +27,7 @@ import torch
 from recreplay.runtime.devices.base import Launch, Recording
 from recreplay.runtime.errors import EnvironmentMismatchError, RecReplayError, ReplayError
 
+_DLPACK_CUDA = 2  # kDLCUDA of dlpack.h
 _WARM_UPS = 3  # torch's own number for graphed callables: lazy loading, autotuning, then steady
 
 
@@ -94,8 +95,26 @@ class CudaGraph:
         self._launch = cudart.cudaGraphLaunch
         self._wait = cudart.cudaStreamSynchronize
         self._success = cudart.cudaError_t.cudaSuccess
+        self._uploads = True
+        self._upload_node = _first_node(graph)
 
     def replay(self) -> None:
+        if not self._uploads:
+            self._set_uploads(True)
+        self._run()
+
+    def replay_fed(self) -> None:
+        if self._uploads:
+            self._set_uploads(False)
+        self._run()
+
+    def _set_uploads(self, on: bool) -> None:
+        """Enable or disable the copy of the inputs, for the launches from now on."""
+        cudart = bindings()
+        checked(cudart.cudaGraphNodeSetEnabled(self._exec, self._upload_node, int(on)))
+        self._uploads = on
+
+    def _run(self) -> None:
         (launched,) = self._launch(self._exec, self._on)
         (done,) = self._wait(self._on)
         if launched != self._success or done != self._success:
@@ -139,6 +158,24 @@ class CudaDevice:
 
     def staging(self, nbytes: int) -> CudaStaging:
         return CudaStaging(nbytes, self.torch_device)
+
+    def own_tensor(self, value: object) -> torch.Tensor | None:
+        if isinstance(value, torch.Tensor):
+            return value.detach() if value.device == self.torch_device else None
+        where = getattr(value, "__dlpack_device__", None)
+        if where is None or isinstance(value, np.ndarray):
+            return None
+        kind, index = where()
+        if (int(kind), index) != (_DLPACK_CUDA, self.torch_device.index):
+            return None
+        return torch.from_dlpack(value)  # type: ignore[no-any-return]
+
+    @contextmanager
+    def feeding(self) -> Iterator[None]:
+        main = self._streams[0]
+        main.wait_stream(torch.cuda.current_stream(self.torch_device))
+        with torch.cuda.stream(main):
+            yield
 
     def record(self, streams: int, issue: Callable[[Recording], None]) -> CudaGraph:
         self._make_streams(streams)
@@ -188,6 +225,21 @@ class CudaDevice:
             self._handles.append(handle)
             stream = torch.cuda.ExternalStream(int(handle), self.torch_device)  # type: ignore[no-untyped-call]
             self._streams.append(stream)
+
+
+def _first_node(graph: torch.cuda.CUDAGraph) -> Any:
+    """The node that all others come after: the copy of the inputs to the device."""
+    cudart = bindings()
+    raw = cudart.cudaGraph_t(graph.raw_cuda_graph())
+    _, count = checked(cudart.cudaGraphGetRootNodes(raw, 0))
+    nodes, _ = checked(cudart.cudaGraphGetRootNodes(raw, count))
+    kinds = [checked(cudart.cudaGraphNodeGetType(node))[0] for node in nodes]
+    if kinds != [cudart.cudaGraphNodeType.cudaGraphNodeTypeMemcpy]:
+        raise RecReplayError(
+            f"a captured graph begins with {kinds}; expected one copy, of the inputs, before which "
+            "nothing else may run"
+        )
+    return nodes[0]
 
 
 @contextmanager

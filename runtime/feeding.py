@@ -1,0 +1,125 @@
+"""Requests of which some inputs are on the device already: copied from there to there.
+
+The staging memory of the device is filled by the host's work queue and not by the graph, whose own
+upload is left out then. Padding and the check of ids run on the device as well; the host learns
+one bit, whether all ids are in range. If one is not, which is rare, the request goes the usual way
+on the host, which clamps or says what is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from recreplay.runtime.blocks import Block
+from recreplay.runtime.devices.base import Device, Staging
+from recreplay.runtime.fill import Filler
+from recreplay.runtime.manifest import Bucket
+from recreplay.runtime.spec import Slot
+
+Array = np.ndarray[Any, Any]
+_LARGEST = 2**63 - 1
+
+
+def tensor_view(memory: torch.Tensor, slot: Slot) -> torch.Tensor:
+    """`Slot.view` of a device's bytes."""
+    raw = memory[slot.offset : slot.offset + slot.nbytes]
+    return raw.view(getattr(torch, slot.dtype)).view(slot.shape)
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Columns of input `at` of a block that are ids, and the limits of each."""
+
+    at: int
+    columns: torch.Tensor
+    limits: torch.Tensor
+
+
+@dataclass(frozen=True)
+class _DeviceBlock:
+    """A block (see `recreplay.runtime.blocks`) in the device's memory: `view` is `[F, B, ...]`, and
+    the ids of its input i are below `limits[i]`."""
+
+    view: torch.Tensor
+    limits: torch.Tensor | None
+    columns: tuple[_Columns, ...]
+
+    def pad(self, n: int) -> None:
+        if n < self.view.shape[1]:
+            self.view[:, n:] = self.view[:, :1]
+
+    def checks(self, n: int) -> list[torch.Tensor]:
+        """Whether ids are in range, as tensors of one truth each; not a number is not."""
+        found = []
+        if self.limits is not None:
+            found.append(_all_in_range(self.view.flatten(1), self.limits))
+        for some in self.columns:
+            ids = self.view[some.at, :n].reshape(n, -1).index_select(1, some.columns)
+            found.append(_all_in_range(ids, some.limits))
+        return found
+
+
+class Feeder:
+    """Fills one bucket of one lane with requests of which some inputs are on its device."""
+
+    def __init__(self, bucket: Bucket, filler: Filler, staging: Staging, device: Device) -> None:
+        self._staging, self._device, self._checks = staging, device, filler.checks
+        slots = {slot.name: slot for slot in bucket.inputs}
+        self._host = [slots[name].view(staging.host) for name in filler.order]
+        self._views = [tensor_view(staging.device, slots[name]) for name in filler.order]
+        self._blocks = [_on_device(block, slots, staging.device) for block in filler.blocks]
+
+    def __call__(self, values: Sequence[Any], n: int) -> bool:
+        """Copy, pad, check: True if the request is ready to be replayed without an upload, False if
+        an id is out of range.
+
+        `values`: numpy arrays, and tensors of the device, of exactly the captured dtypes and
+        shapes.
+        """
+        on_host = [i for i, value in enumerate(values) if isinstance(value, np.ndarray)]
+        fed = [i for i, value in enumerate(values) if not isinstance(value, np.ndarray)]
+        with torch.inference_mode(), self._device.feeding():
+            if on_host:
+                for i in on_host:
+                    self._host[i][:n] = values[i]
+                self._staging.upload()  # of all, so before what is on the device is copied
+            torch._foreach_copy_([self._views[i][:n] for i in fed], [values[i] for i in fed])
+            found = []
+            for block in self._blocks:
+                block.pad(n)
+                if self._checks:
+                    found += block.checks(n)
+            return not found or bool(torch.stack(found).all())
+
+    def fetch(self) -> None:
+        """Bring the inputs to the host's staging memory."""
+        with self._device.feeding():
+            self._staging.host[...] = self._staging.device.cpu().numpy()
+
+
+def _all_in_range(ids: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:
+    return ((ids >= 0) & (ids < limits)).all()
+
+
+def _on_device(block: Block, slots: dict[str, Slot], memory: torch.Tensor) -> _DeviceBlock:
+    first = slots[block.names[0]]
+    whole = Slot("", first.dtype, (len(block.names), *first.shape), first.offset)
+    limits = None
+    if block.limits is not None:
+        # Compared with a sign here: what no int64 can be is no limit.
+        capped = [[min(int(limit), _LARGEST)] for limit in block.limits]
+        limits = torch.tensor(capped, device=memory.device)
+    columns = tuple(
+        _Columns(
+            at,
+            torch.tensor([c for i, c, _ in block.columns if i == at], device=memory.device),
+            torch.tensor([rows for i, _, rows in block.columns if i == at], device=memory.device),
+        )
+        for at in sorted({at for at, _, _ in block.columns})
+    )
+    return _DeviceBlock(tensor_view(memory, whole), limits, columns)

@@ -1,0 +1,92 @@
+"""Inputs that lie on the GPU: taken from there, by torch and by DLPack."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from recreplay.capture import capture
+from recreplay.models import dlrm
+from recreplay.runtime import Runtime
+from recreplay.runtime.errors import IdRangeError
+
+MODEL = {"tables": 8, "rows_scale": 0.01}
+
+
+class Capsule:
+    """An array of another library: DLPack alone."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+    def __len__(self) -> int:
+        return len(self.tensor)
+
+    def __dlpack__(self, **options: object) -> object:
+        return self.tensor.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.tensor.__dlpack_device__()
+
+
+@pytest.fixture(scope="module")
+def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
+    out: Path = tmp_path_factory.mktemp("feeding") / "m.rr"
+    capture(dlrm(**MODEL), out=out, buckets=[1, 8, 64], device="cuda", compiler="eager")
+    with Runtime.load(out) as loaded:
+        yield loaded
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8, 50, 64, 100])
+@pytest.mark.parametrize("kind", ["tensors", "dlpack", "half"])
+def test_requests_from_both_sides_in_turn(runtime: Runtime, rows: int, kind: str) -> None:
+    """The graph's upload is left out and comes back."""
+    model = dlrm(**MODEL)
+    for seed in range(10):
+        request = model.example_inputs(rows, seed=seed)
+        with torch.inference_mode():
+            want = model(**model.arguments(request)).numpy()
+        given = {
+            name: tensor.numpy()
+            if kind == "half" and at % 2
+            else Capsule(tensor.cuda())
+            if kind == "dlpack"
+            else tensor.cuda()
+            for at, (name, tensor) in enumerate(request.items())
+        }
+        np.testing.assert_allclose(runtime.run(given)["output"], want, rtol=1e-4, atol=1e-5)
+        arrays = {name: tensor.numpy() for name, tensor in request.items()}
+        np.testing.assert_allclose(runtime.run(arrays)["output"], want, rtol=1e-4, atol=1e-5)
+
+
+def test_what_the_caller_queued_before_is_waited_for(runtime: Runtime) -> None:
+    """Inputs that a long kernel on the caller's stream still writes."""
+    model = dlrm(**MODEL)
+    request = model.example_inputs(64, seed=3)
+    with torch.inference_mode():
+        want = model(**model.arguments(request)).numpy()
+    stream = torch.cuda.Stream()
+    there = {name: tensor.cuda() for name, tensor in request.items()}
+    for _ in range(5):
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(50_000_000)
+            given = {name: tensor.clone() for name, tensor in there.items()}
+            got = runtime.run(given)["output"]
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_a_bad_id_on_the_device_is_an_error_and_the_next_request_is_right(
+    runtime: Runtime,
+) -> None:
+    model = dlrm(**MODEL)
+    request = model.example_inputs(5, seed=1)
+    with torch.inference_mode():
+        want = model(**model.arguments(request)).numpy()
+    good = {name: tensor.cuda() for name, tensor in request.items()}
+    bad = {**good, "ids_3": good["ids_3"].clone()}
+    bad["ids_3"][2, 4] = 10**9
+    with pytest.raises(IdRangeError, match="input 'ids_3', row 2, position 4"):
+        runtime.run(bad)
+    np.testing.assert_allclose(runtime.run(good)["output"], want, rtol=1e-4, atol=1e-5)
