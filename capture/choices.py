@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from recreplay.capture.assign import STRATEGIES
+from recreplay.capture.precision import CASTS
 
 Tune = Literal["off", "quick", "full"]
 TUNES: tuple[Tune, ...] = get_args(Tune)
@@ -22,11 +23,13 @@ class Choice:
     strategy: str
     streams: int
     compiler: str
+    precision: str = "fp32"  # of matrix products
 
     def describe(self) -> str:
         streams = "" if self.strategy == "single" else f" on {self.streams} streams"
         rewrites = ", ".join(self.rewrites) or "no rewrites"
-        return f"{self.compiler}, {self.strategy}{streams}, {rewrites}"
+        precision = "" if self.precision == "fp32" else f" in {self.precision}"
+        return f"{self.compiler}{precision}, {self.strategy}{streams}, {rewrites}"
 
 
 def choices(
@@ -38,6 +41,7 @@ def choices(
     rewrites and, on CUDA, all strategies with 2, 4 and 8 streams. On the CPU a graph replays
     serially, so more streams are only more segments. `free_strategy`: whether the strategy may
     differ from the given one. `tensorrt`: whether engines for dense segments can be built here.
+    Where products are given a lower precision, float32 is tried too: of few rows it may be faster.
     """
     if tune == "off":
         return [given]
@@ -45,6 +49,9 @@ def choices(
     for rewrites in _rewrite_sets(given.rewrites, tune):
         for strategy, streams in _placements(given, tune, device, free_strategy):
             found.append(replace(given, rewrites=rewrites, strategy=strategy, streams=streams))
+    if given.precision in CASTS:
+        wide = found if tune == "full" else [given]
+        found += [replace(choice, precision="fp32") for choice in wide]
     if tensorrt and given.compiler == "inductor":
         found.append(replace(given, compiler="tensorrt"))
     return list(dict.fromkeys(found))

@@ -133,7 +133,8 @@ def capture(
     for notice in notices:
         progress(notice)
     applied = tuple(r for r in rewrites if r not in useless)
-    given = Choice(applied, strategy or DEFAULT_STRATEGY[target.type], streams, compiler)
+    placed = strategy or DEFAULT_STRATEGY[target.type]
+    given = Choice(applied, placed, streams, compiler, precision)
     with artifact_folder(Path(out), overwrite) as folder:
         progress("exporting")
         ingested = ingest(

@@ -27,6 +27,7 @@ from recreplay.capture.rewrites.pack_linears import pack_large_linears, pack_lin
 from recreplay.capture.rewrites.stack_branches import plan_weight_stacks, stack_branches
 from recreplay.capture.rewrites.stack_lookups import plan_stacks, stack_lookups
 from recreplay.capture.rewrites.turn_linears import turn_linears
+from recreplay.capture.rewrites.widen_weights import widen_weights
 from recreplay.capture.schedule import side_by_side
 from recreplay.capture.segments import BoundSegment, cut
 from recreplay.capture.specialise import Program, specialise
@@ -132,17 +133,18 @@ def _rewrite(program: Program, choice: Choice, known: Survey, smallest: bool) ->
     if "stack_lookups" in choice.rewrites:
         stack_lookups(program, known.tables)
     lowering = known.lowering
-    even = lowering.precision.products is not None
-    packs = "pack_linears" in choice.rewrites and (not even or _multiplies_pairs())
+    kind = lowering.precision.products
+    lowers = kind is not None and choice.precision != "fp32"
+    packs = "pack_linears" in choice.rewrites and (not lowers or _multiplies_pairs())
     # Before branches are stacked: what is large gains nothing from a batch.
     if packs:
-        pack_large_linears(program, even)
+        pack_large_linears(program, even=lowers)
     if "stack_branches" in choice.rewrites:
         stack_branches(program, known.branches)
     # It pays in the smallest bucket only, which has packages of its own; the others share.
     inlines = "inline_linears" in choice.rewrites and smallest
     if packs:
-        pack_linears(program, even, inlines)
+        pack_linears(program, lowers, inlines)
     if inlines:
         inline_linears(program)
     # After all that reads linear layers, because what it leaves is none any more.
@@ -152,9 +154,12 @@ def _rewrite(program: Program, choice: Choice, known: Survey, smallest: bool) ->
     if lowering.precision.rows is not None:
         tables = with_storages(lowering.tables, known.tables)
         lower_tables(program, tables, lowering.precision.rows, "pool_bytes" in choice.rewrites)
-    if lowering.precision.products is not None:
+    if kind is not None:
         weights = with_storages(lowering.factors, known.branches)
-        lower_products(program, weights, value_dtype(lowering.precision.products))
+        if lowers:
+            lower_products(program, weights, value_dtype(kind))
+        else:
+            widen_weights(program, weights)
 
 
 def _multiplies_pairs() -> bool:

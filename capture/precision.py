@@ -31,6 +31,7 @@ _TABLES: dict[str, tuple[Stored | None, float]] = {
     "int8": (INT8, 0.02),
 }
 TRUNK_PRECISIONS = tuple(_TRUNK)
+CASTS = tuple(name for name, (kind, _) in _TRUNK.items() if kind is not None)
 TABLE_PRECISIONS = tuple(_TABLES)
 
 

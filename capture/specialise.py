@@ -47,8 +47,8 @@ class Program:
     """A static ATen graph of one bucket.
 
     Placeholders are named by where their value comes from: `input:NAME`, `staged:GROUP` (ids of
-    several inputs that lie side by side), `weight:NAME`, `packed:NAME` and `turned:NAME` (copies of
-    a weight, see `recreplay.runtime.weight_copies`) or `const:HASH`. `meta["val"]` of each node is
+    several inputs that lie side by side), `weight:NAME`, copies of a weight such as `packed:NAME`
+    (see `recreplay.runtime.weight_copies`) or `const:HASH`. `meta["val"]` of each node is
     its fake tensor. `outputs` are the nodes that hold the model's outputs, each a node of its own.
     """
 

@@ -218,6 +218,7 @@ def measure(
                     us=None if us is None else round(us, 3),
                     chosen=i == best,
                     note=notes[i],
+                    precision=contender.choice.precision,
                 )
             )
     return found

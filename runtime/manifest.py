@@ -119,6 +119,7 @@ class Candidate:
     us: float | None
     chosen: bool
     note: str
+    precision: str = "fp32"  # of its matrix products
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Candidate:

@@ -1,8 +1,10 @@
 """Copies of weights as matrix products want them, beside the stored ones.
 
 `packed:NAME` is `weight:NAME` in the blocks of `packed_linear`; `turned:NAME` is it transposed,
-`[in, out]`. Made when an artifact is loaded and again when a weight is refreshed, always at the
-same address. NAME may be a storage in which several weights lie.
+`[in, out]`. `wide:NAME`, `wide_packed:NAME` and `wide_turned:NAME` are the same in float32, for
+buckets that multiply so what is stored in a lower type. Made when an artifact is loaded and again
+when a weight is refreshed, always at the same address. NAME may be a storage in which several
+weights lie.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import torch
 from recreplay.runtime.manifest import Manifest
 from recreplay.runtime.packed_linear import pack
 
-KINDS = ("packed", "turned")
+KINDS = ("packed", "turned", "wide", "wide_packed", "wide_turned")
 
 
 def copy_names(manifest: Manifest) -> list[str]:
@@ -33,7 +35,7 @@ def copy_names(manifest: Manifest) -> list[str]:
 def make_copies(
     names: Iterable[str], weights: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """Each named copy of a weight `[out, in]`, in the dtype that it is stored in."""
+    """Each named copy of a weight `[out, in]`, in the dtype that it is stored in or float32."""
     return {name: _make(name, weights[name.partition(":")[2]]) for name in names}
 
 
@@ -46,4 +48,8 @@ def refresh_copies(copies: Mapping[str, torch.Tensor], name: str, weight: torch.
 
 
 def _make(name: str, weight: torch.Tensor) -> torch.Tensor:
-    return weight.detach().t().contiguous() if name.startswith("turned:") else pack(weight)
+    kind = name.partition(":")[0]
+    values = weight.detach().float() if kind.startswith("wide") else weight.detach()
+    if kind.endswith("packed"):
+        return pack(values)
+    return values.t().contiguous() if kind.endswith("turned") else values

@@ -125,7 +125,17 @@ def _overview(summary: dict[str, Any]) -> Iterator[RenderableType]:
     if any(b["candidates"] for b in summary["buckets"]):
         yield tables.table(
             "Candidates that were measured for each bucket",
-            ("bucket>", "time>", "", "compiler", "strategy", "streams>", "rewrites", "why not"),
+            (
+                "bucket>",
+                "time>",
+                "",
+                "compiler",
+                "products",
+                "strategy",
+                "streams>",
+                "rewrites",
+                "why not",
+            ),
             [_candidate(b["size"], c) for b in summary["buckets"] for c in b["candidates"]],
         )
     yield tables.table(
@@ -172,6 +182,7 @@ def _candidate(size: int, candidate: dict[str, Any]) -> tuple[object, ...]:
         tables.micros(candidate["us"]),
         "kept" if candidate["chosen"] else "",
         candidate["compiler"],
+        candidate["precision"],
         candidate["strategy"],
         candidate["streams"],
         ", ".join(candidate["rewrites"]) or "none",

@@ -70,6 +70,18 @@ def test_on_a_cpu_only_rewrites_differ(tune: str) -> None:
     assert len(found) == {"quick": 2, "full": 5}[tune]
 
 
+@pytest.mark.parametrize("tune", ["quick", "full"])
+def test_float32_is_tried_where_a_lower_precision_is_allowed(tune: str) -> None:
+    lowered = replace(GIVEN, strategy="single", precision="bf16")
+    found = choices(tune, lowered, "cpu", True)  # type: ignore[arg-type]
+    assert found[0] == lowered
+    assert replace(lowered, precision="fp32") in found
+    count = {p: sum(c.precision == p for c in found) for p in ("bf16", "fp32")}
+    assert count == {"quick": {"bf16": 2, "fp32": 1}, "full": {"bf16": 5, "fp32": 5}}[tune]
+    tf32 = choices(tune, replace(GIVEN, precision="tf32"), "cuda", True)  # type: ignore[arg-type]
+    assert {c.precision for c in tf32} == {"tf32"}  # a mode of all products of a lane
+
+
 def test_tensorrt_is_a_candidate_only_where_it_can_be_used() -> None:
     assert "tensorrt" not in {c.compiler for c in choices("full", GIVEN, "cuda", True)}
     found = choices("quick", GIVEN, "cuda", True, tensorrt=True)

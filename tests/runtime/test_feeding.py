@@ -201,9 +201,7 @@ def test_tensors_of_other_dtypes_go_by_the_host(
     agree(runtime.run(given), shop.answer(request))
     assert len(uploads) == 1
     given["dense"] = given["dense"].double()
-    with pytest.raises(
-        InputDtypeError, match=r"^input 'dense' has dtype float64; expected float"
-    ):
+    with pytest.raises(InputDtypeError, match=r"^input 'dense' has dtype float64; expected float"):
         runtime.run(given)
 
 

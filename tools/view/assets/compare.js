@@ -39,11 +39,11 @@ views.compare = {
     const sorted = [...measured].sort((a, b) => a.us - b.us).concat(view.candidates.filter((c) => c.us === null));
     const rows = sorted.map((c) => [
       c.us === null ? "–" : format.us(c.us), c.us === null ? "–" : `${(c.us / fastest).toFixed(2)}x`,
-      c.chosen ? "kept" : "", c.compiler, c.strategy, c.streams, c.rewrites.join(", ") || "none", c.note]);
+      c.chosen ? "kept" : "", c.compiler, c.precision, c.strategy, c.streams, c.rewrites.join(", ") || "none", c.note]);
     return el("section", { class: "card pad candidates" },
       el("h2", {}, `Candidates that the tuner measured for bucket ${view.size}`),
       el("p", { class: "note" }, "Medians of a request on the device that captured, filling included, in turns on the same requests."),
-      table(["time>", "against best>", "", "compiler", "strategy", "streams>", "rewrites", "why not measured"], rows));
+      table(["time>", "against best>", "", "compiler", "products", "strategy", "streams>", "rewrites", "why not measured"], rows));
   },
   row(view, plan, longest, best) {
     const canvas = el("canvas", { role: "img", "aria-label": `${plan.strategy}: ${format.us(plan.total_us)} on ${plan.stream_count} streams` });
