@@ -38,10 +38,10 @@ def choices(
     """What to measure, the given choice first.
 
     `quick` tries the larger rewrites and, on CUDA, one stream against several; `full` every set of
-    rewrites and, on CUDA, all strategies with 2, 4 and 8 streams. On the CPU a graph replays
-    serially, so more streams are only more segments. `free_strategy`: whether the strategy may
-    differ from the given one. `tensorrt`: whether engines for dense segments can be built here.
-    Where products are given a lower precision, float32 is tried too: of few rows it may be faster.
+    rewrites and, on CUDA, all strategies with 2, 4, 8 and as many streams as given. On the CPU a
+    graph replays serially, so more streams are only more segments. `free_strategy`: whether the
+    strategy may differ from the given one. `tensorrt`: whether engines for dense segments can be
+    built here. Where products are given a lower precision, float32 is tried too: of few rows it may be faster.
     """
     if tune == "off":
         return [given]
@@ -78,7 +78,9 @@ def _placements(
 ) -> list[tuple[str, int]]:
     if device == "cpu":
         return [(given.strategy, given.streams)]
-    widths = [k for k in (2, 4, 8) if k <= given.streams] if tune == "full" else [given.streams]
+    # With as many streams as branches, no two share one, and the graph has the data's edges alone.
+    fewer = [k for k in (2, 4, 8) if k < given.streams] if tune == "full" else []
+    widths = [*fewer, given.streams]
     if not free_strategy:
         return [
             (given.strategy, k) for k in ([given.streams] if given.strategy == "single" else widths)

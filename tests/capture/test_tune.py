@@ -54,6 +54,8 @@ def test_full_on_a_gpu_tries_every_strategy_and_width() -> None:
     several = {(c.strategy, c.streams) for c in found} - {("single", 1)}
     assert several == {(s, k) for s in ("feature", "matching", "greedy") for k in (2, 4, 8)}
     assert len(found) == len(set(found)) == 10 * 5
+    wide = choices("full", replace(GIVEN, streams=40), "cuda", True)
+    assert {c.streams for c in wide if c.strategy == "feature"} == {2, 4, 8, 40}
 
 
 def test_a_given_strategy_and_given_streams_are_kept_to() -> None:

@@ -17,7 +17,7 @@ from recreplay.runtime.fill import Check, Filler
 from recreplay.runtime.manifest import Bucket
 from recreplay.runtime.native_fill import FillLibrary, NativeFill, load_fill_library
 from recreplay.runtime.plan import Plan
-from recreplay.runtime.spec import IdBound, Slot, align, total_bytes
+from recreplay.runtime.spec import DTYPES, IdBound, Slot, align, total_bytes
 
 NO_PLAN = Plan("single", (), ())
 
@@ -313,3 +313,55 @@ def test_a_library_that_cannot_read_arrays_is_not_used(tmp_path: Path) -> None:
     reads = library._reads
     library._reads = lambda probe, kind, data, *rest: reads(probe, kind, data + 8, *rest)
     assert not library.reads_arrays()
+
+
+@st.composite
+def laid_out(draw: st.DrawFn) -> dict[str, Any]:
+    """A bucket of inputs of any dtype and shape, and a request whose arrays lie in any way."""
+    size = draw(st.integers(1, 6))
+    rows = draw(st.integers(1, size))
+    draws = draw(st.randoms(use_true_random=False))
+    inputs: list[tuple[str, str, tuple[int, ...]]] = []
+    values: dict[str, np.ndarray[Any, Any]] = {}
+    bounds: list[IdBound] = []
+    for i in range(draw(st.integers(1, 4))):
+        dtype = draw(st.sampled_from(sorted(DTYPES)))
+        row = tuple(draw(st.lists(st.integers(1, 4), max_size=3)))
+        shape = (rows, *row)
+        steps = [draw(st.sampled_from([1, 1, 2, 3, -1])) for _ in shape]
+        order = draw(st.permutations(range(len(shape))))
+        room = [d * abs(s) for d, s in zip(shape, steps, strict=True)]
+        base = np.empty([room[k] for k in order], DTYPES[dtype]).transpose(np.argsort(order))
+        value = base[tuple(slice(None, None, s) for s in steps)]
+        value[...] = (
+            np.array([draws.randrange(-1, 6) for _ in range(value.size)], "i8")
+            .reshape(shape)
+            .astype(DTYPES[dtype])
+        )
+        name = f"x{i}"
+        inputs.append((name, dtype, row))
+        values[name] = value
+        if DTYPES[dtype].kind in "iu" and draw(st.booleans()):
+            bounds.append(IdBound(name, None, draw(st.integers(1, 300)), f"t{i}"))
+    return {"bucket": bucket(size, inputs), "rows": rows, "values": values, "bounds": bounds}
+
+
+@settings(deadline=None, max_examples=400)
+@given(case=laid_out())
+def test_arrays_of_any_layout_are_filled_as_numpy_would(case: dict[str, Any]) -> None:
+    staged = Staged(case["bucket"], case["bounds"])
+    bad = [
+        b.input
+        for b in case["bounds"]
+        if ((case["values"][b.input] < 0) | (case["values"][b.input] >= b.rows)).any()
+    ]
+    if bad:
+        with pytest.raises(IdRangeError, match=rf"^input '{bad[0]}'"):
+            staged.fill(case["rows"], **case["values"])
+        return
+    assert staged.fill(case["rows"], **case["values"]) == 0
+    for name, value in case["values"].items():
+        view = staged.views[name]
+        np.testing.assert_array_equal(view[: case["rows"]], value)
+        for row in view[case["rows"] :]:
+            np.testing.assert_array_equal(row, value[0])
