@@ -41,7 +41,8 @@ def choices(
     rewrites and, on CUDA, all strategies with 2, 4, 8 and as many streams as given. On the CPU a
     graph replays serially, so more streams are only more segments. `free_strategy`: whether the
     strategy may differ from the given one. `tensorrt`: whether engines for dense segments can be
-    built here. Where products are given a lower precision, float32 is tried too: of few rows it may be faster.
+    built here. Where products are given a lower precision, float32 is tried too: of few rows it may
+    be faster.
     """
     if tune == "off":
         return [given]

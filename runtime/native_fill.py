@@ -11,6 +11,7 @@ loaded; an interpreter that lays objects out otherwise (a free-threaded one does
 from __future__ import annotations
 
 import ctypes
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import numpy as np
 from recreplay.runtime.blocks import Block
 from recreplay.runtime.fill import Fill, Filler
 from recreplay.runtime.id_check import IdCheck, column_checks, whole_check
+from recreplay.runtime.spec import DTYPES
 
 Array = np.ndarray[Any, Any]
 _OTHER_ARRAYS, _BAD_IDS = 1, 2  # what the library answers, besides 0
@@ -66,13 +68,22 @@ class FillLibrary:
         self._reads = library.recreplay_reads
         self._reads.argtypes = [ctypes.py_object, *[ctypes.c_void_p] * 2, ctypes.c_int32]
         self._reads.argtypes += [ctypes.c_void_p] * 2
+        self._same_dtype = library.recreplay_same_dtype
+        self._same_dtype.argtypes = [ctypes.py_object] * 2
 
     def reads_arrays(self) -> bool:
-        """Whether this process's numpy keeps arrays where the library looks for them."""
+        """Whether this process's numpy keeps arrays and dtypes where the library looks for them."""
         probe = np.zeros((3, 5, 7), np.int64)
         shape = (ctypes.c_ssize_t * 3)(*probe.shape)
         where = (id(np.ndarray), probe.ctypes.data, probe.ndim)
-        return bool(self._reads(probe, *where, ctypes.addressof(shape), id(probe.dtype)))
+        if not self._reads(probe, *where, ctypes.addressof(shape), id(probe.dtype)):
+            return False
+        for dtype in DTYPES.values():
+            copied = pickle.loads(pickle.dumps(dtype))
+            others = [*DTYPES.values(), dtype.newbyteorder("S")]
+            if any(self._same_dtype(copied, o) != (copied == o) for o in others):
+                return False
+        return True
 
     def prepare(self, filler: Filler, n: int) -> NativeFill:
         return NativeFill(self, filler, n)

@@ -25,7 +25,8 @@ MODELS = (
 ROWS_SCALE = "rows_scale=0.05"
 _STACKED = ("stack_lookups", "stack_branches", "inline_linears")
 # Strategy, streams, rewrites: one stream with lookups grouped and not, then the branches as they
-# are, then with one lookup for all.
+# are, then with one lookup for all, and last each on a stream of its own, so that no order is there
+# but that of the data.
 WAYS: tuple[tuple[str, int, tuple[str, ...]], ...] = (
     ("single", 1, ("group_lookups", *_STACKED)),
     ("single", 1, _STACKED),
@@ -33,6 +34,7 @@ WAYS: tuple[tuple[str, int, tuple[str, ...]], ...] = (
     ("matching", 8, ()),
     ("matching", 8, ("group_lookups",)),
     ("feature", 8, ()),
+    ("feature", 512, ()),
 )
 
 

@@ -1,8 +1,9 @@
 /* Fills the staging memory of one bucket in one call: checks the arrays of a request, copies their
    rows, pads with the first row, and looks for ids outside of their tables.
 
-   Arrays are read as numpy lays them out (PyArrayObject_fields of ndarraytypes.h, the same in numpy
-   1 and 2). Whoever loads this library proves by `recreplay_reads` that it is so in his process. */
+   Arrays and dtypes are read as numpy lays them out (PyArrayObject_fields and PyArray_Descr of
+   ndarraytypes.h, the same in numpy 1 and 2). Whoever loads this library proves by
+   `recreplay_reads` and `recreplay_same_dtype` that it is so in his process. */
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -15,6 +16,17 @@
 #define ANY_CPU
 #endif
 
+struct dtype {
+  ptrdiff_t references;
+  void *type;
+  void *scalar;
+  char kind;
+  char letter;
+  char order;
+  char flags;
+  int32_t number;
+};
+
 struct array {
   ptrdiff_t references;
   void *type;
@@ -23,12 +35,12 @@ struct array {
   ptrdiff_t *shape;
   ptrdiff_t *strides;
   void *base;
-  void *dtype;
+  const struct dtype *dtype;
 };
 
 struct input {
   char *staged;
-  void *dtype;
+  const struct dtype *dtype;
   const ptrdiff_t *row; /* the shape of one row */
   size_t row_bytes;
   uint64_t limit; /* ids must be below; not looked at where `id_bytes` is 0 */
@@ -61,6 +73,12 @@ int32_t recreplay_reads(const struct array *array, const void *type, const void 
   return array->dtype == dtype;
 }
 
+/* The same object, or one like it: what was pickled has dtypes of its own. */
+int32_t recreplay_same_dtype(const struct dtype *a, const struct dtype *b) {
+  return a == b || (a->type == b->type && a->scalar == b->scalar && a->kind == b->kind &&
+                    a->letter == b->letter && a->order == b->order && a->number == b->number);
+}
+
 ANY_CPU static int any_above_64(const uint64_t *ids, size_t count, uint64_t limit) {
   uint64_t above = 0;
   for (size_t i = 0; i < count; i++) above |= ids[i] >= limit;
@@ -84,7 +102,7 @@ static int any_bad(const struct input *input, size_t rows) {
 }
 
 static int fits(const struct array *array, const struct input *input, size_t rows, void *type) {
-  if (array->type != type || array->dtype != input->dtype) return 0;
+  if (array->type != type || !recreplay_same_dtype(array->dtype, input->dtype)) return 0;
   if (array->dimensions != input->row_dimensions + 1 || array->shape[0] != (ptrdiff_t)rows)
     return 0;
   ptrdiff_t step = (ptrdiff_t)input->row_bytes;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -296,6 +297,19 @@ def test_a_request_in_staging_is_padded_and_checked() -> None:
     staged.views["b"][2, 1] = -1
     with pytest.raises(IdRangeError, match=r"^input 'b', row 2, position 1: id -1 is out of range"):
         fill.in_place()
+
+
+def test_arrays_that_were_pickled_are_taken_at_once() -> None:
+    """They have a dtype of their own, equal to the staged one. A swapped one is another."""
+    staged = Staged(bucket(2, [("a", "int64", ())]), [])
+    fill = staged.filler.prepare(2)
+    given = pickle.loads(pickle.dumps(np.array([3, 4])))
+    assert given.dtype is not np.dtype("int64")
+    assert fill([given]) == 0
+    np.testing.assert_array_equal(staged.views["a"], [3, 4])
+    assert getattr(fill, "_other", None) is None
+    with pytest.raises(TypeError):
+        fill([np.array([3, 4]).astype(">i8")])
 
 
 def test_the_library_is_used_where_there_is_one() -> None:
