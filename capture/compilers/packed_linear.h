@@ -5,6 +5,9 @@ AOTITorchError aoti_torch_cpu_recreplay_packed_linear_out(AtenTensorHandle, Aten
    recreplay.runtime.packed_linear says, then the bias and the ReLU while the block's result is in
    the cache. Copied into a package's source behind `extern`, inside of extern "C". */
 extern "C++" {
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 namespace at::native::cpublas {
 /* oneDNN's batch-reduce product, as <ATen/native/CPUBlas.h> has it: C (+)= A B, row-major. */
 void brgemm(int64_t M, int64_t N, int64_t K, int64_t ld_a, int64_t ld_b, int64_t ld_c,
@@ -18,6 +21,8 @@ namespace recreplay {
 constexpr int64_t kColumns = 64; /* of a block: COLUMNS of recreplay.runtime.packed_linear */
 constexpr int64_t kRows = 128;   /* of x for which a block stays in the cache */
 constexpr int64_t kWorthThreads = 1 << 18; /* multiply-adds */
+constexpr int64_t kNarrow = 4;   /* columns, of which the product fills its registers badly */
+constexpr int64_t kShort = 512;  /* rows of so few columns that are kept on the stack */
 
 /* Spelt out, because a package's wrapper is compiled without vectorising loops. */
 typedef float Vector __attribute__((vector_size(64), aligned(4), may_alias));
@@ -39,12 +44,56 @@ static void finish(float *y, int64_t rows, int64_t width, int64_t stride, const 
   }
 }
 
+/* The product of K values with a column that has zeros behind it. */
+static inline float dot(const float *x, const float *column, int64_t K) {
+  int64_t k = 0;
+#ifdef __AVX512F__
+  __m512 sum = _mm512_setzero_ps();
+  for (; k + kWide <= K; k += kWide)
+    sum = _mm512_fmadd_ps(_mm512_loadu_ps(x + k), _mm512_loadu_ps(column + k), sum);
+  if (k < K) {
+    const __mmask16 rest = (__mmask16)((1u << (K - k)) - 1);
+    sum = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(rest, x + k), _mm512_loadu_ps(column + k), sum);
+  }
+  return _mm512_reduce_add_ps(sum);
+#else
+  Vector sum = {};
+  for (; k + kWide <= K; k += kWide) sum += *(const Vector *)(x + k) * *(const Vector *)(column + k);
+  float total = 0;
+  for (int64_t i = 0; i < kWide; i++) total += sum[i];
+  for (; k < K; k++) total += x[k] * column[k];
+  return total;
+#endif
+}
+
+/* A few columns: a dot product for each row and column. */
+static void narrow_lane(const float *x, const float *packed, const float *bias, float *y,
+                        int64_t stride, int64_t M, int64_t N, int64_t K, int64_t begin,
+                        int64_t rows_of_weight, bool relu) {
+  float columns[kNarrow * (kShort + kWide)] = {}; /* with zeros behind, so that none has a rest */
+  const int64_t step = (K + kWide - 1) / kWide * kWide;
+  for (int64_t n = 0; n < N; n++) {
+    const int64_t base = (begin + n) / kColumns * kColumns;
+    const int64_t ld = std::min(kColumns, rows_of_weight - base);
+    for (int64_t k = 0; k < K; k++)
+      columns[n * step + k] = packed[base * K + k * ld + begin + n - base];
+  }
+  for (int64_t i = 0; i < M; i++, x += K, y += stride)
+    for (int64_t n = 0; n < N; n++) {
+      const float v = dot(x, columns + n * step, K) + (bias ? bias[n] : 0);
+      y[n] = relu && v < 0 ? 0 : v;
+    }
+}
+
 /* One lane: x [M, K] by rows [begin, begin + N) of a packed weight of `total` rows, to y [M, N],
    whose rows lie `stride` apart. A task is up to kRows rows by one block. */
 template <typename T>
 static void lane(const T *x, const T *packed, const float *bias, float *y, int64_t stride,
                  int64_t M, int64_t N, int64_t K, int64_t begin, int64_t total, bool relu) {
   constexpr bool pairs = sizeof(T) == 2;
+  if constexpr (!pairs)
+    if (N <= kNarrow && K <= kShort)
+      return narrow_lane(x, packed, bias, y, stride, M, N, K, begin, total, relu);
   const int64_t first = begin / kColumns, blocks = (begin + N - 1) / kColumns - first + 1;
   const int64_t tasks = (M + kRows - 1) / kRows * blocks;
   auto task = [&](int64_t at) {

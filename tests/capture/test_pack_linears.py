@@ -244,3 +244,36 @@ def test_stacked_towers_are_lanes_of_one_packed_storage(
             runtime.update_weights({"shared.1.weight": model.shared[1].weight})
             model.own[0].weight[2].add_(1.0)
             runtime.update_rows("own.0.weight", [2], model.own[0].weight[2:])
+
+
+class Narrow(nn.Module):
+    """Layers of one to four columns, over inputs of many lengths, with and without the rest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(8)
+        self.lengths = (1, 5, 8, 15, 16, 24, 40, 512, 513)
+        self.layers = nn.ModuleList(
+            nn.Linear(length, 1 + i % 4, bias=i % 3 > 0) for i, length in enumerate(self.lengths)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = [layer(x[:, : layer.in_features]) for layer in self.layers]
+        return torch.cat([torch.relu(y) if i % 2 else y for i, y in enumerate(made)], dim=1)
+
+
+@on_x86
+@pytest.mark.inductor
+def test_layers_of_few_columns(captured: Capture) -> None:
+    """Some of the values are not numbers, and stay that behind a ReLU."""
+    model = Narrow().eval()
+    example = {"x": torch.randn(3, 513)}
+    path = captured(model, example, buckets=[2, 9], compiler="inductor", rewrites=("pack_linears",))
+    with Runtime.load(path) as runtime, torch.no_grad():
+        names = {name for s in runtime.manifest.buckets[-1].segments for name in s.inputs}
+        assert sum(name.startswith("packed:") for name in names) == len(model.lengths)
+        for rows in (1, 2, 9, 30):
+            x = torch.randn(rows, 513)
+            x[0, 20] = float("nan")
+            got = runtime.run({"x": x.numpy()})["output"]
+            np.testing.assert_allclose(got, model(x).numpy(), rtol=1e-4, atol=1e-5)
