@@ -94,7 +94,7 @@ class RequestChecker:
         """The inputs in order, of the captured dtypes and widths; of any numbers of rows."""
         arrays = []
         for value, spec, wanted in zip(values, self._specs, self._dtypes, strict=True):
-            array = None if type(value) is np.ndarray else self._own_tensor(value)
+            array: Any = None if type(value) is np.ndarray else self._own_tensor(value)
             if array is None or str(array.dtype) != f"torch.{spec.dtype}":
                 array = _as_numpy(value if array is None else array, spec)
                 if array.dtype is not wanted:

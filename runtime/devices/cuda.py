@@ -168,7 +168,7 @@ class CudaDevice:
         kind, index = where()
         if (int(kind), index) != (_DLPACK_CUDA, self.torch_device.index):
             return None
-        return torch.from_dlpack(value)  # type: ignore[no-any-return]
+        return torch.utils.dlpack.from_dlpack(value)
 
     @contextmanager
     def feeding(self) -> Iterator[None]:
