@@ -96,10 +96,15 @@ class Lane:
             self._captured[bucket.size] = _Captured(filler, graph, feeder, inputs, outputs)
         self._sizes = sorted(self._captured)
         self._prepared: dict[tuple[int, int], Prepared] = {}  # by bucket and rows
+        self._usual: dict[int, Prepared] = {}  # by rows
 
     def prepare(self, n: int) -> Prepared:
         """The smallest bucket that holds `n` rows, and its views of so many."""
-        return self.prepare_in(self._sizes[bisect_left(self._sizes, n)], n)
+        found = self._usual.get(n)
+        if found is None:
+            found = self.prepare_in(self._sizes[bisect_left(self._sizes, n)], n)
+            self._usual[n] = found
+        return found
 
     def prepare_in(self, size: int, n: int) -> Prepared:
         """Bucket `size`, whether or not a smaller one would do."""
@@ -107,6 +112,7 @@ class Lane:
         if found is None:
             if len(self._prepared) >= _PREPARED:
                 self._prepared.clear()
+                self._usual.clear()
             captured = self._captured[size]
             found = self._prepared[size, n] = Prepared(
                 size,
@@ -134,6 +140,7 @@ class Lane:
             captured.graph.close()
         self._captured.clear()
         self._prepared.clear()
+        self._usual.clear()
         for resource in self.resources:
             resource.close()
         self.resources.clear()

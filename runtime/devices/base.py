@@ -53,7 +53,8 @@ class Recording(Protocol):
 class Graph(Protocol):
     """A recorded bucket."""
 
-    def replay(self) -> None:
+    @property
+    def replay(self) -> Launch:
         """Run it once, and return when its outputs are on the host."""
 
     def replay_fed(self) -> None:

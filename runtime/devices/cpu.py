@@ -14,8 +14,14 @@ import torch
 from recreplay.runtime.devices.base import Launch, Recording
 
 
+def _nothing() -> None:
+    """What copying between host and device is here; recordings leave it out."""
+
+
 class CpuStaging:
     """Host and device are one memory."""
+
+    upload = download = staticmethod(_nothing)
 
     def __init__(self, nbytes: int) -> None:
         self.device = torch.zeros(max(nbytes, 1), dtype=torch.uint8)
@@ -23,12 +29,6 @@ class CpuStaging:
 
     def part(self, nbytes: int) -> CpuStaging:
         return self
-
-    def upload(self) -> None:
-        pass
-
-    def download(self) -> None:
-        pass
 
 
 class CpuRecording:
@@ -41,7 +41,8 @@ class CpuRecording:
         return nullcontext()
 
     def launch(self, call: Launch) -> None:
-        self.calls.append(call)
+        if call is not _nothing:
+            self.calls.append(call)
 
     def record_event(self, stream: int) -> object:
         return None
@@ -51,18 +52,22 @@ class CpuRecording:
 
 
 class CpuGraph:
+    """`replay` is the one call itself where there is no more: most graphs are one segment."""
+
     def __init__(self, calls: list[Launch]) -> None:
         self._calls = tuple(calls)
-
-    def replay(self) -> None:
-        for call in self._calls:
-            call()
+        self.replay: Launch = calls[0] if len(calls) == 1 else self._in_order
 
     def replay_fed(self) -> None:
         self.replay()  # nothing is uploaded anyway
 
     def close(self) -> None:
         self._calls = ()
+        self.replay = self._in_order
+
+    def _in_order(self) -> None:
+        for call in self._calls:
+            call()
 
 
 class CpuDevice:

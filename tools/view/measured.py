@@ -98,15 +98,14 @@ def percentiles(times_us: list[float]) -> dict[str, float]:
 
 
 def _timed(drive: Drive, calls: Any, runs: int) -> Measured:
-    """On the CPU: every launch between two readings of the clock."""
-    segments = calls[1:-1]  # the first call uploads and the last downloads: nothing, on the CPU
+    """On the CPU, where all calls are segments: each between two readings of the clock."""
     clock = time.perf_counter_ns
-    stamps = np.zeros((runs, len(segments) + 1), dtype=np.int64)
+    stamps = np.zeros((runs, len(calls) + 1), dtype=np.int64)
     whole = []
     for turn in range(-min(WARM_UP, runs), runs):
         drive.fill()
         row = [clock()]
-        for call in segments:
+        for call in calls:
             call()
             row.append(clock())
         drive.fill()
