@@ -220,6 +220,7 @@ class TimedLane:
     def __init__(self, lane: Lane) -> None:
         self._lane = lane
         self.metrics = lane.metrics
+        self.own_tensor = lane.own_tensor
         self._prepared: dict[int, Prepared] = {}
         self.replay_ns: list[int] = []
 
