@@ -1,9 +1,11 @@
-"""Ours against what a user would pick instead: one run, rounds interleaved, answers checked."""
+"""Ours against what a user would pick instead: one run, rounds interleaved, answers checked.
+
+Each model is measured in a process of its own where there are several: see `apart`.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from recreplay.runtime.artifact import open_artifact
 from recreplay.runtime.errors import ParityError
 from recreplay.tools import strict
+from recreplay.tools.bench.apart import apart
 from recreplay.tools.bench.captured import captured
 from recreplay.tools.bench.cold import evictor
 from recreplay.tools.bench.compare import largest_difference
@@ -69,6 +72,7 @@ def measure(
         **heading(KIND, runs),
         "calls_of_a_turn": 1 if cold else TURN,
         "cold": cold,
+        "processes": len(benchmarks),
         "evicted_bytes": evictor(ring.device)[1] if cold else None,
         "floor": floor.to_json(),
         "peers": [
@@ -77,8 +81,11 @@ def measure(
         "results": [],
     }
     for benchmark in benchmarks:
-        report["results"].append(_measure_one(benchmark, ring, floor, progress))
-        gc.collect()  # tables of the model before take gigabytes
+        if len(benchmarks) == 1:
+            report["results"].append(_measure_one(benchmark, ring, floor, progress))
+        else:
+            found = apart(_measure_one, benchmark, ring, floor, progress=progress)
+            report["results"].append(found)
     return report
 
 

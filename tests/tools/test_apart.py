@@ -1,0 +1,83 @@
+"""Measurements in processes of their own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from recreplay.runtime.errors import RecReplayError
+from recreplay.tools.bench.apart import apart
+
+WORK = """
+import os
+from recreplay.runtime.errors import CaptureError
+
+def double(x, say):
+    say(f"doubling {x}")
+    say("done")
+    return os.getpid(), 2 * x
+
+def refuse(x, say):
+    raise CaptureError(f"{x} cannot be captured")
+
+def fail(x, say):
+    raise KeyError(x)
+
+def die(x, say):
+    os._exit(x)
+"""
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A module that a new process can import too."""
+    (tmp_path / "work_apart.py").write_text(WORK)
+    monkeypatch.syspath_prepend(tmp_path)
+    return __import__("work_apart")
+
+
+def test_results_and_what_is_said_on_the_way(work: Any) -> None:
+    said: list[str] = []
+    process, result = apart(work.double, 21, progress=said.append)
+    assert result == 42
+    assert process != os.getpid()
+    assert said == ["doubling 21", "done"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("refuse", r"^3 cannot be captured$"),
+        ("fail", r"^KeyError: 3$"),
+        ("die", r"^the process that measured ended without a result \(exit code 3\)$"),
+    ],
+)
+def test_errors_are_ours(work: Any, name: str, message: str) -> None:
+    with pytest.raises(RecReplayError, match=message):
+        apart(getattr(work, name), 3, progress=lambda _: None)
+
+
+def test_several_models_are_measured_apart(
+    model_file: Path, invoke: Callable[..., Any], report: Callable[..., Any]
+) -> None:
+    again = model_file.with_name("again.py")
+    again.write_text(model_file.read_text())
+    targets = (f"{model_file}:build", f"{again}:build")
+    sizes = ("--buckets", "2,4", "--runs", "3", "--compiler", "eager")
+    found = report("bench", *targets, *sizes, "--peers", "eager")
+    assert found["processes"] == 2
+    assert [r["target"].rpartition("/")[2] for r in found["results"]] == [
+        f"{model_file.name}:build",
+        "again.py:build",
+    ]
+    for result in found["results"]:
+        assert {c["name"] for c in result["batches"][0]["contenders"]} == {"eager", "ours"}
+    again.write_text("def build():\n    raise OSError('no weights here')\n")
+    failed = invoke("bench", *targets, *sizes, "--peers", "eager")
+    assert failed.exit_code == 1
+    assert "no weights here" in failed.stderr
