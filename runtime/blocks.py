@@ -1,4 +1,4 @@
-"""Inputs of one shape side by side in staging memory, which are copied and checked as one."""
+"""Inputs of one shape side by side in staging memory, which are padded and checked as one."""
 
 from __future__ import annotations
 
@@ -31,17 +31,28 @@ def blocks(bucket: Bucket) -> list[list[Slot]]:
 
 
 @dataclass(frozen=True)
+class IdColumns:
+    """Columns of input `at` of a block that are ids, and the number of rows that each looks up."""
+
+    at: int
+    columns: tuple[int, ...]
+    limits: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Block:
-    """Inputs of one shape that lie side by side: `view` is `[F, B, ...]`.
+    """Inputs of one shape that lie side by side: `view`, which is `slot` of memory, is
+    `[F, B, ...]`.
 
     `limits` holds the number of rows of the table that each input's ids look up, and is None where
-    they look up none. `columns` are (input, column, rows) where only some columns do.
+    they look up none. `columns` are of inputs of which only some columns do.
     """
 
     names: tuple[str, ...]
+    slot: Slot
     view: Array
     limits: Array | None
-    columns: tuple[tuple[int, int, int], ...]
+    columns: tuple[IdColumns, ...]
 
 
 def make_block(
@@ -49,7 +60,7 @@ def make_block(
 ) -> Block:
     first = run[0]
     dtype = DTYPES[first.dtype]
-    view = Slot("", first.dtype, (len(run), *first.shape), first.offset).view(memory)
+    slot = Slot("", first.dtype, (len(run), *first.shape), first.offset)
     names = tuple(s.name for s in run)
     limits = None
     if all(name in whole for name in names):
@@ -57,10 +68,13 @@ def make_block(
         most = 1 << 8 * dtype.itemsize - (dtype.kind == "i")
         limits = np.array([min(whole[name].rows, most) for name in names], dtype=np.uint64)
     width = first.nbytes // (first.shape[0] * dtype.itemsize)
-    columns = tuple(
-        (at, column, b.rows)
-        for at, name in enumerate(names)
-        for b in parts.get(name, ())
-        for column in (range(width) if b.column is None else [b.column])
-    )
-    return Block(names, view, limits, columns)
+    columns = []
+    for at, name in enumerate(names):
+        limit_of = [
+            (column, b.rows)
+            for b in parts.get(name, ())
+            for column in (range(width) if b.column is None else [b.column])
+        ]
+        if limit_of:
+            columns.append(IdColumns(at, *zip(*limit_of, strict=True)))
+    return Block(names, slot, slot.view(memory), limits, tuple(columns))

@@ -71,16 +71,15 @@ class Dispatcher:
         due = None if allowed is None else now + allowed / 1e6
         try:
             arrays, n = self._check(inputs)
-            chunk = self._serving.chunk_rows
-            cuts = chunk is not None and n > chunk
-            if cuts or (self._by_rows and not _have_rows(arrays, n)):
+            chunk = self._serving.chunk_rows or n
+            if n > chunk or (self._by_rows and not _have_rows(arrays, n)):
                 arrays, n = self._convert(arrays)
         except InputError as error:
             self._failed()
             reply = Reply(1)
             reply.fail(error)
             return reply.future
-        parts = [arrays] if chunk is None or not cuts else cut(arrays, n, chunk)
+        parts = cut(arrays, n, chunk) if n > chunk else [arrays]
         sizes = [n] if len(parts) == 1 else [len(part[0]) for part in parts]
         reply = Reply(len(parts))
         with self._lock:

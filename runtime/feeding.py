@@ -33,7 +33,7 @@ def tensor_view(memory: torch.Tensor, slot: Slot) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class _Columns:
-    """Columns of input `at` of a block that are ids, and the limits of each."""
+    """`IdColumns` in the device's memory."""
 
     at: int
     columns: torch.Tensor
@@ -72,7 +72,7 @@ class Feeder:
         slots = {slot.name: slot for slot in bucket.inputs}
         self._host = [slots[name].view(staging.host) for name in filler.order]
         self._views = [tensor_view(staging.device, slots[name]) for name in filler.order]
-        self._blocks = [_on_device(block, slots, staging.device) for block in filler.blocks]
+        self._blocks = [_on_device(block, staging.device) for block in filler.blocks]
 
     def __call__(self, values: Sequence[Any], n: int) -> bool:
         """Copy, pad, check: True if the request is ready to be replayed without an upload, False if
@@ -106,9 +106,7 @@ def _all_in_range(ids: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:
     return ((ids >= 0) & (ids < limits)).all()
 
 
-def _on_device(block: Block, slots: dict[str, Slot], memory: torch.Tensor) -> _DeviceBlock:
-    first = slots[block.names[0]]
-    whole = Slot("", first.dtype, (len(block.names), *first.shape), first.offset)
+def _on_device(block: Block, memory: torch.Tensor) -> _DeviceBlock:
     limits = None
     if block.limits is not None:
         # Compared with a sign here: what no int64 can be is no limit.
@@ -116,10 +114,10 @@ def _on_device(block: Block, slots: dict[str, Slot], memory: torch.Tensor) -> _D
         limits = torch.tensor(capped, device=memory.device)
     columns = tuple(
         _Columns(
-            at,
-            torch.tensor([c for i, c, _ in block.columns if i == at], device=memory.device),
-            torch.tensor([rows for i, _, rows in block.columns if i == at], device=memory.device),
+            some.at,
+            torch.tensor(some.columns, device=memory.device),
+            torch.tensor(some.limits, device=memory.device),
         )
-        for at in sorted({at for at, _, _ in block.columns})
+        for some in block.columns
     )
-    return _DeviceBlock(tensor_view(memory, whole), limits, columns)
+    return _DeviceBlock(tensor_view(memory, block.slot), limits, columns)

@@ -13,7 +13,7 @@ import numpy as np
 
 from recreplay.runtime.blocks import blocks, make_block
 from recreplay.runtime.errors import IdRangeError
-from recreplay.runtime.id_check import IdCheck, column_checks, whole_check
+from recreplay.runtime.id_check import IdCheck, column_check, whole_check
 from recreplay.runtime.ids import clamp_ids, out_of_range
 from recreplay.runtime.manifest import Bucket
 from recreplay.runtime.spec import DTYPES, IdBound
@@ -46,7 +46,7 @@ class Fill:
             if filler.checks:
                 if block.limits is not None:
                     self._checks.append(whole_check(view, block.limits))
-                self._checks += column_checks(view, block.columns, n)
+                self._checks += [column_check(view, some, n) for some in block.columns]
         self._views = [views[name] for name in filler.order]
 
     def __call__(self, values: Sequence[Array], first_row: int = 0) -> int:
@@ -68,11 +68,7 @@ class Fill:
         clamped."""
         for padding, first in self._padding:
             padding[...] = first
-        for check in self._checks:
-            # One reduction where all is well; which id is wrong is worked out only when one is.
-            if not check.holds():
-                return self._filler.bad_ids(self._n, first_row)
-        return 0
+        return self._filler.check(self._checks, self._n, first_row)
 
 
 class Filler:
@@ -104,6 +100,14 @@ class Filler:
     def prepare(self, n: int) -> Fill | NativeFill:
         """The copy, padding and check of requests of `n` rows."""
         return Fill(self, n) if self._library is None else self._library.prepare(self, n)
+
+    def check(self, checks: Sequence[IdCheck], n: int, first_row: int) -> int:
+        """How many ids were clamped, if not all checks hold."""
+        for check in checks:
+            # One reduction where all is well; which id is wrong is worked out only when one is.
+            if not check.holds():
+                return self.bad_ids(n, first_row)
+        return 0
 
     def bad_ids(self, n: int, first_row: int) -> int:
         """Raise, or clamp and count, as the runtime was told to."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from recreplay.runtime.blocks import IdColumns
 
 Array = np.ndarray[Any, Any]
 _FEW = 4096  # ids of 26 features: 0.5 us instead of 1.6 at 26, 2.4 instead of 3.0 at 8,320
@@ -52,15 +53,10 @@ def whole_check(view: Array, limits: Array) -> IdCheck:
     return IdCheck(ids, limits, limit, None, each)
 
 
-def column_checks(view: Array, columns: Sequence[tuple[int, int, int]], n: int) -> list[IdCheck]:
-    """Of inputs `view` `[F, B, ...]` with n rows, only some columns are ids: (input, column, rows
-    of the table)."""
-    checks = []
-    for at in sorted({at for at, _, _ in columns}):
-        mine = [(column, bound) for i, column, bound in columns if i == at]
-        limits = np.array([bound for _, bound in mine])
-        checks.append(IdCheck(view[at, :n].reshape(n, -1), limits, None, [c for c, _ in mine]))
-    return checks
+def column_check(view: Array, some: IdColumns, n: int) -> IdCheck:
+    """Of one of the inputs `view` `[F, B, ...]` with n rows, some columns are ids."""
+    ids = view[some.at, :n].reshape(n, -1)
+    return IdCheck(ids, np.array(some.limits), None, list(some.columns))
 
 
 def _each(limits: Array, ids: Array) -> Array:

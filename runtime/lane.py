@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -38,7 +38,9 @@ class Closeable(Protocol):
 class _Captured:
     filler: Filler | MixedFiller
     graph: Graph
-    feeder: Feeder | None  # None where inputs do not all have a row for each row of a request
+    # Made when it is first asked for, which on a CPU is never. None where inputs do not all have a
+    # row for each row of a request.
+    feeder: Callable[[], Feeder] | None
     inputs: list[tuple[str, Array]]  # host views, full bucket
     outputs: list[tuple[str, Array]]
 
@@ -92,19 +94,16 @@ class Lane:
             inputs = [(slot.name, slot.view(self._in.host)) for slot in bucket.inputs]
             outputs = [(slot.name, slot.view(self._out.host)) for slot in bucket.outputs]
             filler = fillers[bucket.size]
-            feeder = Feeder(bucket, filler, part, device) if isinstance(filler, Filler) else None
+            feeder = None
+            if isinstance(filler, Filler):
+                feeder = cache(partial(Feeder, bucket, filler, part, device))
             self._captured[bucket.size] = _Captured(filler, graph, feeder, inputs, outputs)
         self._sizes = sorted(self._captured)
         self._prepared: dict[tuple[int, int], Prepared] = {}  # by bucket and rows
-        self._usual: dict[int, Prepared] = {}  # by rows
 
     def prepare(self, n: int) -> Prepared:
         """The smallest bucket that holds `n` rows, and its views of so many."""
-        found = self._usual.get(n)
-        if found is None:
-            found = self.prepare_in(self._sizes[bisect_left(self._sizes, n)], n)
-            self._usual[n] = found
-        return found
+        return self.prepare_in(self._sizes[bisect_left(self._sizes, n)], n)
 
     def prepare_in(self, size: int, n: int) -> Prepared:
         """Bucket `size`, whether or not a smaller one would do."""
@@ -112,7 +111,6 @@ class Lane:
         if found is None:
             if len(self._prepared) >= _PREPARED:
                 self._prepared.clear()
-                self._usual.clear()
             captured = self._captured[size]
             found = self._prepared[size, n] = Prepared(
                 size,
@@ -127,9 +125,9 @@ class Lane:
 
     def feeder(self, size: int) -> Feeder:
         """What fills bucket `size` with requests that are on the device in part."""
-        found = self._captured[size].feeder
-        assert found is not None  # the checker brings inputs that are not by row to the host
-        return found
+        make = self._captured[size].feeder
+        assert make is not None  # the checker brings inputs that are not by row to the host
+        return make()
 
     def host_inputs(self) -> Array:
         """The staging bytes of this lane's requests."""
@@ -140,7 +138,6 @@ class Lane:
             captured.graph.close()
         self._captured.clear()
         self._prepared.clear()
-        self._usual.clear()
         for resource in self.resources:
             resource.close()
         self.resources.clear()

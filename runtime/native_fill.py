@@ -19,7 +19,7 @@ import numpy as np
 
 from recreplay.runtime.blocks import Block
 from recreplay.runtime.fill import Fill, Filler
-from recreplay.runtime.id_check import IdCheck, column_checks, whole_check
+from recreplay.runtime.id_check import IdCheck, column_check, whole_check
 from recreplay.runtime.spec import DTYPES
 
 Array = np.ndarray[Any, Any]
@@ -115,7 +115,7 @@ class NativeFill:
                 self._checks.append(whole_check(block.view, limits))
                 limits = None
             if filler.checks:
-                self._checks += column_checks(block.view, block.columns, n)
+                self._checks += [column_check(block.view, some, n) for some in block.columns]
             inputs |= _inputs(block, limits, rows)
         ordered = [inputs[name] for name in filler.order]
         array = (_Input * len(ordered))(*ordered)
@@ -154,10 +154,7 @@ class NativeFill:
     def _checked(self, code: int, first_row: int) -> int:
         if code == _BAD_IDS:
             return self._filler.bad_ids(self._n, first_row)
-        for check in self._checks:
-            if not check.holds():
-                return self._filler.bad_ids(self._n, first_row)
-        return 0
+        return self._filler.check(self._checks, self._n, first_row)
 
 
 def _inputs(block: Block, limits: Array | None, rows: list[object]) -> dict[str, _Input]:

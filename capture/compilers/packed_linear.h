@@ -70,13 +70,14 @@ static inline float dot(const float *x, const float *column, int64_t K) {
 static void narrow_lane(const float *x, const float *packed, const float *bias, float *y,
                         int64_t stride, int64_t M, int64_t N, int64_t K, int64_t begin,
                         int64_t rows_of_weight, bool relu) {
-  float columns[kNarrow * (kShort + kWide)] = {}; /* with zeros behind, so that none has a rest */
+  float columns[kNarrow * (kShort + kWide)];
   const int64_t step = (K + kWide - 1) / kWide * kWide;
   for (int64_t n = 0; n < N; n++) {
     const int64_t base = (begin + n) / kColumns * kColumns;
     const int64_t ld = std::min(kColumns, rows_of_weight - base);
     for (int64_t k = 0; k < K; k++)
       columns[n * step + k] = packed[base * K + k * ld + begin + n - base];
+    for (int64_t k = K; k < step; k++) columns[n * step + k] = 0;
   }
   for (int64_t i = 0; i < M; i++, x += K, y += stride)
     for (int64_t n = 0; n < N; n++) {

@@ -30,7 +30,6 @@ def break_lane(lane: Lane, times: int = 10**9) -> None:
     """Every graph of the lane raises, so often, as torch does."""
     left = iter(range(times))
     lane._prepared.clear()
-    lane._usual.clear()
     for captured in lane._captured.values():
         replay = captured.graph.replay
 
