@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
+from recreplay.runtime.huge_pages import HugePages
 from recreplay.runtime.manifest import Manifest
 from recreplay.runtime.packed_linear import pack
 
@@ -36,7 +37,8 @@ def make_copies(
     names: Iterable[str], weights: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     """Each named copy of a weight `[out, in]`, in the dtype that it is stored in or float32."""
-    return {name: _make(name, weights[name.partition(":")[2]]) for name in names}
+    memory = HugePages()
+    return {name: memory.copy(_make(name, weights[name.partition(":")[2]])) for name in names}
 
 
 def refresh_copies(copies: Mapping[str, torch.Tensor], name: str, weight: torch.Tensor) -> None:
