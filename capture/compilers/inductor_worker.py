@@ -21,6 +21,7 @@ from torch import fx
 from torch.export import Dim
 
 from recreplay.capture.compilers.own_functions import OwnFunctions
+from recreplay.capture.compilers.views_as_pointers import use_pointers
 from recreplay.runtime.aten import decode, resolve
 
 _STAND_IN_ROWS = 64  # rows of the table that a segment is compiled with; the real number is dynamic
@@ -144,6 +145,7 @@ def main(job_file: str, folder: str) -> None:
     job = json.loads(Path(job_file).read_text())
     settings = {"cpp.threads": job["threads"]}
     functions = OwnFunctions(job["threads"])
+    use_pointers()
     if job["tf32"]:
         torch.set_float32_matmul_precision("high")  # what Triton kernels of products are made with
     for key, code in job["codes"].items():

