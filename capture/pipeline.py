@@ -44,6 +44,7 @@ from recreplay.runtime.mixed import make_checker
 REWRITES = (
     "stack_lookups",
     "group_lookups",
+    "split_linears",
     "pack_linears",
     "stack_branches",
     "inline_linears",

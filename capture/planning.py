@@ -24,6 +24,7 @@ from recreplay.capture.rewrites.inline_linears import inline_linears
 from recreplay.capture.rewrites.lower_products import lower_products
 from recreplay.capture.rewrites.lower_tables import lower_tables
 from recreplay.capture.rewrites.pack_linears import pack_large_linears, pack_linears
+from recreplay.capture.rewrites.split_linears import split_linears
 from recreplay.capture.rewrites.stack_branches import plan_weight_stacks, stack_branches
 from recreplay.capture.rewrites.stack_lookups import plan_stacks, stack_lookups
 from recreplay.capture.rewrites.turn_linears import turn_linears
@@ -132,6 +133,8 @@ def _rewrite(program: Program, choice: Choice, known: Survey, smallest: bool) ->
         group_lookups(program, known.groups)
     if "stack_lookups" in choice.rewrites:
         stack_lookups(program, known.tables)
+    if "split_linears" in choice.rewrites:
+        split_linears(program)
     lowering = known.lowering
     kind = lowering.precision.products
     lowers = kind is not None and choice.precision != "fp32"
@@ -141,11 +144,10 @@ def _rewrite(program: Program, choice: Choice, known: Survey, smallest: bool) ->
         pack_large_linears(program, even=lowers)
     if "stack_branches" in choice.rewrites:
         stack_branches(program, known.branches)
-    # It pays in the smallest bucket only, which has packages of its own; the others share.
-    inlines = "inline_linears" in choice.rewrites and smallest
     if packs:
-        pack_linears(program, lowers, inlines)
-    if inlines:
+        pack_linears(program, lowers)
+    # It pays in the smallest bucket only, which has packages of its own; the others share.
+    if "inline_linears" in choice.rewrites and smallest:
         inline_linears(program)
     # After all that reads linear layers, because what it leaves is none any more.
     if "turn_linears" in choice.rewrites:

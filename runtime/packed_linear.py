@@ -4,11 +4,11 @@ A block holds 64 rows of the weight `[out, in]`, transposed: `[in, 64]`, the las
 product reads its weight from front to back, whatever the number of rows that it has. In bfloat16
 two neighbours along `in` lie together, as the processor's dot products want them.
 
-Packages call oneDNN's batch-reduce product on each block (`packed_linear.h` in
-`recreplay.capture.compilers`). torch's own layers over packed weights set up a primitive of oneDNN
-in every call, which takes 14 µs: 256 to 256 at 16 rows takes 37 µs so and 20 µs here, ONNX Runtime
-22, and a weight that is not packed 28 (one AVX-512 core). What is below runs where no package is:
-in tracing and in tests.
+Packages multiply up to six rows with a block at a time (`packed_linear.h` in
+`recreplay.capture.compilers`), which with one row is as fast as memory is. torch's own layers over
+packed weights set up a primitive of oneDNN in every call, which takes 14 µs: 256 to 256 at 16 rows
+takes 37 µs so and 20 µs here, ONNX Runtime 22, and a weight that is not packed 28 (one AVX-512
+core). What is below runs where no package is: in tracing and in tests.
 """
 
 from __future__ import annotations
@@ -68,22 +68,29 @@ def packed_linear_operator() -> Callable[..., Any]:
       `columns` rows;
     - several, each with a weight of its own: `x` `[lanes, rows, in]`, or `[1, rows, in]` for all,
       to `[lanes, rows, columns]`, `bias` `[lanes, columns]` or None. Lane `i` has the rows of the
-      weight that begin at `i * (rows of packed // lanes)`.
+      weight that begin at `i * (rows of packed // lanes)`;
+    - `lanes` of 0, for weights that a request makes: `x` `[L, rows, in]` and `packed`
+      `[L, in, columns]` to `[L, rows, columns]`, `bias` `[L, columns]` or None, and at most 64
+      columns, which are one block of each.
     """
     schema = "Tensor x, Tensor packed, Tensor? bias, int lanes, int columns, bool relu"
     return define_operator("packed_linear", schema, _linear, _shape)
 
 
 def _shape(x: Tensor, _packed: Tensor, _bias: Any, lanes: int, columns: int, _relu: bool) -> Tensor:
-    outer = list(x.shape[:-1]) if lanes == 1 else [lanes, x.shape[1]]
+    outer = list(x.shape[:-1]) if lanes < 2 else [lanes, x.shape[1]]
     return x.new_empty([*outer, columns], dtype=torch.float32)
 
 
 def _linear(
     x: Tensor, packed: Tensor, bias: Tensor | None, lanes: int, columns: int, relu: bool
 ) -> Tensor:
-    weight = unpack(packed).float().view(lanes, -1, packed.shape[1])[:, :columns]
-    result = torch.matmul(x.float(), weight.transpose(1, 2) if lanes > 1 else weight[0].t())
+    if lanes == 0:
+        turned = packed
+    else:
+        weight = unpack(packed).float().view(lanes, -1, packed.shape[1])[:, :columns]
+        turned = weight.transpose(1, 2) if lanes > 1 else weight[0].t()
+    result = torch.matmul(x.float(), turned)
     if bias is not None:
-        result = result + (bias.unsqueeze(1) if lanes > 1 else bias)
+        result = result + (bias.unsqueeze(1) if turned.ndim == 3 else bias)
     return torch.relu(result) if relu else result

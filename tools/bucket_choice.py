@@ -146,6 +146,7 @@ def modelled_costs(
     are capture's jagged and user inputs."""
     from recreplay.capture.ingest import ingest
     from recreplay.capture.least_work import least_work
+    from recreplay.capture.rewrites.split_linears import split_linears
     from recreplay.capture.specialise import specialise
     from recreplay.capture.views import launches
     from recreplay.tools.bench.floor import measure_floor
@@ -160,6 +161,7 @@ def modelled_costs(
     found = {}
     for size in sorted({*(n for n in _MODELLED if n < largest), largest}):
         program = specialise(model, size)
+        split_linears(program)
         calls = len(launches(program.graph)) + len(model.inputs)
         found[size] = round(floor.us(least_work(program)) + calls * floor.operator_us, 3)
     return found

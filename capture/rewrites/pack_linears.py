@@ -18,7 +18,7 @@ from torch import fx
 
 from recreplay.capture.specialise import Program
 from recreplay.capture.views import slice_arguments
-from recreplay.runtime.packed_linear import packed_linear_operator
+from recreplay.runtime.packed_linear import COLUMNS, packed_linear_operator
 
 aten = torch.ops.aten
 _BATCHED = (aten.bmm.default, aten.baddbmm.default)
@@ -26,25 +26,21 @@ _LARGE = 1 << 17  # elements of a weight that fills half of a second cache by it
 
 
 def pack_large_linears(program: Program, even: bool = False) -> None:
-    """Rewrite large layers of several rows in `program`, in place: see `pack_linears`."""
+    """Rewrite large layers in `program`, in place: see `pack_linears`."""
     for node in _layers(program, even):
-        if _is_large(node) and not _has_one_row(node):
+        if _is_large(node):
             _pack(program, node)
     program.sort()
     program.prune()
 
 
-def pack_linears(program: Program, even: bool = False, inlines: bool = False) -> None:
+def pack_linears(program: Program, even: bool = False) -> None:
     """Rewrite `program` in place. For the CPU alone.
 
-    `even`: leave weights with an odd number of columns, of which bfloat16 has no pairs. `inlines`:
-    leave large layers of one row to `inline_linears`. Their weights come from memory, and a loop
-    reads it faster: at batch 1 MT-WND takes 431 us so and 704 us packed, DIEN, whose small layers
-    run again and again, 137 us packed and 191 us where they are inlined too.
+    `even`: leave weights with an odd number of columns, of which bfloat16 has no pairs.
     """
     for node in _layers(program, even):
-        if not (inlines and _is_large(node) and _has_one_row(node)):
-            _pack(program, node)
+        _pack(program, node)
     for node in list(program.graph.nodes):
         if node.target in _BATCHED:
             _pack_lanes(program, node, even)
@@ -62,10 +58,6 @@ def _is_large(node: fx.Node) -> bool:
     weight = node.args[1]
     assert isinstance(weight, fx.Node)
     return bool(weight.meta["val"].numel() >= _LARGE)
-
-
-def _has_one_row(node: fx.Node) -> bool:
-    return bool(node.meta["val"][..., 0].numel() == 1)
 
 
 def float_layer(node: fx.Node) -> bool:
@@ -88,15 +80,18 @@ def _pack(program: Program, node: fx.Node) -> None:
 
 def _pack_lanes(program: Program, node: fx.Node, even: bool) -> None:
     """`[bias +] x @ weight` of each lane, as `stack_branches` leaves it: see `_stacked_weight`
-    there. With one row inductor makes it a loop by itself, which is as fast."""
+    there."""
     *bias, source, turned = node.args
     assert isinstance(source, fx.Node)
     assert isinstance(turned, fx.Node)
-    lanes, rows, columns = node.meta["val"].shape
+    lanes, _, columns = node.meta["val"].shape
     storage = _storage(turned)
-    if rows == 1 or storage is None or source.meta["val"].dtype != torch.float32 or node.kwargs:
+    if source.meta["val"].dtype != torch.float32 or node.kwargs:
         return
-    if even and storage.meta["val"].shape[1] % 2:
+    if storage is None:
+        if not _is_made_by_lane(turned):
+            return
+    elif even and storage.meta["val"].shape[1] % 2:
         return
     added = bias[0] if bias else None
     if isinstance(added, fx.Node):
@@ -111,7 +106,19 @@ def _pack_lanes(program: Program, node: fx.Node, even: bool) -> None:
         assert isinstance(alone, fx.Node)
         if alone.meta["val"].shape == (1, *source.meta["val"].shape[1:]):
             source = alone
-    _replace(program, node, source, storage, added, lanes=lanes, columns=columns)
+    if storage is None:
+        _put(program, node, node.args[-2], turned, added, lanes=0, columns=columns)
+    else:
+        _replace(program, node, source, storage, added, lanes=lanes, columns=columns)
+
+
+def _is_made_by_lane(weight: fx.Node) -> bool:
+    """Whether a weight is what `split_linears` makes of a stored one, as narrow as one block."""
+    return (
+        weight.target in (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor)
+        and weight.meta["val"].dtype == torch.float32
+        and weight.meta["val"].shape[2] <= COLUMNS
+    )
 
 
 def _storage(turned: fx.Node) -> fx.Node | None:
@@ -143,9 +150,21 @@ def _replace(
     lanes: int,
     columns: int,
 ) -> None:
-    """Have a packed layer take the place of a product, and of a ReLU that alone reads it."""
     name = str(storage.target).partition(":")[2]
     packed = program.source("packed", name, storage.meta["val"])
+    _put(program, node, source, packed, bias, lanes, columns)
+
+
+def _put(
+    program: Program,
+    node: fx.Node,
+    source: Any,
+    packed: fx.Node,
+    bias: Any,
+    lanes: int,
+    columns: int,
+) -> None:
+    """Have a packed layer take the place of a product, and of a ReLU that alone reads it."""
     users = list(node.users)
     relu = len(users) == 1 and users[0].target is aten.relu.default
     last = users[0] if relu and node not in program.outputs.values() else node

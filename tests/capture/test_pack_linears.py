@@ -80,10 +80,10 @@ def test_all_layers_are_packed_with_the_relu_that_alone_reads_them() -> None:
     assert calls(made, aten.linear.default) == []
 
 
-def test_large_layers_of_several_rows_come_first() -> None:
-    made = packed(Layers(), {"x": torch.randn(3, 96)}, 8, pack_large_linears)
+@pytest.mark.parametrize("bucket", [1, 8])
+def test_large_layers_come_first(bucket: int) -> None:
+    made = packed(Layers(), {"x": torch.randn(3, 96)}, bucket, pack_large_linears)
     assert [args[4] for args in calls(made, PACKED)] == [1500, 128]
-    assert calls(packed(Layers(), {"x": torch.randn(3, 96)}, 1, pack_large_linears), PACKED) == []
 
 
 class Products(nn.Module):
@@ -105,13 +105,6 @@ class Products(nn.Module):
 def test_products_of_other_shares_stay_as_they_are() -> None:
     made = packed(Products(), {"x": torch.randn(3, 5)}, 8)
     assert calls(made, PACKED) == []
-
-
-def test_large_layers_of_one_row_are_left_to_be_inlined() -> None:
-    made = packed(Layers(), {"x": torch.randn(3, 96)}, 1, inlines=True)
-    assert [args[4] for args in calls(made, PACKED)] == [2]
-    made = packed(Layers(), {"x": torch.randn(3, 96)}, 1)
-    assert [args[4] for args in calls(made, PACKED)] == [1500, 128, 2]
 
 
 def test_weights_without_pairs_stay_where_pairs_are_wanted() -> None:
@@ -215,7 +208,6 @@ class Towers(nn.Module):
     [
         (7, 36, 3, 1, "fp32"),
         (64, 130, 2, 2, "fp32"),
-        (33, 64, 4, 1, "fp32"),
         pytest.param(34, 66, 3, 2, "bf16", marks=needs_pairs),
     ],
 )
@@ -277,3 +269,39 @@ def test_layers_of_few_columns(captured: Capture) -> None:
             x[0, 20] = float("nan")
             got = runtime.run({"x": x.numpy()})["output"]
             np.testing.assert_allclose(got, model(x).numpy(), rtol=1e-4, atol=1e-5)
+
+
+class Shapes(nn.Module):
+    """Layers of every number of vectors and of columns in the last, each beside another's."""
+
+    def __init__(self, even: bool) -> None:
+        super().__init__()
+        torch.manual_seed(9)
+        columns = (5, 15, 16, 17, 32, 47, 48, 63, 64, 65, 130)
+        lengths = (2, 34, 70) if even else (1, 33, 70)
+        self.layers = nn.ModuleList(
+            nn.Linear(lengths[i % 3], n, bias=i % 4 > 0) for i, n in enumerate(columns)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = [layer(x[:, : layer.in_features]) for layer in self.layers]
+        return torch.cat([torch.relu(y) if i % 2 else y for i, y in enumerate(made)], dim=1)
+
+
+@on_x86
+@pytest.mark.inductor
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=needs_pairs)])
+def test_rows_and_columns_of_every_tile(captured: Capture, precision: str) -> None:
+    model = Shapes(precision == "bf16").eval()
+    buckets = [1, 2, 3, 4, 5, 6, 13, 131]
+    options = {"compiler": "inductor", "rewrites": ("pack_linears",), "precision": precision}
+    path = captured(model, {"x": torch.randn(3, 70)}, buckets=buckets, **options)
+    rtol, atol = (1e-4, 1e-5) if precision == "fp32" else (0.02, 0.05)
+    with Runtime.load(path) as runtime, torch.no_grad():
+        names = {name for s in runtime.manifest.buckets[-1].segments for name in s.inputs}
+        assert sum(name.startswith("packed:") for name in names) == len(model.layers)
+        for rows in buckets:
+            x = torch.randn(rows, 70)
+            x[-1, 0] = float("nan")  # and stays that behind a ReLU
+            got = runtime.run({"x": x.numpy()})["output"]
+            np.testing.assert_allclose(got, model(x).numpy(), rtol=rtol, atol=atol)

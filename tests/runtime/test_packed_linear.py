@@ -82,3 +82,26 @@ def test_the_operator_is_a_linear_layer_a_lane(
             *(t if t is None else t.to("meta") for t in (x, packed, bias)), lanes, columns, relu
         ).shape
     )
+
+
+@given(
+    lists=st.sampled_from([1, 3]),
+    rows=st.sampled_from([1, 7]),
+    columns=st.sampled_from([1, 36, COLUMNS]),
+    biased=st.booleans(),
+    relu=st.booleans(),
+)
+def test_the_operator_takes_weights_that_a_request_makes(
+    lists: int, rows: int, columns: int, biased: bool, relu: bool
+) -> None:
+    x, weight = torch.randn(lists, rows, 5), torch.randn(lists, 5, columns)
+    bias = torch.randn(lists, columns) if biased else None
+    want = x @ weight
+    if bias is not None:
+        want = want + bias.unsqueeze(1)
+    if relu:
+        want = want.clamp_min(0)
+    got = packed_linear_operator()(x, weight, bias, 0, columns, relu)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+    on_meta = (t if t is None else t.to("meta") for t in (x, weight, bias))
+    assert got.shape == packed_linear_operator()(*on_meta, 0, columns, relu).shape
