@@ -19,6 +19,9 @@ from torch import fx
 from recreplay.capture.specialise import Program
 
 aten = torch.ops.aten
+# Items from which on it pays: making a weight takes as long as writing and reading it, and what is
+# saved are two of three products for each item.
+_SHORTEST = 16
 _SIGNS: dict[Any, int] = {aten.add.Tensor: 1, aten.sub.Tensor: -1}
 
 
@@ -49,7 +52,8 @@ def _terms(node: fx.Node) -> list[_Term]:
     """The terms of a layer over lists, each part of its concatenation being one or two."""
     source = node.args[0]
     assert isinstance(source, fx.Node)
-    if source.target is not aten.cat.default or source.meta["val"].ndim != 3:
+    shape = source.meta["val"].shape
+    if source.target is not aten.cat.default or len(shape) != 3 or shape[1] < _SHORTEST:
         return []
     parts, dim = source.args[0], source.args[1] if len(source.args) > 1 else 0
     if dim not in (2, -1) or source.meta["val"].dtype != torch.float32:
@@ -65,13 +69,13 @@ def _terms(node: fx.Node) -> list[_Term]:
 
 def _read(part: fx.Node) -> list[tuple[fx.Node | None, fx.Node | None, int]]:
     """A part as items, vectors and products of the two, each with its sign."""
-    vector = _repeated(part)
+    shape = part.meta["val"].shape
+    vector = _repeated(part, shape)
     if vector is not None:
         return [(None, vector, 1)]
     pair = [a for a in part.args if isinstance(a, fx.Node)]
     if part.target in (aten.mul.Tensor, *_SIGNS) and len(pair) == 2 and not part.kwargs:
-        vectors = [_repeated(operand) for operand in pair]
-        shape = part.meta["val"].shape
+        vectors = [_repeated(operand, shape) for operand in pair]
         for at in (0, 1):
             item, vector = pair[1 - at], vectors[at]
             if vector is None or vectors[1 - at] is not None or item.meta["val"].shape != shape:
@@ -83,17 +87,13 @@ def _read(part: fx.Node) -> list[tuple[fx.Node | None, fx.Node | None, int]]:
     return [(part, None, 1)]
 
 
-def _repeated(node: fx.Node) -> fx.Node | None:
-    """`[B, 1, d]` of what repeats it along the list."""
-    if node.meta["val"].ndim != 3:
-        return None
+def _repeated(node: fx.Node, shape: torch.Size) -> fx.Node | None:
+    """`[B, 1, d]` of what repeats it along lists `[B, T, d]`, or is broadcast so."""
     if node.target in (aten.expand.default, aten.repeat.default):
         source = node.args[0]
         assert isinstance(source, fx.Node)
-        batch, length, width = node.meta["val"].shape
-        same = source.meta["val"].shape == (batch, 1, width)
-        return source if same and length > 1 else None
-    return node if node.meta["val"].shape[1] == 1 else None
+        node = source
+    return node if node.meta["val"].shape == (shape[0], 1, shape[2]) else None
 
 
 def _split(program: Program, node: fx.Node, item: fx.Node, terms: list[_Term]) -> None:

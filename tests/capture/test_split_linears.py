@@ -18,7 +18,7 @@ from recreplay.runtime import Runtime
 
 Capture = Callable[..., Path]
 aten = torch.ops.aten
-ITEMS, WIDTH = 7, 6
+ITEMS, WIDTH = 17, 6
 
 
 def beside(items: Tensor, vector: Tensor) -> Tensor:
@@ -39,6 +39,10 @@ def common(items: Tensor, vector: Tensor) -> list[Tensor]:
     return [also, items, also - items, also * items]
 
 
+def without_the_vector(items: Tensor, vector: Tensor) -> list[Tensor]:
+    return [items * beside(items, vector), items]
+
+
 def products_alone(items: Tensor, vector: Tensor) -> list[Tensor]:
     return [vector.unsqueeze(1) * items]
 
@@ -57,6 +61,14 @@ def of_two_lists(items: Tensor, vector: Tensor) -> list[Tensor]:
 
 def scaled(items: Tensor, vector: Tensor) -> list[Tensor]:
     return [items * beside(items, vector), torch.sub(items, beside(items, vector), alpha=2)]
+
+
+def of_one_number(items: Tensor, vector: Tensor) -> list[Tensor]:
+    return [items, items * vector.sum(1).view(-1, 1, 1), items - vector[:, :1].unsqueeze(2)]
+
+
+def of_one_vector_for_all(items: Tensor, vector: Tensor) -> list[Tensor]:
+    return [items, items * torch.arange(float(WIDTH)).view(1, 1, -1)]
 
 
 Parts = Callable[[Tensor, Tensor], list[Tensor]]
@@ -104,7 +116,14 @@ def products(program: Program) -> list[tuple[int, ...]]:
     ]
 
 
-@pytest.mark.parametrize("parts", [paper, common, sums])
+SPLIT = [paper, common, sums, without_the_vector]
+WHOLE = [
+    *(products_alone, without_products, of_two_lists, scaled, of_one_number),
+    of_one_vector_for_all,
+]
+
+
+@pytest.mark.parametrize("parts", SPLIT)
 @pytest.mark.parametrize("bucket", [1, 4])
 def test_each_list_meets_a_weight_of_its_own(parts: Parts, bucket: int) -> None:
     made = split(Unit(parts), bucket)
@@ -112,9 +131,17 @@ def test_each_list_meets_a_weight_of_its_own(parts: Parts, bucket: int) -> None:
     assert not made.graph.find_nodes(op="call_function", target=aten.cat.default)
 
 
-@pytest.mark.parametrize("parts", [products_alone, without_products, of_two_lists, scaled])
+@pytest.mark.parametrize("parts", WHOLE)
 def test_other_layers_stay_as_they_are(parts: Parts) -> None:
     assert products(split(Unit(parts))) == []
+
+
+def test_short_lists_stay_as_they_are() -> None:
+    class Short(Unit):
+        def forward(self, items: Tensor, vector: Tensor) -> Tensor:
+            return super().forward(items[:, :15], vector)
+
+    assert products(split(Short(paper))) == []
 
 
 def test_layers_over_rows_stay_as_they_are() -> None:
@@ -130,7 +157,24 @@ def test_layers_over_rows_stay_as_they_are() -> None:
     assert products(split(Rows())) == []
 
 
-@pytest.mark.parametrize("parts", [paper, common, sums])
+class Twins(nn.Module):
+    """Two units that are alike, so that they are stacked as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = Unit(common), Unit(common)
+
+    def forward(self, items: Tensor, vector: Tensor) -> Tensor:
+        return torch.cat([self.first(items, vector), self.second(items * 2, vector)], dim=1)
+
+
+def test_units_that_are_alike_are_split_and_stacked(captured: Capture) -> None:
+    model = Twins()
+    with Runtime.load(captured(model, example(3), buckets=[1, 4])) as runtime:
+        check(runtime, model)
+
+
+@pytest.mark.parametrize("parts", SPLIT)
 @pytest.mark.parametrize("bias", [True, False])
 def test_scores_are_the_models(captured: Capture, parts: Parts, bias: bool) -> None:
     model = Unit(parts, bias=bias)
