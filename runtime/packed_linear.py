@@ -70,8 +70,8 @@ def packed_linear_operator() -> Callable[..., Any]:
       to `[lanes, rows, columns]`, `bias` `[lanes, columns]` or None. Lane `i` has the rows of the
       weight that begin at `i * (rows of packed // lanes)`;
     - `lanes` of 0, for weights that a request makes: `x` `[L, rows, in]` and `packed`
-      `[L, in, columns]` to `[L, rows, columns]`, `bias` `[L, columns]` or None, and at most 64
-      columns, which are one block of each.
+      `[L, in, columns]`, which is in no blocks, to `[L, rows, columns]`, `bias` `[L, columns]` or
+      None.
     """
     schema = "Tensor x, Tensor packed, Tensor? bias, int lanes, int columns, bool relu"
     return define_operator("packed_linear", schema, _linear, _shape)

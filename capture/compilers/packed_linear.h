@@ -188,11 +188,13 @@ static void product(const T *x, const T *block, const float *bias, float *y, int
   if (bias || relu) finish(y, M, columns, stride, bias, relu);
 }
 
-/* One lane: x [M, K] by rows [begin, begin + N) of a packed weight of `total` rows, to y [M, N],
-   whose rows lie `stride` apart. A task is up to kRows rows by one block. */
+/* One lane: x [M, K] by rows [begin, begin + N) of a packed weight of `total` rows, or by a weight
+   [K, N] that a request `made`, to y [M, N], whose rows lie `stride` apart. A task is up to kRows
+   rows by one block. */
 template <typename T>
 static void lane(const T *x, const T *packed, const float *bias, float *y, int64_t stride,
-                 int64_t M, int64_t N, int64_t K, int64_t begin, int64_t total, bool relu) {
+                 int64_t M, int64_t N, int64_t K, int64_t begin, int64_t total, bool made,
+                 bool relu) {
   constexpr bool pairs = sizeof(T) == 2;
   if constexpr (!pairs)
     if (N <= kNarrow && K <= kShort)
@@ -203,8 +205,8 @@ static void lane(const T *x, const T *packed, const float *bias, float *y, int64
     const int64_t row = at / blocks * kRows, rows = std::min(kRows, M - row);
     const int64_t base = (first + at % blocks) * kColumns;
     const int64_t from = std::max(begin, base), to = std::min(begin + N, base + kColumns);
-    const int64_t ld = std::min(kColumns, total - base);
-    const T *block = packed + base * K + (from - base) * (pairs ? 2 : 1);
+    const int64_t ld = made ? total : std::min(kColumns, total - base);
+    const T *block = packed + (made ? from : base * K + (from - base) * (pairs ? 2 : 1));
     float *out = y + row * stride + from - begin;
     product(x + row * K, block, bias ? bias + from - begin : bias, out, stride, rows, to - from, K,
             ld, relu);
@@ -235,7 +237,7 @@ static void lanes_of(AtenTensorHandle out, AtenTensorHandle x, AtenTensorHandle 
   aoti_torch_get_data_ptr(x, &from);
   aoti_torch_get_data_ptr(packed, &weight);
   aoti_torch_get_sizes(packed, &shape);
-  const bool made = lanes == 0; /* with a block for each lane in place of shares of one weight */
+  const bool made = lanes == 0; /* a weight for each lane in place of shares of one */
   lanes = made ? shape[0] : lanes;
   total = made ? N : shape[0], K = shape[1];
   aoti_torch_get_numel(out, &elements);
@@ -250,7 +252,7 @@ static void lanes_of(AtenTensorHandle out, AtenTensorHandle x, AtenTensorHandle 
     const int64_t begin = made ? 0 : l * (total / lanes);
     lane((const T *)from + l * step, blocks, bias ? bias + l * N : bias,
          (float *)to + (lanes > 1 ? l * strides[0] : 0), strides[dims - 2], M, N, K, begin, total,
-         relu);
+         made, relu);
   }
 }
 } // namespace recreplay

@@ -18,7 +18,7 @@ from torch import fx
 
 from recreplay.capture.specialise import Program
 from recreplay.capture.views import slice_arguments
-from recreplay.runtime.packed_linear import COLUMNS, packed_linear_operator
+from recreplay.runtime.packed_linear import packed_linear_operator
 
 aten = torch.ops.aten
 _BATCHED = (aten.bmm.default, aten.baddbmm.default)
@@ -89,7 +89,7 @@ def _pack_lanes(program: Program, node: fx.Node, even: bool) -> None:
     if source.meta["val"].dtype != torch.float32 or node.kwargs:
         return
     if storage is None:
-        if not _is_made_by_lane(turned):
+        if not _is_made(turned):
             return
     elif even and storage.meta["val"].shape[1] % 2:
         return
@@ -112,13 +112,10 @@ def _pack_lanes(program: Program, node: fx.Node, even: bool) -> None:
         _replace(program, node, source, storage, added, lanes=lanes, columns=columns)
 
 
-def _is_made_by_lane(weight: fx.Node) -> bool:
-    """Whether a weight is what `split_linears` makes of a stored one, as narrow as one block."""
-    return (
-        weight.target in (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor)
-        and weight.meta["val"].dtype == torch.float32
-        and weight.meta["val"].shape[2] <= COLUMNS
-    )
+def _is_made(weight: fx.Node) -> bool:
+    """Whether a weight is what `split_linears` makes of a stored one, for each lane."""
+    sums = (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor)
+    return weight.target in sums and weight.meta["val"].dtype == torch.float32
 
 
 def _storage(turned: fx.Node) -> fx.Node | None:

@@ -191,11 +191,11 @@ def test_scores_are_the_models(captured: Capture, parts: Parts, bias: bool) -> N
 
 
 class Units(nn.Module):
-    """Two units: one block of columns for each list, and more columns than a block has."""
+    """Two units: of fewer columns than a block has, and of more."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.narrow, self.wide = Unit(common, 36), Unit(paper, 70)
+        self.narrow, self.wide = Unit(common, 36), Unit(paper, 150)
 
     def forward(self, items: Tensor, vector: Tensor) -> Tensor:
         return self.narrow(items, vector) + self.wide(items, vector)

@@ -87,7 +87,7 @@ def test_the_operator_is_a_linear_layer_a_lane(
 @given(
     lists=st.sampled_from([1, 3]),
     rows=st.sampled_from([1, 7]),
-    columns=st.sampled_from([1, 36, COLUMNS]),
+    columns=st.sampled_from([1, 36, COLUMNS + 2]),
     biased=st.booleans(),
     relu=st.booleans(),
 )
