@@ -28,24 +28,17 @@ constexpr int64_t kWorthThreads = 1 << 18; /* multiply-adds */
 constexpr int64_t kNarrow = 4;   /* columns, of which the product fills its registers badly */
 constexpr int64_t kShort = 512;  /* rows of so few columns that are kept on the stack */
 
-/* Spelt out, because a package's wrapper is compiled without vectorising loops. */
+/* A sum of so many at once, which the compiler may not make of one. */
 typedef float Vector __attribute__((vector_size(64), aligned(4), may_alias));
 constexpr int64_t kWide = sizeof(Vector) / sizeof(float);
 
 static void finish(float *y, int64_t rows, int64_t width, int64_t stride, const float *bias,
                    bool relu) {
-  for (int64_t i = 0; i < rows; i++, y += stride) {
-    int64_t j = 0;
-    for (; j + kWide <= width; j += kWide) {
-      Vector v = *(const Vector *)(y + j);
-      if (bias) v += *(const Vector *)(bias + j);
-      *(Vector *)(y + j) = relu ? (v < 0 ? Vector{} : v) : v; /* keeps NaN */
-    }
-    for (; j < width; j++) {
+  for (int64_t i = 0; i < rows; i++, y += stride)
+    for (int64_t j = 0; j < width; j++) {
       const float v = bias ? y[j] + bias[j] : y[j];
-      y[j] = relu && v < 0 ? 0 : v;
+      y[j] = relu && v < 0 ? 0 : v; /* keeps NaN */
     }
-  }
 }
 
 /* The product of K values with a column that has zeros behind it. */
@@ -99,11 +92,14 @@ static inline __m512 step(const float *x, __m512 weight, __m512 sum) {
 }
 
 #ifdef __AVX512BF16__
+constexpr bool kPairs = true;
 static inline __m512 step(const c10::BFloat16 *x, __m512 weight, __m512 sum) {
   int32_t pair;
   memcpy(&pair, x, sizeof pair);
   return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_set1_epi32(pair), (__m512bh)weight);
 }
+#else
+constexpr bool kPairs = false;
 #endif
 
 /* R rows by `columns` of a block, which are V vectors, the last of them perhaps in part. */
@@ -147,8 +143,8 @@ static void tile(const T *x, const T *block, const float *bias, float *y, int64_
 template <int V, typename T>
 static void tiles(const T *x, const T *block, const float *bias, float *y, int64_t stride,
                   int64_t M, int64_t columns, int64_t K, int64_t ld, bool relu) {
-  constexpr decltype(&tile<1, V, T>) of[kTile] = {tile<1, V, T>, tile<2, V, T>, tile<3, V, T>,
-                                                  tile<4, V, T>, tile<5, V, T>, tile<6, V, T>};
+  static constexpr decltype(&tile<1, V, T>) of[kTile] = {
+      tile<1, V, T>, tile<2, V, T>, tile<3, V, T>, tile<4, V, T>, tile<5, V, T>, tile<6, V, T>};
   for (int64_t left = (M + kTile - 1) / kTile; left > 0; left--) {
     const int64_t rows = (M + left - 1) / left; /* as even as can be */
     of[rows - 1](x, block, bias, y, stride, columns, K, ld, relu);
@@ -156,34 +152,21 @@ static void tiles(const T *x, const T *block, const float *bias, float *y, int64
   }
 }
 
-/* y [M, columns] = x [M, K] by some columns of a block. */
-template <typename T>
-static void own_product(const T *x, const T *block, const float *bias, float *y, int64_t stride,
-                        int64_t M, int64_t columns, int64_t K, int64_t ld, bool relu) {
-  constexpr decltype(&tiles<1, T>) of[] = {tiles<1, T>, tiles<2, T>, tiles<3, T>, tiles<4, T>};
-  of[(columns - 1) / kWide](x, block, bias, y, stride, M, columns, K, ld, relu);
-}
-
-static inline void product(const float *x, const float *block, const float *bias, float *y,
-                           int64_t stride, int64_t M, int64_t columns, int64_t K, int64_t ld,
-                           bool relu) {
-  own_product(x, block, bias, y, stride, M, columns, K, ld, relu);
-}
 #endif
 
-#ifdef __AVX512BF16__
-static inline void product(const c10::BFloat16 *x, const c10::BFloat16 *block, const float *bias,
-                           float *y, int64_t stride, int64_t M, int64_t columns, int64_t K,
-                           int64_t ld, bool relu) {
-  own_product(x, block, bias, y, stride, M, columns, K, ld, relu);
-}
-#endif
-
-/* The same by oneDNN, on other processors. With AVX-512 it is as fast once its code and the weight
-   are in a cache, and slower by 1.1 to 1.8 times at 4 to 16 rows when they are not. */
+/* y [M, columns] = x [M, K] by some columns of a block. With AVX-512, oneDNN's product is as fast as
+   ours once its code and the weight are in a cache, and slower by 1.1 to 1.8 times at 4 to 16 rows
+   when they are not. */
 template <typename T>
 static void product(const T *x, const T *block, const float *bias, float *y, int64_t stride,
                     int64_t M, int64_t columns, int64_t K, int64_t ld, bool relu) {
+#ifdef __AVX512F__
+  if constexpr (sizeof(T) == 4 || kPairs) {
+    static constexpr decltype(&tiles<1, T>) of[] = {tiles<1, T>, tiles<2, T>, tiles<3, T>,
+                                                    tiles<4, T>};
+    return of[(columns - 1) / kWide](x, block, bias, y, stride, M, columns, K, ld, relu);
+  }
+#endif
   at::native::cpublas::brgemm(M, columns, K, K, ld, stride, false, x, block, y, sizeof(T) == 2);
   if (bias || relu) finish(y, M, columns, stride, bias, relu);
 }

@@ -20,14 +20,13 @@ _VIEW = re.compile(
 
 def views_as_pointers(source: str) -> str:
     """`source` without the views that only give their address and are dropped."""
-    for name, base, offset in reversed(_VIEW.findall(source)):
-        source = _inlined(source, name, base, int(offset))
+    for view in reversed(list(_VIEW.finditer(source))):  # whose places a change behind them keeps
+        source = _inlined(source, view)
     return source
 
 
-def _inlined(source: str, name: str, base: str, offset: int) -> str:
-    view = re.search(rf"^ *auto {name} = .*\n", source, re.MULTILINE)
-    assert view is not None
+def _inlined(source: str, view: re.Match[str]) -> str:
+    name, base, offset = view.groups()
     before, after = source[: view.start()], source[view.end() :]
     held = re.search(rf"\b{base}\.reset\(\);", after)
     while_held, later = (after[: held.start()], after[held.start() :]) if held else (after, "")

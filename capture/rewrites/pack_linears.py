@@ -75,7 +75,8 @@ def _pack(program: Program, node: fx.Node) -> None:
     source, weight, *bias = node.args
     assert isinstance(weight, fx.Node)
     columns = int(weight.meta["val"].shape[0])
-    _replace(program, node, source, weight, bias[0] if bias else None, lanes=1, columns=columns)
+    packed = _packed(program, weight)
+    _replace(program, node, source, packed, bias[0] if bias else None, lanes=1, columns=columns)
 
 
 def _pack_lanes(program: Program, node: fx.Node, even: bool) -> None:
@@ -107,9 +108,10 @@ def _pack_lanes(program: Program, node: fx.Node, even: bool) -> None:
         if alone.meta["val"].shape == (1, *source.meta["val"].shape[1:]):
             source = alone
     if storage is None:
-        _put(program, node, node.args[-2], turned, added, lanes=0, columns=columns)
+        _replace(program, node, node.args[-2], turned, added, lanes=0, columns=columns)
     else:
-        _replace(program, node, source, storage, added, lanes=lanes, columns=columns)
+        packed = _packed(program, storage)
+        _replace(program, node, source, packed, added, lanes=lanes, columns=columns)
 
 
 def _is_made(weight: fx.Node) -> bool:
@@ -138,21 +140,12 @@ def _storage(turned: fx.Node) -> fx.Node | None:
     return storage if whole and str(storage.target).startswith("weight:") else None
 
 
-def _replace(
-    program: Program,
-    node: fx.Node,
-    source: Any,
-    storage: fx.Node,
-    bias: Any,
-    lanes: int,
-    columns: int,
-) -> None:
+def _packed(program: Program, storage: fx.Node) -> fx.Node:
     name = str(storage.target).partition(":")[2]
-    packed = program.source("packed", name, storage.meta["val"])
-    _put(program, node, source, packed, bias, lanes, columns)
+    return program.source("packed", name, storage.meta["val"])
 
 
-def _put(
+def _replace(
     program: Program,
     node: fx.Node,
     source: Any,
