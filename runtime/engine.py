@@ -105,7 +105,7 @@ class Runtime:
                 f"{wanted!r}; capture it again with device={wanted.partition(':')[0]!r}"
             )
         options = serving or Serving(lanes=1 if lanes is None else lanes)
-        loader = LaneLoader(artifact, wanted, check)
+        loader = LaneLoader(artifact, wanted, check, options.wait)
         runtime = cls(artifact, loader.lane(), loader, options, check)
         try:
             runtime._self_test()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from recreplay.runtime.artifact import CONSTANTS, FILLER, WEIGHTS, Artifact, check_environment
 from recreplay.runtime.fill import Check
 from recreplay.runtime.manifest import Manifest
+from recreplay.runtime.serving import Wait
 
 if TYPE_CHECKING:
     import torch
@@ -20,12 +21,13 @@ if TYPE_CHECKING:
 class LaneLoader:
     """Holds the weights of an artifact on a device, and makes lanes that share them."""
 
-    def __init__(self, artifact: Artifact, wanted: str, check: Check) -> None:
+    def __init__(self, artifact: Artifact, wanted: str, check: Check, wait: Wait = "spin") -> None:
         from recreplay.runtime.devices import open_device
         from recreplay.runtime.weight_copies import copy_names, make_copies
         from recreplay.runtime.weights import load_tensors, with_views
 
-        self._artifact, self._wanted, self._check = artifact, wanted, check
+        self._artifact, self._wanted = artifact, wanted
+        self._check, self._wait = check, wait
         root, manifest = artifact.path, artifact.manifest
         device = open_device(wanted)
         try:
@@ -50,7 +52,7 @@ class LaneLoader:
         from recreplay.runtime.devices import open_device
 
         artifact = self._artifact
-        device = open_device(self._wanted)
+        device = open_device(self._wanted, self._wait)
         return open_lane(artifact.manifest, artifact.path, device, self.tensors(), self._check)
 
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from recreplay.runtime.errors import RecReplayError
 
+_LEAST = {"lanes": 1, "max_queue": 1, "chunk_rows": 1, "max_delay_us": 0, "deadline_us": 1}
 SERVING = "serving.json"
+Wait = Literal["spin", "block"]
 
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """Options of `Runtime.load`. All but `lanes` are about `submit` and `arun`.
+    """Options of `Runtime.load`. All but `lanes` and `wait` are about `submit` and `arun`.
 
     `lanes`: how many requests replay at the same time.
     `max_delay_us`: None runs each request by itself. A number packs requests that wait into one
@@ -25,6 +27,9 @@ class Serving:
     `max_queue`: requests (or parts) that may wait; beyond, `Overloaded` is raised.
     `deadline_us`: how long a request may wait before its replay begins, unless it says otherwise;
     then it is answered by `DeadlineExceeded`.
+    `wait`: on CUDA, whether the thread of a replay keeps a core until the replay has ended
+    (`"spin"`), or sleeps and is woken some microseconds late (`"block"`), which leaves cores to
+    others where lanes are many. On a CPU the thread is the one that computes.
     """
 
     lanes: int = 1
@@ -32,18 +37,20 @@ class Serving:
     chunk_rows: int | None = None
     max_queue: int = 1024
     deadline_us: int | None = None
+    wait: Wait = "spin"
 
     def __post_init__(self) -> None:
-        least = {"lanes": 1, "max_queue": 1, "chunk_rows": 1, "max_delay_us": 0, "deadline_us": 1}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if value is None and field.default is None:
+        defaults = {field.name: field.default for field in fields(self)}
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is None and defaults[name] is None:
                 continue
-            if type(value) is not int or value < least[field.name]:
+            if type(value) is not int or value < least:
                 raise RecReplayError(
-                    f"{field.name} is {value!r}; expected a whole number, {least[field.name]} or "
-                    "more"
+                    f"{name} is {value!r}; expected a whole number, {least} or more"
                 )
+        if self.wait not in get_args(Wait):
+            raise RecReplayError(f"wait is {self.wait!r}; expected 'spin' or 'block'")
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

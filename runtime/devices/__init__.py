@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from recreplay.runtime.devices.base import Device, Graph, Recording, Staging
 from recreplay.runtime.errors import EnvironmentMismatchError, RecReplayError
+from recreplay.runtime.serving import Wait
 
 __all__ = ["Device", "Graph", "Recording", "Staging", "open_device"]
 
 
-def open_device(name: str) -> Device:
-    """The back-end for `cpu`, `cuda` or `cuda:N`."""
+def open_device(name: str, wait: Wait = "spin") -> Device:
+    """The back-end for `cpu`, `cuda` or `cuda:N`; `wait` as in `Serving`."""
     kind, _, index = name.partition(":")
     if kind == "cpu" and not index:
         from recreplay.runtime.devices.cpu import CpuDevice
@@ -25,5 +26,5 @@ def open_device(name: str) -> Device:
             )
         from recreplay.runtime.devices.cuda import CudaDevice
 
-        return CudaDevice(int(index or 0))
+        return CudaDevice(int(index or 0), wait)
     raise RecReplayError(f"unknown device {name!r}; expected 'cpu', 'cuda' or 'cuda:N'")

@@ -26,6 +26,7 @@ import torch
 
 from recreplay.runtime.devices.base import Launch, Recording
 from recreplay.runtime.errors import EnvironmentMismatchError, RecReplayError, ReplayError
+from recreplay.runtime.serving import Wait
 
 _DLPACK_CUDA = 2  # kDLCUDA of dlpack.h
 _WARM_UPS = 3  # torch's own number for graphed callables: lazy loading, autotuning, then steady
@@ -79,21 +80,48 @@ class CudaRecording:
         self._streams[stream].wait_event(event)
 
 
+class Blocking:
+    """Waits for a stream asleep: `cudaStreamSynchronize` keeps a core of its own meanwhile."""
+
+    def __init__(self) -> None:
+        cudart = bindings()
+        flags = cudart.cudaEventBlockingSync | cudart.cudaEventDisableTiming
+        (self._event,) = checked(cudart.cudaEventCreateWithFlags(flags))
+        self._record, self._synchronize = cudart.cudaEventRecord, cudart.cudaEventSynchronize
+        self._destroy = cudart.cudaEventDestroy
+
+    def __call__(self, stream: Any) -> tuple[Any]:
+        """Return when all that is queued on `stream` now has ended; what CUDA says of it."""
+        (recorded,) = self._record(self._event, stream)
+        # An error of the stream sticks, and whoever asks next is told it as well.
+        result: tuple[Any] = self._synchronize(self._event) if int(recorded) == 0 else (recorded,)
+        return result
+
+    def close(self) -> None:
+        self._destroy(self._event)
+
+
 class CudaGraph:
     """A captured bucket: one launch and one wait.
 
     Launched through the driver's bindings: making a stream current in torch costs more than the
-    launch, and both calls release the interpreter lock.
+    launch, and both calls release the interpreter lock. `wait` is `cudaStreamSynchronize`, or does
+    what it does.
     """
 
-    def __init__(self, graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream) -> None:
+    def __init__(
+        self,
+        graph: torch.cuda.CUDAGraph,
+        stream: torch.cuda.Stream,
+        wait: Callable[[Any], tuple[Any]],
+    ) -> None:
         cudart = bindings()
         self.graph = graph
         self._stream = stream
         self._exec = cudart.cudaGraphExec_t(graph.raw_cuda_graph_exec())
         self._on = cudart.cudaStream_t(stream.cuda_stream)
         self._launch = cudart.cudaGraphLaunch
-        self._wait = cudart.cudaStreamSynchronize
+        self._wait = wait
         self._success = cudart.cudaError_t.cudaSuccess
         self._uploads = True
         self._upload_node = _first_node(graph)
@@ -137,13 +165,14 @@ class CudaGraph:
 class CudaDevice:
     type = "cuda"
 
-    def __init__(self, index: int) -> None:
+    def __init__(self, index: int, wait: Wait = "spin") -> None:
         self.torch_device = torch.device("cuda", index)
         torch.cuda.set_device(self.torch_device)
         torch.cuda.init()  # type: ignore[no-untyped-call]
         self._handles: list[Any] = []
         self._streams: list[torch.cuda.Stream] = []
         self._pool = torch.cuda.graph_pool_handle()
+        self._blocking = Blocking() if wait == "block" else None
 
     def fingerprint(self) -> dict[str, str]:
         found = torch.cuda.get_device_properties(self.torch_device)
@@ -197,7 +226,8 @@ class CudaDevice:
                     graph.capture_end()
             torch._C._cuda_clearCublasWorkspaces()
         graph.instantiate()
-        captured = CudaGraph(graph, used[0])
+        wait = self._blocking or bindings().cudaStreamSynchronize
+        captured = CudaGraph(graph, used[0], wait)
         captured.upload()
         return captured
 
@@ -208,6 +238,8 @@ class CudaDevice:
     def close(self) -> None:
         cudart = bindings()
         torch.cuda.synchronize(self.torch_device)
+        if self._blocking is not None:
+            self._blocking.close()
         for handle in self._handles:
             checked(cudart.cudaStreamDestroy(handle))
         self._handles.clear()
