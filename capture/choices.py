@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from recreplay.capture.assign import STRATEGIES
+from recreplay.capture.compilers.inductor import AUTOTUNED
 from recreplay.capture.precision import CASTS
 
 Tune = Literal["off", "quick", "full"]
@@ -42,7 +43,7 @@ def choices(
     graph replays serially, so more streams are only more segments. `free_strategy`: whether the
     strategy may differ from the given one. `tensorrt`: whether engines for dense segments can be
     built here. Where products are given a lower precision, float32 is tried too: of few rows it may
-    be faster.
+    be faster. On CUDA, `full` also measures kernels of products, bucket by bucket.
     """
     if tune == "off":
         return [given]
@@ -53,6 +54,8 @@ def choices(
     if given.precision in CASTS:
         wide = found if tune == "full" else [given]
         found += [replace(choice, precision="fp32") for choice in wide]
+    if device == "cuda" and tune == "full" and given.compiler == "inductor":
+        found.append(replace(given, compiler=AUTOTUNED))
     if tensorrt and given.compiler == "inductor":
         found.append(replace(given, compiler="tensorrt"))
     return list(dict.fromkeys(found))

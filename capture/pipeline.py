@@ -18,6 +18,7 @@ from recreplay.capture.assign import STRATEGIES, Strategy
 from recreplay.capture.choices import TUNES, Choice, Tune, choices
 from recreplay.capture.compilers import COMPILERS
 from recreplay.capture.compilers.c_library import build_c_library
+from recreplay.capture.compilers.inductor import AUTOTUNED, autotune_problem
 from recreplay.capture.compilers.tensorrt import PRECISIONS, tensorrt_problem
 from recreplay.capture.compilers.toolchain import (
     cxx_compiler,
@@ -95,7 +96,8 @@ def capture(
       given.
     - `streams`: the most streams that a plan may use.
     - `compiler`: `"inductor"` or `"eager"`; by default inductor where this machine can compile,
-      else eager with a notice. `"tensorrt"`, `"tensorrt-tf32"` and `"tensorrt-fp16"` build engines
+      else eager with a notice. `"inductor-max-autotune"` (CUDA) measures kernels of matrix
+      products for each bucket, and takes minutes. `"tensorrt"`, `"tensorrt-tf32"` and `"tensorrt-fp16"` build engines
       for dense segments and give the rest to inductor.
     - `rewrites`: which of `REWRITES` to apply.
     - `threads`: CPU threads that compiled segments use inside of one request.
@@ -250,6 +252,8 @@ def _choose_compiler(compiler: str | None, device: str) -> tuple[str, list[str]]
             raise CaptureError(f"unknown compiler {compiler!r}; expected one of {known}")
         if compiler in PRECISIONS and (problem := tensorrt_problem(device)) is not None:
             raise CompilerError(f"compiler {compiler!r} cannot be used: {problem}")
+        if compiler == AUTOTUNED and (problem := autotune_problem(device)) is not None:
+            raise CompilerError(f"compiler {compiler!r} cannot be used: {problem}")
         return compiler, []
     problem = inductor_problem(device)
     if problem is None:
@@ -263,7 +267,7 @@ def _useless_rewrites(compiler: str, device: str) -> set[str]:
     # A fused loop needs a compiler that fuses; operator by operator, it is only more operators.
     # Functions of our own are compiled into packages.
     own = {"pack_linears", "pool_bytes"}
-    useless = set() if compiler == "inductor" else {"inline_linears", *own}
+    useless = set() if compiler in ("inductor", AUTOTUNED) else {"inline_linears", *own}
     if device != "cpu":
         useless |= {"turn_linears", *own}
     elif platform.machine() not in ("x86_64", "AMD64"):

@@ -29,8 +29,8 @@ Streams = Annotated[int, typer.Option(help="The most streams that a plan may use
 Compiler = Annotated[
     str | None,
     typer.Option(
-        help="inductor, eager or, for dense segments on CUDA, tensorrt, tensorrt-tf32, "
-        "tensorrt-fp16. [dim]Default: inductor where this machine can compile, else "
+        help="inductor, eager or, on CUDA, inductor-max-autotune and, for dense segments, "
+        "tensorrt, tensorrt-tf32, tensorrt-fp16. [dim]Default: inductor where this machine can compile, else "
         "eager with a notice.[/]"
     ),
 ]

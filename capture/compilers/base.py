@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from recreplay.capture.compilers.eager import EagerCompiler
-from recreplay.capture.compilers.inductor import InductorCompiler
+from recreplay.capture.compilers.inductor import AUTOTUNED, InductorCompiler
 from recreplay.capture.compilers.tensorrt import PRECISIONS, TensorRTCompiler
 from recreplay.capture.sharing import Code
 from recreplay.runtime.manifest import Package
@@ -28,7 +28,7 @@ class SegmentCompiler(Protocol):
         it."""
 
 
-COMPILERS = ("eager", "inductor", *PRECISIONS)
+COMPILERS = ("eager", "inductor", AUTOTUNED, *PRECISIONS)
 
 
 def get_compiler(name: str, threads: int, tf32: bool = False) -> SegmentCompiler:
@@ -37,4 +37,4 @@ def get_compiler(name: str, threads: int, tf32: bool = False) -> SegmentCompiler
         return EagerCompiler()
     if name in PRECISIONS:
         return TensorRTCompiler(name, threads)
-    return InductorCompiler(threads, tf32)
+    return InductorCompiler(threads, tf32, name == AUTOTUNED)

@@ -25,16 +25,31 @@ from recreplay.runtime.errors import CompilerError
 from recreplay.runtime.manifest import Package
 from recreplay.runtime.scratch import drop_scratch, make_scratch
 
+AUTOTUNED = "inductor-max-autotune"
 _WORKER = "recreplay.capture.compilers.inductor_worker"
 _SIGN_OF_LIFE = 5.0  # seconds
 
 
-class InductorCompiler:
-    name = "inductor"
-    dynamic_batch = True
+def autotune_problem(device: str) -> str | None:
+    """Why inductor cannot choose kernels of matrix products by measuring them, or None."""
+    if device.startswith("cuda"):
+        return None
+    return (
+        "it measures kernels for CUDA; on a CPU inductor's own products want weights that are "
+        "compiled in, and packages hold none. Use 'inductor', whose layers pack_linears runs"
+    )
 
-    def __init__(self, threads: int, tf32: bool = False) -> None:
-        self._threads, self._tf32 = threads, tf32
+
+class InductorCompiler:
+    """With `autotune`, matrix products run by the kernel that was fastest here for their sizes:
+    a library's or one of inductor's templates, with what surrounds them fused into it."""
+
+    def __init__(self, threads: int, tf32: bool = False, autotune: bool = False) -> None:
+        self.name = AUTOTUNED if autotune else "inductor"
+        # What is chosen for its sizes is chosen for one bucket.
+        self.dynamic_batch = not autotune
+        self._tf32, self._autotune = tf32, autotune
+        self._settings = {"cpp.threads": threads, "max_autotune": autotune}
 
     def compile(
         self,
@@ -49,14 +64,15 @@ class InductorCompiler:
             build_c_library("launch.c", folder / LAUNCHER)
         # Largest first, dealt out in turn, so that no core ends up with all the long ones.
         waiting = sorted(codes, key=lambda k: -len(json.dumps(codes[k].to_json())))
-        cores = min(len(waiting), os.cpu_count() or 1)
+        # One at a time where kernels are measured, so that none disturbs another.
+        cores = 1 if self._autotune else min(len(waiting), os.cpu_count() or 1)
         scratch = make_scratch()
         workers: list[_Worker] = []
         try:
             for number in range(cores):
                 job = {
                     "device": device,
-                    "threads": self._threads,
+                    "settings": self._settings,
                     "tf32": self._tf32,
                     "scratch": str(scratch),
                     "codes": {k: _to_json(codes[k]) for k in waiting[number::cores]},

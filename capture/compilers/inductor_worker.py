@@ -143,8 +143,8 @@ def compile_module(module: Module, settings: dict[str, Any], scratch: str, targe
 
 def main(job_file: str, folder: str) -> None:
     job = json.loads(Path(job_file).read_text())
-    settings = {"cpp.threads": job["threads"]}
-    functions = OwnFunctions(job["threads"])
+    settings = job["settings"]
+    functions = OwnFunctions(settings["cpp.threads"])
     use_pointers()
     if job["tf32"]:
         torch.set_float32_matmul_precision("high")  # what Triton kernels of products are made with

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from recreplay.capture import capture
 from recreplay.capture.choices import Choice, choices
+from recreplay.capture.compilers.inductor import AUTOTUNED
 from recreplay.capture.schedule import side_by_side
 from recreplay.capture.tune import choose, hopeless
 from recreplay.models import streamrec
@@ -51,6 +52,7 @@ def test_quick_on_a_gpu_tries_one_stream_and_several() -> None:
 
 def test_full_on_a_gpu_tries_every_strategy_and_width() -> None:
     found = choices("full", GIVEN, "cuda", True)
+    assert found.pop() == replace(GIVEN, compiler=AUTOTUNED)
     several = {(c.strategy, c.streams) for c in found} - {("single", 1)}
     assert several == {(s, k) for s in ("feature", "matching", "greedy") for k in (2, 4, 8)}
     assert len(found) == len(set(found)) == 10 * 5

@@ -1,0 +1,59 @@
+"""Inductor with kernels of products chosen by measurement: where it may be asked for, and how the
+workers are told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recreplay.capture import capture
+from recreplay.capture.compilers import get_compiler, inductor
+from recreplay.capture.compilers.inductor import AUTOTUNED
+from recreplay.capture.segments import SegmentCode
+from recreplay.models import MODELS
+from recreplay.runtime.errors import CompilerError
+
+
+def test_on_a_cpu_it_is_refused(tmp_path: Path) -> None:
+    model = MODELS["ncf"].factory(rows_scale=1e-4)
+    with pytest.raises(
+        CompilerError,
+        match=r"^compiler 'inductor-max-autotune' cannot be used: it measures kernels for CUDA; on",
+    ):
+        capture(model, out=tmp_path / "m.rr", buckets=[2], compiler=AUTOTUNED)
+    assert not list(tmp_path.iterdir())
+
+
+class Worker:
+    """Keeps its job, and has none of the process that does it."""
+
+    def __init__(self, base: Path, job: dict[str, Any], target: Path) -> None:
+        jobs.append(json.loads(json.dumps(job)))
+
+    def stop(self) -> None:
+        pass
+
+
+jobs: list[dict[str, Any]] = []
+
+
+@pytest.mark.parametrize(("name", "workers"), [("inductor", 3), (AUTOTUNED, 1)])
+def test_kernels_are_measured_one_segment_at_a_time(
+    name: str, workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inductor, "_Worker", Worker)
+    monkeypatch.setattr(inductor, "_wait", lambda *_: None)
+    monkeypatch.setattr(inductor.os, "cpu_count", lambda: 3)
+    jobs.clear()
+    compiler = get_compiler(name, threads=2, tf32=True)
+    codes = {f"code{i}": SegmentCode((), (), (), (), ()) for i in range(4)}
+    packages = compiler.compile(codes, tmp_path, "cuda", print)
+    assert {package.compiler for package in packages.values()} == {"inductor"}
+    assert [len(job["codes"]) for job in jobs] == ([2, 1, 1] if workers == 3 else [4])
+    for job in jobs:
+        assert job["settings"] == {"cpp.threads": 2, "max_autotune": name == AUTOTUNED}
+        assert job["tf32"]
+    assert compiler.dynamic_batch == (name == "inductor")
