@@ -1,8 +1,8 @@
 """Filling by a library that capture put into the artifact: one call for all inputs of a request.
 
-It takes the place of `recreplay.runtime.fill.Fill` for requests whose arrays are numpy's own and of
-exactly the captured dtypes; all others go that way. Without a C compiler at capture there is no
-library, and every request does.
+It takes the place of `recreplay.runtime.fill.Fill` for requests whose arrays are numpy's own, or
+tensors of torch in the host's memory, and of exactly the captured dtypes; all others go that way.
+Without a C compiler at capture there is no library, and every request does.
 
 The library reads arrays as numpy lays them out in memory. That is proved on an array when it is
 loaded; an interpreter that lays objects out otherwise (a free-threaded one does) has none.
@@ -21,6 +21,7 @@ from recreplay.runtime.blocks import Block
 from recreplay.runtime.fill import Fill, Filler
 from recreplay.runtime.id_check import IdCheck, column_check, whole_check
 from recreplay.runtime.spec import DTYPES
+from recreplay.runtime.tensor_exchange import dlpack_type, tensor_reader
 
 Array = np.ndarray[Any, Any]
 _OTHER_ARRAYS, _BAD_IDS = 1, 2  # what the library answers, besides 0
@@ -38,7 +39,15 @@ class _Input(ctypes.Structure):
         ("limit", ctypes.c_uint64),
         ("row_dimensions", ctypes.c_int32),
         ("id_bytes", ctypes.c_int32),
+        ("code", ctypes.c_uint8),
+        ("bits", ctypes.c_uint8),
     )
+
+
+class _Rows(ctypes.Structure):
+    """`struct rows` of fill.c."""
+
+    _fields_ = (("first", ctypes.c_void_p), ("step", ctypes.c_ssize_t))
 
 
 class _Fill(ctypes.Structure):
@@ -46,12 +55,16 @@ class _Fill(ctypes.Structure):
 
     _fields_ = (
         ("type", ctypes.c_void_p),
+        ("tensor", ctypes.c_void_p),
+        ("read", ctypes.c_void_p),
+        ("is_negative", ctypes.c_void_p),
+        ("no", ctypes.c_void_p),
         ("rows", ctypes.c_size_t),
         ("size", ctypes.c_size_t),
         ("row_bytes", ctypes.c_size_t),
         ("count", ctypes.c_size_t),
         ("inputs", ctypes.c_void_p),
-        ("arrays", ctypes.c_void_p),
+        ("values", ctypes.c_void_p),
     )
 
 
@@ -69,6 +82,7 @@ class FillLibrary:
         self._reads.argtypes += [ctypes.c_void_p] * 2
         self._same_dtype = library.recreplay_same_dtype
         self._same_dtype.argtypes = [ctypes.py_object] * 2
+        self.tensors = _tensors()
 
     def reads_arrays(self) -> bool:
         """Whether this process's numpy keeps arrays and dtypes where the library looks for them."""
@@ -119,20 +133,21 @@ class NativeFill:
             inputs |= _inputs(block, limits, rows)
         ordered = [inputs[name] for name in filler.order]
         array = (_Input * len(ordered))(*ordered)
-        arrays = (ctypes.c_void_p * len(ordered))()
+        values = (_Rows * len(ordered))()
         call = _Fill(
             id(np.ndarray),
+            *library.tensors,
             n,
             filler.size,
             sum(i.row_bytes for i in ordered),
             len(ordered),
             ctypes.addressof(array),
-            ctypes.addressof(arrays),
+            ctypes.addressof(values),
         )
         self._argument = ctypes.addressof(call)
-        self._kept = (call, array, arrays, rows)  # what the argument points to
+        self._kept = (call, array, values, rows)  # what the argument points to
 
-    def __call__(self, values: Sequence[Array], first_row: int = 0) -> int:
+    def __call__(self, values: Sequence[Any], first_row: int = 0) -> int:
         """Copy, pad, check; returns how many ids were clamped.
 
         `first_row`: the row of the request that row 0 of these is, for messages.
@@ -157,6 +172,16 @@ class NativeFill:
         return self._filler.check(self._checks, self._n, first_row)
 
 
+def _tensors() -> tuple[int | None, ...]:
+    """What `_Fill` says of tensors: their type, and how they are read."""
+    import torch
+
+    read = tensor_reader()
+    kind = None if read is None else id(torch.Tensor)
+    # Python's own objects of a module and of the interpreter, which live as long as the process.
+    return kind, read, id(torch.Tensor.is_neg), id(False)
+
+
 def _inputs(block: Block, limits: Array | None, rows: list[object]) -> dict[str, _Input]:
     """The inputs of a block by name; the shapes that they point to are kept in `rows`."""
     view = block.view
@@ -172,6 +197,7 @@ def _inputs(block: Block, limits: Array | None, rows: list[object]) -> dict[str,
             0 if limits is None else int(limits[i]),
             len(row),
             0 if limits is None else view.dtype.itemsize,
+            *dlpack_type(view.dtype),
         )
         for i, name in enumerate(block.names)
     }

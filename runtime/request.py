@@ -167,8 +167,8 @@ def _as_numpy(value: Any, spec: InputSpec) -> Array:
 def _tensor_as_numpy(tensor: Any) -> Array:
     try:
         array: Array = tensor.numpy()  # which is half of the cost of all that there might be to do
-    except (RuntimeError, TypeError):  # not on the CPU, or it requires a gradient
-        array = tensor.detach().cpu().numpy()
+    except (RuntimeError, TypeError):  # not on the CPU, with a gradient, or to be negated
+        array = tensor.detach().cpu().resolve_neg().numpy()
     return array
 
 

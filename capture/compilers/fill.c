@@ -3,7 +3,8 @@
 
    Arrays and dtypes are read as numpy lays them out (PyArrayObject_fields and PyArray_Descr of
    ndarraytypes.h, the same in numpy 1 and 2). Whoever loads this library proves by
-   `recreplay_reads` and `recreplay_same_dtype` that it is so in his process. */
+   `recreplay_reads` and `recreplay_same_dtype` that it is so in his process. Tensors of torch are
+   read by the function of torch's own that DLPack's exchange table names. */
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -38,6 +39,37 @@ struct array {
   const struct dtype *dtype;
 };
 
+/* DLTensor of dlpack.h, version 1. */
+struct tensor {
+  char *data;
+  int32_t device; /* its kind */
+  int32_t device_number;
+  int32_t dimensions;
+  uint8_t code;
+  uint8_t bits;
+  uint16_t lanes;
+  const int64_t *shape;
+  const int64_t *strides; /* in elements */
+  uint64_t offset;
+};
+
+enum { ON_CPU = 1, FLOAT = 2 }; /* kDLCPU, kDLFloat */
+
+/* What an array or a tensor says of itself. */
+struct view {
+  const char *data;
+  int dimensions;
+  const ptrdiff_t *shape;
+  const ptrdiff_t *strides;
+  ptrdiff_t unit; /* bytes that strides count */
+};
+
+/* Where the rows of an input are. */
+struct rows {
+  const char *first;
+  ptrdiff_t step;
+};
+
 struct input {
   char *staged;
   const struct dtype *dtype;
@@ -46,22 +78,31 @@ struct input {
   uint64_t limit; /* ids must be below; not looked at where `id_bytes` is 0 */
   int32_t row_dimensions;
   int32_t id_bytes; /* 4 or 8 */
+  uint8_t code; /* the dtype as DLPack has it */
+  uint8_t bits;
 };
 
 struct recreplay_fill {
   void *type; /* numpy.ndarray */
+  void *tensor; /* torch.Tensor; NULL where torch has no exchange table */
+  int (*read)(void *, struct tensor *);
+  void *is_negative; /* torch.Tensor.is_neg */
+  void *no; /* False */
   size_t rows; /* of a request */
   size_t size; /* of the bucket */
   size_t row_bytes; /* of all inputs */
   size_t count;
   const struct input *inputs;
-  const struct array **arrays; /* room for `count` */
+  struct rows *values; /* room for `count` */
 };
 
 enum { FILLED, OTHER_ARRAYS, BAD_IDS };
 
 extern void *PyTuple_GetItem(void *, ptrdiff_t); /* Python's stable ABI */
 extern ptrdiff_t PyTuple_Size(void *);
+extern void *PyObject_CallFunctionObjArgs(void *, ...);
+extern void Py_DecRef(void *);
+extern void PyErr_Clear(void);
 extern void *PyEval_SaveThread(void);
 extern void PyEval_RestoreThread(void *);
 
@@ -101,27 +142,62 @@ static int any_bad(const struct input *input, size_t rows) {
   return 0;
 }
 
-static int fits(const struct array *array, const struct input *input, size_t rows, void *type) {
-  if (array->type != type || !recreplay_same_dtype(array->dtype, input->dtype)) return 0;
-  if (array->dimensions != input->row_dimensions + 1 || array->shape[0] != (ptrdiff_t)rows)
+/* The kind of an object: the second word of all of them. */
+static const void *type_of(const void *object) { return ((const struct array *)object)->type; }
+
+/* Torch negates the imaginary part of a conjugate when it is read, and not what DLPack shows. */
+static int is_negative(void *object, const struct recreplay_fill *fill) {
+  void *answer = PyObject_CallFunctionObjArgs(fill->is_negative, object, NULL);
+  if (answer == NULL) PyErr_Clear();
+  else Py_DecRef(answer);
+  return answer != fill->no;
+}
+
+static int view_of_tensor(void *object, const struct input *input,
+                          const struct recreplay_fill *fill, struct view *view) {
+  struct tensor tensor;
+  if (fill->read(object, &tensor) != 0) {
+    PyErr_Clear(); /* of what has no memory of its own, or none here */
     return 0;
+  }
+  if (tensor.device != ON_CPU || tensor.data == NULL || tensor.lanes != 1 || tensor.strides == NULL)
+    return 0;
+  if (tensor.code != input->code || tensor.bits != input->bits) return 0;
+  if (tensor.code == FLOAT && is_negative(object, fill)) return 0;
+  _Static_assert(sizeof(ptrdiff_t) == sizeof(int64_t), "strides are read as ptrdiff_t");
+  *view = (struct view){tensor.data + tensor.offset, tensor.dimensions,
+                        (const ptrdiff_t *)tensor.shape, (const ptrdiff_t *)tensor.strides,
+                        tensor.bits / 8};
+  return 1;
+}
+
+static int view_of(void *object, const struct input *input, const struct recreplay_fill *fill,
+                   struct view *view) {
+  if (type_of(object) == fill->tensor) return view_of_tensor(object, input, fill, view);
+  const struct array *array = object;
+  if (array->type != fill->type || !recreplay_same_dtype(array->dtype, input->dtype)) return 0;
+  *view = (struct view){array->data, array->dimensions, array->shape, array->strides, 1};
+  return 1;
+}
+
+static int fits(const struct view *view, const struct input *input, size_t rows) {
+  if (view->dimensions != input->row_dimensions + 1 || view->shape[0] != (ptrdiff_t)rows) return 0;
   ptrdiff_t step = (ptrdiff_t)input->row_bytes;
   for (int i = 0; i < input->row_dimensions; i++) {
-    if (array->shape[i + 1] != input->row[i]) return 0;
+    if (view->shape[i + 1] != input->row[i]) return 0;
     step /= input->row[i] ? input->row[i] : 1;
-    if (input->row[i] > 1 && array->strides[i + 1] != step) return 0;
+    if (input->row[i] > 1 && view->strides[i + 1] * view->unit != step) return 0;
   }
   return 1;
 }
 
-static void copy(const struct array *array, const struct input *input, size_t rows) {
+static void copy(const struct rows *value, const struct input *input, size_t rows) {
   size_t bytes = input->row_bytes;
-  ptrdiff_t step = array->strides[0];
-  if (rows == 1 || step == (ptrdiff_t)bytes)
-    memcpy(input->staged, array->data, rows * bytes);
+  if (rows == 1 || value->step == (ptrdiff_t)bytes)
+    memcpy(input->staged, value->first, rows * bytes);
   else
     for (size_t i = 0; i < rows; i++)
-      memcpy(input->staged + i * bytes, array->data + (ptrdiff_t)i * step, bytes);
+      memcpy(input->staged + i * bytes, value->first + (ptrdiff_t)i * value->step, bytes);
 }
 
 static void pad(const struct input *input, size_t rows, size_t size) {
@@ -142,20 +218,23 @@ static int32_t filled(const struct recreplay_fill *fill, int copies) {
   int bad = 0;
   for (size_t i = 0; i < fill->count; i++) {
     const struct input *input = &fill->inputs[i];
-    if (copies) copy(fill->arrays[i], input, fill->rows);
+    if (copies) copy(&fill->values[i], input, fill->rows);
     bad |= any_bad(input, fill->rows);
     pad(input, fill->rows, fill->size);
   }
   return bad ? BAD_IDS : FILLED;
 }
 
-/* `values`: a tuple of arrays. Nothing is copied before all of them have proved right. */
+/* `values`: a tuple of arrays and tensors, which keeps them. Nothing is copied before all of them
+   have proved right. */
 int32_t recreplay_fill(void *values, const struct recreplay_fill *fill) {
   if (PyTuple_Size(values) != (ptrdiff_t)fill->count) return OTHER_ARRAYS;
   for (size_t i = 0; i < fill->count; i++) {
-    const struct array *array = PyTuple_GetItem(values, (ptrdiff_t)i);
-    if (!fits(array, &fill->inputs[i], fill->rows, fill->type)) return OTHER_ARRAYS;
-    fill->arrays[i] = array;
+    struct view view;
+    void *value = PyTuple_GetItem(values, (ptrdiff_t)i);
+    if (!view_of(value, &fill->inputs[i], fill, &view)) return OTHER_ARRAYS;
+    if (!fits(&view, &fill->inputs[i], fill->rows)) return OTHER_ARRAYS;
+    fill->values[i] = (struct rows){view.data, view.strides[0] * view.unit};
   }
   if (fill->rows * fill->row_bytes < UNLOCKED_FROM) return filled(fill, 1);
   void *thread = PyEval_SaveThread();

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from filling import Staged, bucket
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recreplay.capture.compilers.c_library import build_c_library
 from recreplay.runtime.blocks import blocks
 from recreplay.runtime.errors import IdRangeError
-from recreplay.runtime.fill import Check, Filler
-from recreplay.runtime.manifest import Bucket
+from recreplay.runtime.fill import Filler
 from recreplay.runtime.native_fill import FillLibrary, NativeFill, load_fill_library
-from recreplay.runtime.plan import Plan
-from recreplay.runtime.spec import DTYPES, IdBound, Slot, align, total_bytes
-
-NO_PLAN = Plan("single", (), ())
+from recreplay.runtime.spec import DTYPES, IdBound, total_bytes
+from recreplay.runtime.tensor_exchange import tensor_reader
 
 
 @pytest.fixture(autouse=True, scope="module", params=["numpy", "library"])
@@ -32,34 +31,6 @@ def copying(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         build_c_library("fill.c", path)
         Staged.library = load_fill_library(path)
         assert Staged.library is not None
-
-
-def bucket(size: int, inputs: list[tuple[str, str, tuple[int, ...]]], staged: int = 0) -> Bucket:
-    """Inputs `(name, dtype, row)`; the first `staged` lie side by side."""
-    slots, end = [], 0
-    for i, (name, dtype, row) in enumerate(inputs):
-        end = end if i < staged else align(end)
-        slots.append(Slot(name, dtype, (size, *row), end))
-        end += slots[-1].nbytes
-    groups: tuple[Slot, ...] = ()
-    if staged:
-        last = slots[staged - 1]
-        items = (last.offset + last.nbytes) // 8
-        groups = (Slot("group", "int64", (items,), 0),)
-    return Bucket(size, NO_PLAN, (), tuple(slots), groups, (), ())
-
-
-class Staged:
-    library: ClassVar[FillLibrary | None] = None
-
-    def __init__(self, made: Bucket, bounds: list[IdBound], check: Check = "error") -> None:
-        self.memory = np.full(total_bytes(made.inputs), 0xEE, dtype=np.uint8)
-        self.order = [slot.name for slot in made.inputs]
-        self.filler = Filler(made, self.order, bounds, self.memory, check, self.library)
-        self.views = {slot.name: slot.view(self.memory) for slot in made.inputs}
-
-    def fill(self, rows: int, **values: Any) -> int:
-        return self.filler.prepare(rows)([values[name] for name in self.order])
 
 
 def test_rows_are_copied_and_padded_with_the_first() -> None:
@@ -357,13 +328,24 @@ def laid_out(draw: st.DrawFn) -> dict[str, Any]:
         values[name] = value
         if DTYPES[dtype].kind in "iu" and draw(st.booleans()):
             bounds.append(IdBound(name, None, draw(st.integers(1, 300)), f"t{i}"))
-    return {"bucket": bucket(size, inputs), "rows": rows, "values": values, "bounds": bounds}
+    # Torch has no strides below zero. Numpy takes what the library leaves, and no tensors at all.
+    dense = all(a.flags.c_contiguous or a[0].flags.c_contiguous for a in values.values())
+    turned = {name for name, a in values.items() if min(a.strides) < 0}
+    tensors = [n for n in values if n not in turned and draw(st.booleans())] if dense else []
+    return {
+        **{"bucket": bucket(size, inputs), "rows": rows, "values": values, "bounds": bounds},
+        "tensors": tensors,
+    }
 
 
 @settings(deadline=None, max_examples=400)
 @given(case=laid_out())
 def test_arrays_of_any_layout_are_filled_as_numpy_would(case: dict[str, Any]) -> None:
     staged = Staged(case["bucket"], case["bounds"])
+    given_ = dict(case["values"])
+    if Staged.library is not None and tensor_reader() is not None:
+        for name in case["tensors"]:
+            given_[name] = torch.from_numpy(given_[name])
     bad = [
         b.input
         for b in case["bounds"]
@@ -371,9 +353,9 @@ def test_arrays_of_any_layout_are_filled_as_numpy_would(case: dict[str, Any]) ->
     ]
     if bad:
         with pytest.raises(IdRangeError, match=rf"^input '{bad[0]}'"):
-            staged.fill(case["rows"], **case["values"])
+            staged.fill(case["rows"], **given_)
         return
-    assert staged.fill(case["rows"], **case["values"]) == 0
+    assert staged.fill(case["rows"], **given_) == 0
     for name, value in case["values"].items():
         view = staged.views[name]
         np.testing.assert_array_equal(view[: case["rows"]], value)

@@ -191,15 +191,15 @@ class Session:
         timed = TimedLane(self.lane)
         return Runtime(self._artifact, cast("Lane", timed)), timed
 
-    def host_cost(self, arrays: Sequence[dict[str, Array]], runs: int) -> HostCost:
+    def host_cost(self, requests: Sequence[Mapping[str, Any]], runs: int) -> HostCost:
         """Time whole runs and, inside of each, the replay."""
         runtime, timed = self.timed_runtime()
         run, clock = runtime.run, time.perf_counter_ns
-        for request in arrays[:WARM_UP]:
+        for request in requests[:WARM_UP]:
             run(request)
         whole_ns, replay_ns = [], []
         for turn in range(runs):
-            request = arrays[turn % len(arrays)]
+            request = requests[turn % len(requests)]
             timed.replay_ns.clear()
             t0 = clock()
             run(request)

@@ -38,7 +38,7 @@ WARM_UP = 40
 def measure(
     benchmarks: Sequence[Benchmark], runs: int, progress: Progress, settings: dict[str, Any]
 ) -> dict[str, Any]:
-    """The report: for each model and batch, dict inputs and borrowed views."""
+    """The report: for each model and batch, dicts of arrays, of tensors, and borrowed views."""
     from recreplay.tools.bench.stamp import heading
 
     return {
@@ -61,9 +61,11 @@ def _measure_one(
     ):
         for batch in benchmark.batches:
             progress(f"{model.target.name}: batch {batch}, {runs} requests")
-            arrays = [as_arrays(request) for request in session.requests(batch)]
+            requests = session.requests(batch)
+            arrays = [as_arrays(request) for request in requests]
             with quiet():
                 cost = session.host_cost(arrays, runs)
+                tensors = session.host_cost(requests, runs)
                 views = borrowed(session, arrays, batch, runs)
             batches.append(
                 {
@@ -71,6 +73,7 @@ def _measure_one(
                     "run_us": cost.run.to_json(),
                     "graph_us": cost.replay.to_json(),
                     "overhead_us": cost.overhead.to_json(),
+                    "tensors_overhead_us": tensors.overhead.to_json(),
                     "borrowed": views,
                 }
             )
@@ -119,13 +122,17 @@ def render(report: dict[str, Any]) -> Iterator[RenderableType]:
     for result in report["results"]:
         yield tables.table(
             f"{result['name']}: {result['inputs']} inputs ({result['compiler']})",
-            ("batch>", "run>", "replay>", "host>", "p99>", "borrowed: host>", "p99>", "writes>"),
+            (
+                *("batch>", "run>", "replay>", "host>", "p99>", "tensors: host>"),
+                *("borrowed: host>", "p99>", "writes>"),
+            ),
             [_row(batch) for batch in result["batches"]],
         )
     yield (
         f"Microseconds, medians over {report['runs']} requests. Host: what Runtime.run adds to "
-        "the replay inside of it, call by call. Borrowed: the same where the caller writes into "
-        f"the staging views; its writes are apart.\n{machine(report['stamp'])}"
+        "the replay inside of it, call by call, with numpy arrays and with torch's tensors. "
+        "Borrowed: the same where the caller writes into the staging views; its writes are "
+        f"apart.\n{machine(report['stamp'])}"
     )
 
 
@@ -143,6 +150,7 @@ def _row(batch: dict[str, Any]) -> tuple[str, ...]:
         tables.micros(batch["graph_us"]["p50"]),
         tables.micros(batch["overhead_us"]["p50"]),
         tables.micros(batch["overhead_us"]["p99"]),
+        tables.micros(batch["tensors_overhead_us"]["p50"]),
         tables.micros(views["overhead_us"]["p50"]),
         tables.micros(views["overhead_us"]["p99"]),
         tables.micros(views["writes_us"]["p50"]),

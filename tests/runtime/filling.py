@@ -1,0 +1,43 @@
+"""A bucket's staging memory, and what fills it, without a model."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+
+from recreplay.runtime.fill import Check, Filler
+from recreplay.runtime.manifest import Bucket
+from recreplay.runtime.native_fill import FillLibrary
+from recreplay.runtime.plan import Plan
+from recreplay.runtime.spec import IdBound, Slot, align, total_bytes
+
+NO_PLAN = Plan("single", (), ())
+
+
+def bucket(size: int, inputs: list[tuple[str, str, tuple[int, ...]]], staged: int = 0) -> Bucket:
+    """Inputs `(name, dtype, row)`; the first `staged` lie side by side."""
+    slots, end = [], 0
+    for i, (name, dtype, row) in enumerate(inputs):
+        end = end if i < staged else align(end)
+        slots.append(Slot(name, dtype, (size, *row), end))
+        end += slots[-1].nbytes
+    groups: tuple[Slot, ...] = ()
+    if staged:
+        last = slots[staged - 1]
+        items = (last.offset + last.nbytes) // 8
+        groups = (Slot("group", "int64", (items,), 0),)
+    return Bucket(size, NO_PLAN, (), tuple(slots), groups, (), ())
+
+
+class Staged:
+    library: ClassVar[FillLibrary | None] = None
+
+    def __init__(self, made: Bucket, bounds: list[IdBound], check: Check = "error") -> None:
+        self.memory = np.full(total_bytes(made.inputs), 0xEE, dtype=np.uint8)
+        self.order = [slot.name for slot in made.inputs]
+        self.filler = Filler(made, self.order, bounds, self.memory, check, self.library)
+        self.views = {slot.name: slot.view(self.memory) for slot in made.inputs}
+
+    def fill(self, rows: int, **values: Any) -> int:
+        return self.filler.prepare(rows)([values[name] for name in self.order])
