@@ -35,6 +35,7 @@ def operator_cost(node: fx.Node) -> Cost:
         read = gathered + prod(ids.shape) * scales.shape[1] * scales.element_size()
         return Cost(read + _nbytes(ids) + _nbytes(out[0]), 2 * gathered)
     if str(node.target) == GROUPED_LOOKUP:
+        # Scales and offsets of rows are a few bytes beside them.
         gathered, weights, ids = node.meta["gathered"], inputs[0], inputs[1]
         return Cost(gathered * weights.element_size() + _nbytes(ids) + _nbytes(out[0]), gathered)
     read = sum(_nbytes(t) for t in inputs)

@@ -97,8 +97,8 @@ def capture(
     - `streams`: the most streams that a plan may use.
     - `compiler`: `"inductor"` or `"eager"`; by default inductor where this machine can compile,
       else eager with a notice. `"inductor-max-autotune"` (CUDA) measures kernels of matrix
-      products for each bucket, and takes minutes. `"tensorrt"`, `"tensorrt-tf32"` and `"tensorrt-fp16"` build engines
-      for dense segments and give the rest to inductor.
+      products for each bucket, and takes minutes. `"tensorrt"`, `"tensorrt-tf32"` and
+      `"tensorrt-fp16"` build engines for dense segments and give the rest to inductor.
     - `rewrites`: which of `REWRITES` to apply.
     - `threads`: CPU threads that compiled segments use inside of one request.
     - `tune`: `"quick"` or `"full"` measures several ways to run each bucket, of the given

@@ -25,7 +25,7 @@ aten = torch.ops.aten
 _TABLE_READS = {
     "aten.embedding.default": (0,),
     "aten.embedding_bag.padding_idx": (0,),
-    GROUPED_LOOKUP: (0,),
+    GROUPED_LOOKUP: (0, 5),
     BYTE_BAGS: (0, 1),
 }
 
@@ -206,12 +206,11 @@ def _lower(
         return emit(node)
 
     def emit(node: fx.Node) -> str:
-        for position, read in enumerate(node.all_input_nodes):
+        reads_tables = [node.args[at] for at in _TABLE_READS.get(str(node.target), ())]
+        for read in node.all_input_nodes:
             value(read)
             if read.op == "placeholder":
-                is_table = str(read.target).startswith("weight:") and (
-                    position in _TABLE_READS.get(str(node.target), ())
-                )
+                is_table = str(read.target).startswith("weight:") and read in reads_tables
                 tables_only[read] = tables_only.get(read, True) and is_table
         own = f"o{len(operators)}"
 

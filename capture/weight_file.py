@@ -51,9 +51,10 @@ def _lay_out(
     grouped: set[str] = set()
     for group in known.groups:
         if group.name in read:
+            members = group.flat.members
             tables |= group.views(read)
-            stored[group.name] = group.flat.store(state)
-            grouped |= {stack.name for stack, _ in group.stacks}
+            stored |= group.store(_all_parts(members, state, known.lowering))
+            grouped |= {stack.name for stack in group.stacks}
     for stack in (*known.tables, *known.branches):
         if stack.name not in read or stack.name in grouped:
             continue
@@ -69,12 +70,19 @@ def _stack_parts(
     stack: WeightStack, state: Mapping[str, torch.Tensor], lowering: Lowering
 ) -> dict[str, torch.Tensor]:
     """The storage of a stack and, where its rows are int8, that of their scales."""
-    parts = {k: v for name in stack.members for k, v in _parts(name, state[name], lowering).items()}
+    parts = _all_parts(stack.members, state, lowering)
     stored = {stack.name: stack.store(parts)}
     scales = {name: parts[SCALES + name] for name in stack.members if SCALES + name in parts}
     if scales:
         stored[SCALES + stack.name] = replace(stack, row=(2,)).store(scales)
     return stored
+
+
+def _all_parts(
+    names: Sequence[str], state: Mapping[str, torch.Tensor], lowering: Lowering
+) -> dict[str, torch.Tensor]:
+    """What is stored for several weights, by name."""
+    return {k: v for name in names for k, v in _parts(name, state[name], lowering).items()}
 
 
 def _parts(name: str, value: torch.Tensor, lowering: Lowering) -> dict[str, torch.Tensor]:

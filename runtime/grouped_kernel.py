@@ -1,10 +1,12 @@
 """The CUDA kernel of `grouped_lookup`, in Triton. Imported only where it is launched or compiled.
 
 One program takes some bags of one slot: a feature, or a part of its columns (`LookupSlot` says what
-a slot holds). A thread owns one vector of 16 bytes of one bag, and walks the ids of the bag with
-`UNROLL` rows in flight. Where there are few bags, `SPLIT` threads share one and add up at the end.
-How many threads a bag needs depends on the width of its table, so that a narrow table leaves none
-idle. Rows that are no multiple of 16 bytes are read element by element.
+a slot holds). A thread owns one vector of one bag, of 16 bytes or of 8 where elements are bytes,
+and walks the ids of the bag with `UNROLL` rows in flight. Where there are few bags, `SPLIT` threads
+share one and add up at the end. How many threads a bag needs depends on the width of its table, so
+that a narrow table leaves none idle. Rows that are no multiple of a vector are read element by
+element. A byte of a quantised row stands for `byte * scale + offset`, of which each row has its
+own, and is brought to float32 on the way to its sum.
 
 All addresses are computed in 64 bits. An id outside of its table reads nothing and counts as a row
 of zeros, whatever the host has checked: a kernel that reads beyond an allocation takes the CUDA
@@ -24,6 +26,7 @@ def grouped_lookup_kernel(
     offsets,
     scales,
     slots,
+    pairs,
     out,
     FIELDS: tl.constexpr,
     LANES: tl.constexpr,
@@ -32,8 +35,10 @@ def grouped_lookup_kernel(
     UNROLL: tl.constexpr,
     JAGGED: tl.constexpr,
     SCALED: tl.constexpr,
+    BYTES: tl.constexpr,
 ):
-    """Grid `[blocks of bags, slots]`; `LANES * SPLIT` threads. `WIDE`: elements in 16 bytes."""
+    """Grid `[blocks of bags, slots]`; `LANES * SPLIT` threads. `WIDE`: elements in a vector.
+    `BYTES`: whether rows are quantised."""
     slot = slots + tl.program_id(1).to(tl.int64) * FIELDS
     bags = tl.load(slot)
     shift = tl.load(slot + 14)
@@ -41,13 +46,13 @@ def grouped_lookup_kernel(
     if first < bags:
         if tl.load(slot + 13) != 0:
             _pool(
-                *(weights, ids, offsets, scales, slot, out, first, bags, shift),
-                *(LANES, SPLIT, WIDE, UNROLL, JAGGED, SCALED),
+                *(weights, ids, offsets, scales, slot, pairs, out, first, bags, shift),
+                *(LANES, SPLIT, WIDE, UNROLL, JAGGED, SCALED, BYTES),
             )
         else:
             _pool(
-                *(weights, ids, offsets, scales, slot, out, first, bags, shift),
-                *(LANES, SPLIT, 1, UNROLL, JAGGED, SCALED),
+                *(weights, ids, offsets, scales, slot, pairs, out, first, bags, shift),
+                *(LANES, SPLIT, 1, UNROLL, JAGGED, SCALED, BYTES),
             )
 
 
@@ -58,6 +63,7 @@ def _pool(
     offsets,
     scales,
     slot,
+    pairs,
     out,
     first,
     bags,
@@ -68,6 +74,7 @@ def _pool(
     UNROLL: tl.constexpr,
     JAGGED: tl.constexpr,
     SCALED: tl.constexpr,
+    BYTES: tl.constexpr,
 ):
     base = tl.multiple_of(tl.load(slot + 1), VECTOR)
     rows = tl.load(slot + 2)
@@ -108,6 +115,9 @@ def _pool(
     total = tl.zeros([step, LANES, VECTOR], tl.float32)
     found = _ids(ids, begin, count, live, part)
     row = _rows(weights, found, rows, base, stride, column, vector)
+    if BYTES:
+        first_pair = tl.load(slot + 15)
+        scale, offset = _pairs(pairs, found, rows, first_pair)
     if SCALED:
         scaled = tl.load(slot + 12)
         first_factor = scaled + begin - ids_base
@@ -117,13 +127,15 @@ def _pool(
     found = _ids(ids, begin, count, live, part + step)
     for at in range(2 * step, longest.to(tl.int32) + 2 * step, step):
         ahead = _rows(weights, found, rows, base, stride, column, vector)
+        value = row.to(tl.float32)
+        if BYTES:
+            value = value * scale[:, :, None] + offset[:, :, None]
+            scale, offset = _pairs(pairs, found, rows, first_pair)
         found = _ids(ids, begin, count, live, at + part)
         if SCALED:
-            weighted = row.to(tl.float32) * factor[:, :, None]
+            value = value * factor[:, :, None]
             factor = _factors(scales, default, first_factor, factors, live, at - step + part)
-            total += weighted
-        else:
-            total += row.to(tl.float32)
+        total += value
         row = ahead
     pooled = tl.sum(total, 0)
     if mean != 0:
@@ -151,6 +163,15 @@ def _rows(weights, found, rows, base, stride, column, vector):
     element = base + found * stride + column[None, :]
     element = element[:, :, None] + vector[None, None, :]
     return tl.load(weights + element, mask=inside[:, :, None], other=0.0)
+
+
+@triton.jit
+def _pairs(pairs, found, rows, first):
+    """Scale and offset of each row, zeros where the id is outside of the table."""
+    inside = (found >= 0) & (found < rows)
+    at = 2 * (first + found)
+    both = tl.load(pairs + (at[:, :, None] + tl.arange(0, 2)), mask=inside[:, :, None], other=0.0)
+    return tl.split(both)
 
 
 @triton.jit

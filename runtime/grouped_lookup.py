@@ -1,9 +1,10 @@
 """`recreplay::grouped_lookup`: the lookups of many tables of any width as one operator.
 
-Tables of one dtype lie in one flat storage, and each is found by a 64-bit offset. What is to be
-looked up where is data (`LookupSlot`), so that one compiled kernel serves every model. The result
-is one flat buffer in which each feature has its place: columns of a matrix that the trunk reads, so
-that nothing is left to concatenate, or rows of its own.
+Tables of one dtype lie in one flat storage, and each is found by a 64-bit offset; of tables that
+are stored as int8 rows (`recreplay.runtime.lowered`), scales and offsets lie in a second one. What
+is to be looked up where is data (`LookupSlot`), so that one compiled kernel serves every model. The
+result is one flat buffer in which each feature has its place: columns of a matrix that the trunk
+reads, so that nothing is left to concatenate, or rows of its own.
 
 On CUDA it is the Triton kernel of `grouped_kernel`, which AOTInductor packages carry as a cubin:
 Triton is needed where a model is captured, and where eager segments call it. On the CPU it is
@@ -20,7 +21,7 @@ from torch import Tensor
 from torch.library import wrap_triton
 
 from recreplay.runtime.errors import EnvironmentMismatchError
-from recreplay.runtime.lookup_slots import FIELDS, THREADS, UNROLL, VECTOR, unpack_slots
+from recreplay.runtime.lookup_slots import FIELDS, THREADS, UNROLL, unpack_slots, vector
 
 
 def launch(
@@ -30,13 +31,15 @@ def launch(
     offsets: Tensor | None,
     scales: Tensor | None,
     slots: Tensor,
+    pairs: Tensor | None,
     elements: int,
     bags: int,
     narrowest: int,
     split: int,
+    widens: bool,
 ) -> Tensor:
     """`kernel`: that of `grouped_kernel`, wrapped for tracing or not."""
-    out = weights.new_empty([elements])
+    out = weights.new_empty([elements], dtype=torch.float32 if widens else None)
     lanes = THREADS // split
     # Where a slot takes fewer programs than the widest one, the rest of its programs end at once.
     grid = ((bags + narrowest - 1) // narrowest, slots.shape[0], 1)
@@ -46,14 +49,16 @@ def launch(
         slots if offsets is None else offsets,
         weights if scales is None else scales,
         slots,
+        weights if pairs is None else pairs,
         out,
         FIELDS=FIELDS,
         LANES=lanes,
         SPLIT=split,
-        WIDE=VECTOR // weights.element_size(),
+        WIDE=vector(weights.element_size()),
         UNROLL=UNROLL,
         JAGGED=offsets is not None,
         SCALED=scales is not None,
+        BYTES=pairs is not None,
         num_warps=THREADS // 32,
     )
     return out
@@ -66,18 +71,24 @@ def grouped_lookup(
     offsets: Tensor | None,
     scales: Tensor | None,
     slots: Tensor,
+    pairs: Tensor | None,
     elements: int,
     bags: int,
     narrowest: int,
     split: int,
+    widens: bool,
 ) -> Tensor:
-    """Pooled rows of all slots: flat `[elements]` of the dtype of `weights`, undefined between.
+    """Pooled rows of all slots: flat `[elements]`, undefined between.
 
-    - `weights`: flat storage, float32, float16 or bfloat16, from an address that 16 divides.
-    - `ids`: int32 or int64, flat; `offsets`: the same or None; `scales`: as `weights`, or None.
+    - `weights`: flat storage, float32, float16, bfloat16 or, with `pairs`, uint8, from an address
+      that 16 divides.
+    - `ids`: int32 or int64, flat; `offsets`: the same or None.
+    - `scales`: what each row is multiplied by, of the result's dtype, or None.
     - `slots`: int64 `[slots, FIELDS]` (`pack_slots`).
+    - `pairs`: scale and offset of each quantised row, float32 `[rows, 2]`, or None.
     - `bags`: the most bags of a slot; `narrowest`: the fewest bags that one program takes, which is
       `THREADS / split` over the lanes of a bag; `split`: threads that share a bag, of `SPLITS`.
+    - `widens`: whether the result is float32, or of the dtype of `weights`.
 
     Sums are taken in float32.
     """
@@ -90,7 +101,10 @@ def grouped_lookup(
             "hold the kernel"
         ) from error
     kernel = wrap_triton(grouped_lookup_kernel)
-    return launch(kernel, weights, ids, offsets, scales, slots, elements, bags, narrowest, split)
+    return launch(
+        *(kernel, weights, ids, offsets, scales, slots, pairs),
+        *(elements, bags, narrowest, split, widens),
+    )
 
 
 def look_up(
@@ -99,13 +113,15 @@ def look_up(
     offsets: Tensor | None,
     scales: Tensor | None,
     slots: Tensor,
+    pairs: Tensor | None,
     elements: int,
     bags: int,
     narrowest: int,
     split: int,
+    widens: bool,
 ) -> Tensor:
     """The operator in plain torch, slot by slot; numbers that only say how to run are ignored."""
-    out = weights.new_zeros([elements])
+    out = weights.new_zeros([elements], dtype=torch.float32 if widens else None)
     for slot in unpack_slots(slots):
         bag = torch.arange(slot.bags)
         if slot.offsets_base < 0:
@@ -122,8 +138,12 @@ def look_up(
         place = begin[owner] + within
         found = ids[place].to(torch.int64)
         valid = (found >= 0) & (found < slot.rows)
-        first = slot.base + found.where(valid, 0) * slot.stride
+        found = found.where(valid, 0)
+        first = slot.base + found * slot.stride
         rows = weights[first[:, None] + torch.arange(slot.width)].float()
+        if pairs is not None:
+            scale, offset = pairs[slot.pairs_base + found].unsqueeze(2).unbind(1)
+            rows = rows * scale + offset
         if slot.scales_base >= 0:
             assert scales is not None
             rows = rows * scales[slot.scales_base + place - slot.ids_base].float()[:, None]
@@ -141,9 +161,19 @@ grouped_lookup.register_kernel("cpu")(look_up)
 
 @grouped_lookup.register_fake  # type: ignore[untyped-decorator, unused-ignore]
 def _(
-    weights: Tensor, ids: Any, offsets: Any, scales: Any, slots: Any, elements: int, *_: Any
+    weights: Tensor,
+    ids: Any,
+    offsets: Any,
+    scales: Any,
+    slots: Any,
+    pairs: Any,
+    elements: int,
+    bags: int,
+    narrowest: int,
+    split: int,
+    widens: bool,
 ) -> Tensor:
-    return weights.new_empty([elements])
+    return weights.new_empty([elements], dtype=torch.float32 if widens else None)
 
 
 def grouped_lookup_operator() -> Callable[..., Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import astuple, dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,7 +12,13 @@ FIELDS = 16  # int64 numbers of a slot in memory: one cache line of 128 bytes
 THREADS = 128
 UNROLL = 4  # rows that a thread has in flight
 SPLITS = (1, 2, 4, 8)  # how many threads may share a bag
-VECTOR = 16  # bytes that a thread reads at once
+_VECTOR = 16  # bytes that a thread reads at once
+
+
+def vector(itemsize: int) -> int:
+    """Elements that a thread reads at once: 16 bytes of them, but no more than 8, since it adds
+    each up in a register of its own for each of `UNROLL` rows."""
+    return min(_VECTOR // itemsize, 8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +29,10 @@ class LookupSlot:
     `offsets[offsets_base + b]` to the next offset, counted from `ids_base`, where `length` is the
     room that all of them have. Row r begins at `base + r * stride`, of which `width` columns are
     written to `out_base + b * out_stride`. Ids outside `[0, rows)` count as rows of zeros. The
-    factor of an id is as far from `scales_base` as the id is from `ids_base`.
+    factor of an id is as far from `scales_base` as the id is from `ids_base`. Where rows are bytes,
+    the scale and offset of row r are row `pairs_base + r` of their own storage.
 
-    `wide`: whether all rows can be moved by vectors of 16 bytes; `lanes_log2`: threads of a bag.
+    `wide`: whether all rows can be moved by whole vectors; `lanes_log2`: threads of a bag.
     `for_threads` finds both.
     """
 
@@ -44,15 +51,16 @@ class LookupSlot:
     scales_base: int = -1
     wide: bool = False
     lanes_log2: int = 0
+    pairs_base: int = 0
 
 
 def for_threads(slot: LookupSlot, itemsize: int, split: int) -> list[LookupSlot]:
     """The slot as threads take it, `split` to a vector: several slots where a row is so wide that
     the threads of a program do not cover it. `itemsize`: bytes of an element."""
-    vector = VECTOR // itemsize
-    wide = all(n % vector == 0 for n in (slot.base, slot.stride, slot.width))
-    wide = wide and slot.out_base % vector == slot.out_stride % vector == 0
-    step = vector if wide else 1
+    whole = vector(itemsize)
+    wide = all(n % whole == 0 for n in (slot.base, slot.stride, slot.width))
+    wide = wide and slot.out_base % whole == slot.out_stride % whole == 0
+    step = whole if wide else 1
     most = THREADS // split * step
     found = []
     for column in range(0, slot.width, most):
@@ -77,14 +85,13 @@ def bags_of_a_program(slots: Iterable[LookupSlot], split: int) -> int:
 
 def pack_slots(slots: Iterable[LookupSlot]) -> Tensor:
     """Slots as the operator takes them: int64 `[slots, FIELDS]`."""
-    rows = [[int(number) for number in astuple(slot)] for slot in slots]
-    return torch.tensor([row + [0] * (FIELDS - len(row)) for row in rows], dtype=torch.int64)
+    return torch.tensor([[int(number) for number in astuple(s)] for s in slots], dtype=torch.int64)
 
 
 def unpack_slots(slots: Tensor) -> list[LookupSlot]:
     """Inverse of `pack_slots`."""
     found = []
     for row in slots.tolist():
-        slot = LookupSlot(*row[: len(fields(LookupSlot))])
+        slot = LookupSlot(*row)
         found.append(replace(slot, mean=bool(slot.mean), wide=bool(slot.wide)))
     return found

@@ -30,8 +30,8 @@ Compiler = Annotated[
     str | None,
     typer.Option(
         help="inductor, eager or, on CUDA, inductor-max-autotune and, for dense segments, "
-        "tensorrt, tensorrt-tf32, tensorrt-fp16. [dim]Default: inductor where this machine can compile, else "
-        "eager with a notice.[/]"
+        "tensorrt, tensorrt-tf32, tensorrt-fp16. [dim]Default: inductor where this machine can "
+        "compile, else eager with a notice.[/]"
     ),
 ]
 Rewrites = Annotated[

@@ -30,11 +30,11 @@ from recreplay.runtime.errors import CaptureError
 from recreplay.runtime.lookup_slots import (
     SPLITS,
     UNROLL,
-    VECTOR,
     LookupSlot,
     bags_of_a_program,
     for_threads,
     pack_slots,
+    vector,
 )
 
 aten = torch.ops.aten
@@ -162,25 +162,29 @@ def _call(
     elements: int,
 ) -> fx.Node:
     """The operator: one flat tensor of so many elements."""
-    dtype = members[0].result.meta["val"].dtype
+    dtype, itemsize = members[0].result.meta["val"].dtype, group.dtype.itemsize
     lookups = [m.lookup for m in members]
     ids, spots = find_ids(program, f"{group.name}_{len(program.staged)}", lookups)
     jagged = [_divider(lookup) for lookup in lookups]
     narrow = all(n is None or n.meta["val"].dtype == torch.int32 for n in jagged)
     offsets, ends = join(program, jagged, torch.int32 if narrow else torch.int64)
     scales, factors = join(program, [lookup.scales for lookup in lookups], dtype)
-    split = _split(members, dtype.itemsize)
+    split = _split(members, itemsize)
     slots = [
         slot
         for member, home, spot, at, by in zip(members, homes, spots, ends, factors, strict=True)
-        for slot in _slots(member, group.start(member.lookup.weight), home, spot, at, by, split)
+        for slot in for_threads(_slot(member, group, home, spot, at, by), itemsize, split)
     ]
     if len(slots) > _MOST_SLOTS:
         raise CaptureError(
             f"the lookups of {group.name} take {len(slots)} slots, and one launch has at most "
             f"{_MOST_SLOTS}; capture without the rewrite group_lookups"
         )
-    storage = program.source("weight", group.name, program.fake((group.flat.rows,), dtype))
+    storage = program.source("weight", group.name, program.fake((group.flat.rows,), group.dtype))
+    pairs = None
+    if group.pairs is not None:
+        kind = program.fake((group.pairs.rows, *group.pairs.row), torch.float32)
+        pairs = program.source("weight", group.pairs.name, kind)
     looked_up = program.call(
         resolve(GROUPED_LOOKUP),
         storage,
@@ -188,10 +192,12 @@ def _call(
         offsets,
         scales,
         program.constant(pack_slots(slots)),
+        pairs,
         elements,
         max(slot.bags for slot in slots),
         bags_of_a_program(slots, split),
         split,
+        group.widens,
     )
     looked_up.meta["gathered"] = sum(m.bags * m.usual_length * m.lookup.dim for m in members)
     return looked_up
@@ -206,13 +212,13 @@ def _divider(lookup: Lookup) -> fx.Node | None:
     return offsets
 
 
-def _slots(
-    member: _Member, base: int, home: _Home, ids: Ids, ends: int, factors: int, split: int
-) -> list[LookupSlot]:
+def _slot(
+    member: _Member, group: TableGroup, home: _Home, ids: Ids, ends: int, factors: int
+) -> LookupSlot:
     lookup = member.lookup
-    slot = LookupSlot(
+    return LookupSlot(
         bags=member.bags,
-        base=base,
+        base=group.start(lookup.weight),
         rows=lookup.rows,
         stride=lookup.dim,
         width=lookup.dim,
@@ -224,8 +230,8 @@ def _slots(
         out_stride=home.stride,
         offsets_base=ends,
         scales_base=factors,
+        pairs_base=group.first_pair(lookup.weight),
     )
-    return for_threads(slot, member.result.meta["val"].element_size(), split)
 
 
 def _length(lookup: Lookup) -> int:
@@ -236,7 +242,7 @@ def _length(lookup: Lookup) -> int:
 def _split(members: Sequence[_Member], itemsize: int) -> int:
     """How many threads share a bag: more where few bags are long, which would leave most of a
     device idle while a few threads walk. Only buckets of one split share a package."""
-    threads = sum(-(-m.bags * m.lookup.dim * itemsize // VECTOR) for m in members)
+    threads = sum(-(-m.bags * m.lookup.dim // vector(itemsize)) for m in members)
     longest = max(m.usual_length for m in members)
     fitting = [s for s in SPLITS if s * UNROLL <= longest and s * threads <= _BUSY]
     return max(fitting, default=1)

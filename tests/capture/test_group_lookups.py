@@ -22,6 +22,7 @@ from recreplay.capture.declared import Jagged
 from recreplay.capture.generalise import DynamicCode
 from recreplay.capture.ingest import ingest
 from recreplay.capture.planning import plan_buckets, survey
+from recreplay.capture.precision import Precision
 from recreplay.capture.rewrites.group_lookups import group_lookups
 from recreplay.capture.rewrites.stack_lookups import plan_stacks
 from recreplay.capture.sharing import share
@@ -34,6 +35,7 @@ from recreplay.runtime.artifact import open_artifact
 from recreplay.runtime.aten import GROUPED_LOOKUP
 from recreplay.runtime.errors import RefreshError
 from recreplay.runtime.lookup_slots import unpack_slots
+from recreplay.runtime.lowered import INT8, SCALES, Stored, lower
 
 Capture = Callable[..., Path]
 aten = torch.ops.aten
@@ -291,6 +293,80 @@ def test_one_table_is_refreshed_alone(captured: Capture) -> None:
                 got = runtime.run({k: v.numpy() for k, v in request.items()})["output"]
                 want = model(**model.arguments(request)).numpy()
                 np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+def rounded(table: Tensor, kind: Stored) -> Tensor:
+    """A table as it comes back from what is stored."""
+    stored, *pairs = lower(table, kind)
+    return stored.float() if not pairs else stored.float() * pairs[0][:, :1] + pairs[0][:, 1:]
+
+
+@pytest.mark.parametrize(("precision", "kind"), [("fp16", "float16"), ("int8", "int8 rows")])
+@pytest.mark.parametrize("name", ["microrec_47", "dlrm"])
+@pytest.mark.usefixtures("on_cpu")
+def test_tables_stored_in_a_lower_type_are_grouped(
+    captured: Capture, name: str, precision: str, kind: Stored
+) -> None:
+    """And refreshed alone: the kernel reads what is stored, and gives float32."""
+    model = MODELS[name].factory(rows_scale=1e-4)
+    path = captured(model, buckets=[2, 8], rewrites=GROUPED, table_precision=precision)
+    manifest = open_artifact(path).manifest
+    for bucket in manifest.buckets:
+        operators = [op for s in bucket.segments for op in s.operators]
+        assert sum("grouped_lookup" in op for op in operators) == 1
+        assert not any("embedding" in op or "byte" in op for op in operators)
+    tables = [name for name, stored in manifest.lowered.items() if stored == kind]
+    assert tables
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for table in tables:
+            parameters[table].copy_(rounded(parameters[table], kind))
+    compare(path, model)
+    with Runtime.load(path) as runtime, torch.inference_mode():
+        table = tables[1]
+        changed = torch.randn_like(parameters[table])
+        runtime.update_weights({table: changed.numpy()})
+        runtime.update_rows(table, [1], changed[:1].numpy() * 3)
+        changed[1] = changed[0] * 3
+        parameters[table].copy_(rounded(changed, kind))
+        request = model.example_inputs(5, seed=3)
+        got = runtime.run(request)
+        want = model(**model.arguments(request))
+        np.testing.assert_allclose(got["output"], want.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_stacks_of_int8_rows_are_views_of_the_group() -> None:
+    ranker = MODELS["microrec_47"].factory(rows_scale=1e-4)
+    model = ingest(ranker, ranker.example_inputs(4))
+    rewrites = ("stack_lookups", "group_lookups")
+    known = survey(model, 2, rewrites, Precision(tables="int8"))
+    planned = [
+        *plan_buckets(model, [2], Choice(rewrites, "single", 1, "eager"), known, lambda _: None),
+        *plan_buckets(
+            model, [8], Choice(rewrites[:1], "single", 1, "eager"), known, lambda _: None
+        ),
+    ]
+    weights = weight_tensors(model, planned, known, torch.device("cpu"))
+    group, pairs = (weights[f"group_uint8_as_float32{end}"] for end in ("", "_pairs"))
+    assert group.dtype == torch.uint8
+    assert pairs.shape[1:] == (2,)
+    codes = range(group.data_ptr(), group.data_ptr() + group.numel())
+    scales = range(pairs.data_ptr(), pairs.data_ptr() + pairs.numel() * 4)
+    stacks = [stack for stack in known.tables if stack.name in weights]
+    assert len(stacks) > 1
+    names = [name for name in model.exported.state_dict if name.startswith("embed.tables.")]
+    for name in [*names, *(stack.name for stack in stacks)]:
+        assert weights[name].data_ptr() in codes
+        assert weights[SCALES + name].data_ptr() in scales
+    for name in names:
+        stored, pair = lower(model.exported.state_dict[name], INT8)
+        assert torch.equal(weights[name], stored)
+        assert torch.equal(weights[SCALES + name], pair)
+    for stack in stacks:
+        for table, start in zip(stack.members, stack.starts, strict=True):
+            rows = slice(start, start + len(weights[table]))
+            assert torch.equal(weights[stack.name][rows], weights[table])
+            assert torch.equal(weights[SCALES + stack.name][rows], weights[SCALES + table])
 
 
 def test_stacks_and_tables_are_views_of_the_group() -> None:

@@ -38,7 +38,7 @@ COMPILERS = [
 @pytest.mark.parametrize("bad", [False, True])
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("ids_dtype", [torch.int32, torch.int64])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.uint8])
 def test_the_kernel_is_plain_torch(
     dtype: torch.dtype, ids_dtype: torch.dtype, split: int, bad: bool
 ) -> None:
@@ -51,27 +51,43 @@ def test_the_kernel_is_plain_torch(
         31,
     )
     slots: list[LookupSlot] = []
-    base = ids_base = column = 0
+    base = ids_base = pairs_base = column = 0
     for width, length in zip(widths, lengths, strict=True):
         slot = LookupSlot(
             *(batch, base, rows, width, width, ids_base, length, length, width == 64),
             *(column, sum(widths)),
+            pairs_base=pairs_base,
         )
         slots += for_threads(slot, dtype.itemsize, split)
         base += -(-rows * width // 32) * 32
+        pairs_base += rows
         ids_base += batch * length
         column += width
-    weights = torch.randn(base, generator=draw).to(dtype)
+    pairs = None
+    if dtype == torch.uint8:
+        weights = torch.randint(0, 256, (base,), generator=draw, dtype=dtype)
+        pairs = torch.randn(pairs_base, 2, generator=draw) / 100
+    else:
+        weights = torch.randn(base, generator=draw).to(dtype)
     ids = torch.randint(0, rows, (ids_base,), generator=draw).to(ids_dtype)
     if bad:
         ids[::3] = torch.iinfo(ids_dtype).max
         ids[1::7] = -1
         ids[2::11] = rows
-    numbers = (batch * sum(widths), batch, bags_of_a_program(slots, split), split)
+    numbers = (
+        batch * sum(widths),
+        batch,
+        bags_of_a_program(slots, split),
+        split,
+        pairs is not None,
+    )
     operator = resolve(GROUPED_LOOKUP)
-    want = operator(weights, ids, None, None, pack_slots(slots), *numbers)
-    got = operator(weights.cuda(), ids.cuda(), None, None, pack_slots(slots).cuda(), *numbers)
-    close = {"rtol": 1e-5, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 1e-2, "atol": 0.1}
+    want = operator(weights, ids, None, None, pack_slots(slots), pairs, *numbers)
+    there = None if pairs is None else pairs.cuda()
+    given = (weights.cuda(), ids.cuda(), None, None, pack_slots(slots).cuda(), there)
+    got = operator(*given, *numbers)
+    low = dtype in (torch.float16, torch.bfloat16)
+    close = {"rtol": 1e-2, "atol": 0.1} if low else {"rtol": 1e-5, "atol": 1e-4}
     torch.testing.assert_close(got.cpu(), want, **close)
     torch.cuda.synchronize()  # where an access out of bounds would show
 
@@ -97,6 +113,37 @@ def test_models_replay_what_they_compute(name: str, compiler: str, tmp_path: Pat
         assert any("grouped_lookup" in op for op in names)
         for seed, rows in enumerate((1, 2, 7, 8, 9, 32, 50)):
             check(model, runtime, rows, seed)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+@pytest.mark.parametrize("compiler", COMPILERS)
+@pytest.mark.parametrize("name", ["dlrm", "microrec_47", "rm_small"])
+def test_tables_stored_in_a_lower_type(
+    name: str, compiler: str, precision: str, tmp_path: Path
+) -> None:
+    """Capture compares every bucket with the float32 model, here within the usual bound."""
+    model = MODELS[name].factory(rows_scale=0.001)
+    manifest = capture(
+        model,
+        out=tmp_path / "m.rr",
+        buckets=[1, 32],
+        device="cuda",
+        strategy="single",
+        compiler=compiler,
+        rewrites=REWRITES,
+        table_precision=precision,
+    )
+    for bucket in manifest.buckets:
+        operators = [op for s in bucket.segments for op in s.operators]
+        assert any("grouped_lookup" in op for op in operators)
+        assert not any("embedding" in op for op in operators)
+    with Runtime.load(tmp_path / "m.rr") as runtime:  # proves itself on stored requests
+        table = next(iter(manifest.lowered))
+        shape = runtime.weights()[table][1]
+        request = model.example_inputs(9, seed=1)
+        before = runtime.run(request)["output"]
+        runtime.update_weights({table: np.ones(shape, np.float32)})
+        assert not np.array_equal(runtime.run(request)["output"], before)
 
 
 @pytest.mark.parametrize("compiler", COMPILERS)

@@ -16,6 +16,7 @@ from recreplay.runtime.lookup_slots import (
     for_threads,
     pack_slots,
 )
+from recreplay.runtime.lowered import INT8, lower
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,11 @@ class Launch:
     offsets: Tensor | None
     scales: Tensor | None
     slots: Tensor
+    pairs: Tensor | None
     batch: int
     width: int
     split: int
+    widens: bool
     wanted: Tensor
 
     def arguments(self) -> tuple[Any, ...]:
@@ -66,9 +69,9 @@ class Launch:
 
         slots = unpack_slots(self.slots)
         return (
-            *(self.weights, self.ids, self.offsets, self.scales, self.slots),
+            *(self.weights, self.ids, self.offsets, self.scales, self.slots, self.pairs),
             *(self.batch * self.width, self.batch, bags_of_a_program(slots, self.split)),
-            self.split,
+            *(self.split, self.widens),
         )
 
 
@@ -80,16 +83,28 @@ def build(
     dtype: torch.dtype = torch.float32,
     ids_dtype: torch.dtype = torch.int64,
     bad: float = 0.0,
+    widens: bool = False,
 ) -> Launch:
-    """Features as columns of one matrix `[batch, width]`; `bad` is the share of bad ids."""
+    """Features as columns of one matrix `[batch, width]`; `bad` is the share of bad ids.
+
+    Tables of uint8 are int8 rows. With `widens`, and of those, the result is float32.
+    """
     draw = torch.Generator().manual_seed(seed)
+    quantised = dtype == torch.uint8
+    widens = widens or quantised
     unit = 64 // dtype.itemsize
     width = sum(f.width for f in given)
     slots: list[LookupSlot] = []
-    tables, ids, offsets, scales, wanted = [], [], [], [], []
-    base = ids_base = column = 0
+    tables, ids, offsets, scales, pairs, wanted = [], [], [], [], [], []
+    base = ids_base = pairs_base = column = 0
     for feature in given:
-        table = torch.randn(feature.rows, feature.width, generator=draw).to(dtype)
+        table = torch.randn(feature.rows, feature.width, generator=draw)
+        if quantised:
+            stored, pair = lower(table, INT8)
+            table = stored.float() * pair[:, :1] + pair[:, 1:]
+            pairs.append(F.pad(pair, (0, 0, 0, -len(pair) % 8)))
+        else:
+            table = stored = table.to(dtype)
         if feature.lengths is None:
             lengths = torch.full((batch,), feature.length)
         else:
@@ -100,7 +115,7 @@ def build(
         limit = torch.iinfo(ids_dtype)
         odd = torch.tensor([-1, limit.min, feature.rows, limit.max, limit.max // 3])
         mine = torch.where(wrong, odd[torch.randint(0, 5, (count,), generator=draw)], mine)
-        factor = torch.randn(count, generator=draw).to(dtype)
+        factor = torch.randn(count, generator=draw).to(torch.float32 if widens else dtype)
         begins = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
         slot = LookupSlot(
             bags=batch,
@@ -116,10 +131,12 @@ def build(
             out_stride=width,
             offsets_base=-1 if feature.lengths is None else sum(len(o) for o in offsets),
             scales_base=ids_base if feature.scaled else -1,
+            pairs_base=pairs_base,
         )
         slots += for_threads(slot, dtype.itemsize, split)
         wanted.append(_pooled(table, mine, begins, factor, feature))
-        tables.append(F.pad(table.reshape(-1), (0, -table.numel() % unit)))
+        tables.append(F.pad(stored.reshape(-1), (0, -stored.numel() % unit)))
+        pairs_base += len(pairs[-1]) if quantised else 0
         ids.append(mine.to(ids_dtype))
         scales.append(factor)
         if feature.lengths is not None:
@@ -133,9 +150,11 @@ def build(
         torch.cat(offsets) if offsets else None,
         torch.cat(scales) if any(f.scaled for f in given) else None,
         pack_slots(slots),
+        torch.cat(pairs) if quantised else None,
         batch,
         width,
         split,
+        widens,
         torch.cat(wanted, dim=1),
     )
 

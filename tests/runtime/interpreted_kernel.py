@@ -34,14 +34,15 @@ CLOSE = {
     torch.float16: {"rtol": 1e-3, "atol": 2e-2},
     torch.bfloat16: {"rtol": 1e-2, "atol": 1e-1},
 }
+STORED = (torch.float32, torch.float16, torch.bfloat16, torch.uint8)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.data())
 def test_every_mix_of_features_is_what_embedding_bag_gives(data: st.DataObject) -> None:
     batch = data.draw(st.sampled_from([1, 2, 3, 5, 9]))
     given_features = data.draw(st.lists(features(batch), min_size=1, max_size=3))
-    dtype = data.draw(st.sampled_from([torch.float32, torch.float16, torch.bfloat16]))
+    dtype = data.draw(st.sampled_from(STORED))
     made = build(
         given_features,
         batch,
@@ -50,15 +51,20 @@ def test_every_mix_of_features_is_what_embedding_bag_gives(data: st.DataObject) 
         dtype=dtype,
         ids_dtype=data.draw(st.sampled_from([torch.int32, torch.int64])),
         bad=data.draw(st.sampled_from([0.0, 0.3])),
+        widens=data.draw(st.booleans()),
     )
     got = launch(grouped_lookup_kernel, *made.arguments())
-    torch.testing.assert_close(got.view(batch, -1).float(), made.wanted, **CLOSE[dtype])
+    assert got.dtype == (torch.float32 if made.widens else dtype)
+    close = CLOSE[got.dtype]
+    torch.testing.assert_close(got.view(batch, -1).float(), made.wanted, **close)
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 4, 7, 8, 31, 64, 65, 127, 128, 129, 255, 256, 257])
-@pytest.mark.parametrize("split", [1, 8])
-def test_every_width(width: int, split: int) -> None:
-    made = build([Feature(11, width, 6), Feature(5, 4, 1)], 3, split, seed=width)
+@pytest.mark.parametrize(
+    ("dtype", "split"), [(torch.float32, 1), (torch.float32, 8), (torch.uint8, 2)], ids=str
+)
+def test_every_width(width: int, dtype: torch.dtype, split: int) -> None:
+    made = build([Feature(11, width, 6), Feature(5, 4, 1)], 3, split, seed=width, dtype=dtype)
     got = launch(grouped_lookup_kernel, *made.arguments())
     torch.testing.assert_close(got.view(3, -1), made.wanted)
 
@@ -90,8 +96,8 @@ def test_rows_beyond_2_to_the_31_elements() -> None:
     slot = LookupSlot(4, 0, rows, width, width, 0, 1, 1, False, 0, width)
     slots = for_threads(slot, 2, 1)
     got = launch(
-        *(grouped_lookup_kernel, weights, ids, None, None, pack_slots(slots)),
-        *(4 * width, 4, bags_of_a_program(slots, 1), 1),
+        *(grouped_lookup_kernel, weights, ids, None, None, pack_slots(slots), None),
+        *(4 * width, 4, bags_of_a_program(slots, 1), 1, False),
     )
     wanted = torch.stack([table[ids[0]], torch.zeros(width).half(), table[ids[2]], table[0]])
     torch.testing.assert_close(got.view(4, width), wanted)
