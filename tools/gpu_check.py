@@ -1,28 +1,34 @@
 """`python -m recreplay.tools.gpu_check --out DIR`: prove and measure the CUDA side on this machine.
 
-Runs `tests/gpu` and a benchmark, and writes `gpu_check.json`, stamped with commit, device, driver
-and versions. Nothing is installed or downloaded. Where CUDA headers for compiling are missing it
-says so and proves eager segments alone.
+Runs `tests/gpu`, compute-sanitizer on one small capture where there is one, and a benchmark, and
+writes `gpu_check.json`, stamped with commit, device, driver and versions. Nothing is installed or
+downloaded. Where CUDA headers for compiling are missing it says so and proves eager segments alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-BATCHES = (1, 4, 16, 64, 256, 1024)
+if TYPE_CHECKING:
+    from recreplay.tools.bench.compare import Session
+
+BATCHES = (1, 4, 16, 64, 256, 1024, 4096)
 MODELS = (
     *("dlrm", "dlrm_rmc1", "dlrm_rmc3", "streamrec", "wide_deep", "mt_wide_deep"),
     *("microrec_47", "microrec_98"),
 )
 ROWS_SCALE = "rows_scale=0.05"
+_SANITIZED = 240  # seconds for a check, which slows kernels down many times
 _STACKED = ("stack_lookups", "stack_branches", "inline_linears")
 # Strategy, streams, rewrites: one stream with lookups grouped and not, then the branches as they
 # are, then with one lookup for all, and last each on a stream of its own, so that no order is there
@@ -70,6 +76,46 @@ def run_tests(root: Path, work: Path) -> dict[str, Any]:
     }
 
 
+def sanitize(work: Path) -> dict[str, Any]:
+    """What compute-sanitizer says of a capture of several streams and the grouped kernel, which
+    records, replays and verifies it."""
+    tool = shutil.which("compute-sanitizer", path=_path_with_cuda())
+    if tool is None:
+        return {"absent": "compute-sanitizer is not on this machine"}
+    found: dict[str, Any] = {}
+    for check in ("memcheck", "racecheck"):
+        command = [tool, "--tool", check, "--error-exitcode", "99", sys.executable]
+        command += ["-m", "recreplay.tools.cli", "capture", "recreplay.models:microrec_47"]
+        command += ["--arg", "rows_scale=0.001", "--buckets", "4", "--device", "cuda"]
+        command += ["--compiler", "eager", "--strategy", "matching", "--streams", "4"]
+        command += ["--rewrites", "group_lookups", "--out", str(work / f"{check}.rr")]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=_SANITIZED)
+        except subprocess.TimeoutExpired:
+            found[check] = {"absent": f"not done after {_SANITIZED} s"}
+            continue
+        found[check] = {"exit_code": done.returncode, "tail": (done.stdout + done.stderr)[-1500:]}
+    return found
+
+
+def _path_with_cuda() -> str:
+    return os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/cuda/bin"])
+
+
+def memory(path: Path) -> dict[str, int]:
+    """Bytes of the device that a loaded artifact takes, and of its weights among them."""
+    import torch
+
+    from recreplay.runtime import Runtime
+    from recreplay.runtime.artifact import WEIGHTS
+
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info()
+    with Runtime.load(path):
+        left, _ = torch.cuda.mem_get_info()
+    return {"loaded_bytes": free - left, "weights_bytes": (path / WEIGHTS).stat().st_size}
+
+
 def measure(work: Path, compiler: str, seconds: float) -> list[dict[str, Any]]:
     """Eager against replay, single against multi-stream, per model and batch, until time is up."""
     from recreplay.capture import capture
@@ -79,12 +125,13 @@ def measure(work: Path, compiler: str, seconds: float) -> list[dict[str, Any]]:
 
     end = time.monotonic() + seconds
     rows: list[dict[str, Any]] = []
-    for name in MODELS:
-        target = load_target(f"recreplay.models:{name}", [ROWS_SCALE])
-        for strategy, streams, rewrites in WAYS:
+    # One way of all models before the next way of any, so that little time tells something of each.
+    for strategy, streams, rewrites in WAYS:
+        for name in MODELS:
             if time.monotonic() > end:
                 rows.append({"model": name, "strategy": strategy, "skipped": "out of time"})
                 continue
+            target = load_target(f"recreplay.models:{name}", [ROWS_SCALE])
             row = {"model": name, "strategy": strategy, "streams": streams, "compiler": compiler}
             row["rewrites"] = rewrites
             out = work / f"{name}-{strategy}-{streams}-{'group_lookups' in rewrites}.rr"
@@ -102,7 +149,8 @@ def measure(work: Path, compiler: str, seconds: float) -> list[dict[str, Any]]:
                 begun = time.perf_counter()
                 with Session(target, out, "cuda") as session:
                     ready = round(time.perf_counter() - begun, 3)
-                    results = [session.compare(batch, 200).to_json() for batch in BATCHES]
+                    results = [_one(session, batch) for batch in BATCHES]
+                room = memory(out)
             except (RecReplayError, RuntimeError) as error:
                 rows.append({**row, "error": f"{type(error).__name__}: {error}"[:2000]})
                 continue
@@ -111,6 +159,7 @@ def measure(work: Path, compiler: str, seconds: float) -> list[dict[str, Any]]:
                     **row,
                     "capture_seconds": manifest.capture_seconds,
                     "ready_seconds": ready,
+                    **room,
                     "results": results,
                 }
             )
@@ -123,6 +172,22 @@ def measure(work: Path, compiler: str, seconds: float) -> list[dict[str, Any]]:
                 flush=True,
             )
     return rows
+
+
+def _one(session: Session, batch: int) -> dict[str, Any]:
+    """Latencies, and what a request takes of the host, of one batch size."""
+    import torch
+
+    from recreplay.tools.bench.request_cost import request_cost
+    from recreplay.tools.bench.requests import as_arrays
+
+    found = session.compare(batch, 200).to_json()
+    request = session.requests(batch, 1)[0]
+    call, arrays = session.eager.prepare(request), as_arrays(request)
+    with torch.inference_mode():
+        found["eager_cost"] = request_cost(call).to_json()
+    found["replay_cost"] = request_cost(lambda: session.runtime.run(arrays)).to_json()
+    return found
 
 
 def main() -> int:
@@ -158,6 +223,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as work:
         report["tests"] = run_tests(arguments.root, Path(work))
         target.write_text(json.dumps(report, indent=1))  # kept even if the benchmark dies
+        report["sanitizer"] = sanitize(Path(work))
         report["bench"] = measure(Path(work), "eager", arguments.seconds / 2)
         target.write_text(json.dumps(report, indent=1))
         if problem is None:

@@ -1,8 +1,5 @@
-"""A measurement in a process of its own, so that none finds what another has left behind.
-
-Where code that torch.compile made of another model has run before, in the same process, replay can
-take up to twice as long, and the other contenders a tenth longer.
-"""
+"""A measurement in a process of its own, so that none finds what another has left behind: threads,
+memory in pieces, what the processor has learnt of other code."""
 
 from __future__ import annotations
 
