@@ -378,6 +378,10 @@ def test_a_bucket_may_stay_in_float32(
     monkeypatch.setattr(
         "recreplay.capture.tune.choose", lambda times, streams: next(picks) % len(times)
     )
+    monkeypatch.setattr(  # no other candidates, each of which would be compiled
+        "recreplay.capture.pipeline.choices",
+        lambda tune, given, *_, **__: [given, replace(given, precision="fp32")],
+    )
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     model = Layers().eval()
     example = {"ids": torch.randint(0, 5000, (4, 3))}
