@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import import_module
 from typing import Any
 
@@ -125,6 +125,12 @@ class CudaGraph:
         self._success = cudart.cudaError_t.cudaSuccess
         self._uploads = True
         self._upload_node = _first_node(graph)
+        # A launch wants its device to be the thread's current one, and whose thread a request comes
+        # on is not ours to say. With one device, it is.
+        several = torch.cuda.device_count() > 1
+        self._here: AbstractContextManager[object] = (
+            torch.cuda.device(stream.device) if several else nullcontext()
+        )
 
     def replay(self) -> None:
         if not self._uploads:
@@ -143,8 +149,9 @@ class CudaGraph:
         self._uploads = on
 
     def _run(self) -> None:
-        (launched,) = self._launch(self._exec, self._on)
-        (done,) = self._wait(self._on)
+        with self._here:
+            (launched,) = self._launch(self._exec, self._on)
+            (done,) = self._wait(self._on)
         if launched != self._success or done != self._success:
             raise ReplayError(
                 f"replaying a CUDA graph failed: launch {launched!r}, wait {done!r}; after an "

@@ -99,7 +99,7 @@ class Fake:
 class Captured:
     """A captured graph, and the stream that it is launched on."""
 
-    cuda_stream = 7
+    cuda_stream, device = 7, "cuda:1"
 
     def raw_cuda_graph_exec(self) -> int:
         return 5
@@ -150,6 +150,31 @@ def test_a_wait_asleep_is_for_an_event_after_the_launch(asked: Fake) -> None:
     asked.asked.clear()
     wait.close()
     assert asked.asked == [("cudaEventDestroy", "event")]
+
+
+def test_with_several_devices_a_request_makes_its_own_current(
+    asked: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Device:
+        """As torch's, which may be entered again and again."""
+
+        def __init__(self, device: str) -> None:
+            self._device = device
+
+        def __enter__(self) -> None:
+            asked.asked.append(("enter", self._device))
+
+        def __exit__(self, *_: object) -> None:
+            asked.asked.append(("leave", self._device))
+
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.device", Device)
+    made = graph(asked.cudaStreamSynchronize)
+    for _ in range(2):
+        made.replay()
+        assert asked.asked[0] == ("enter", "cuda:1")
+        assert asked.asked[-1] == ("leave", "cuda:1")
+        assert asked.names() == ["enter", "GraphLaunch", "StreamSynchronize", "leave"]
 
 
 @pytest.mark.parametrize("asleep", [False, True])
