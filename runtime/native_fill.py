@@ -1,7 +1,8 @@
 """Filling by a library that capture put into the artifact: one call for all inputs of a request.
 
 It takes the place of `recreplay.runtime.fill.Fill` for requests whose arrays are numpy's own, or
-tensors of torch in the host's memory, and of exactly the captured dtypes; all others go that way.
+tensors of torch in the host's memory, and of exactly the captured dtypes, or int64 for int32 where
+the rows of a table bound them; all others go that way.
 Without a C compiler at capture there is no library, and every request does.
 
 The library reads arrays as numpy lays them out in memory. That is proved on an array when it is
@@ -26,6 +27,7 @@ from recreplay.runtime.tensor_exchange import dlpack_type, tensor_reader
 Array = np.ndarray[Any, Any]
 _OTHER_ARRAYS, _BAD_IDS = 1, 2  # what the library answers, besides 0
 _ID_BYTES = (4, 8)  # of the ids that it checks
+_WIDE = DTYPES["int64"]
 
 
 class _Input(ctypes.Structure):
@@ -41,13 +43,14 @@ class _Input(ctypes.Structure):
         ("id_bytes", ctypes.c_int32),
         ("code", ctypes.c_uint8),
         ("bits", ctypes.c_uint8),
+        ("narrows", ctypes.c_uint8),
     )
 
 
 class _Rows(ctypes.Structure):
     """`struct rows` of fill.c."""
 
-    _fields_ = (("first", ctypes.c_void_p), ("step", ctypes.c_ssize_t))
+    _fields_ = (("first", ctypes.c_void_p), ("step", ctypes.c_ssize_t), ("wide", ctypes.c_int))
 
 
 class _Fill(ctypes.Structure):
@@ -59,6 +62,7 @@ class _Fill(ctypes.Structure):
         ("read", ctypes.c_void_p),
         ("is_negative", ctypes.c_void_p),
         ("no", ctypes.c_void_p),
+        ("wide", ctypes.c_void_p),
         ("rows", ctypes.c_size_t),
         ("size", ctypes.c_size_t),
         ("row_bytes", ctypes.c_size_t),
@@ -137,6 +141,7 @@ class NativeFill:
         call = _Fill(
             id(np.ndarray),
             *library.tensors,
+            id(_WIDE),
             n,
             filler.size,
             sum(i.row_bytes for i in ordered),
@@ -198,6 +203,8 @@ def _inputs(block: Block, limits: Array | None, rows: list[object]) -> dict[str,
             len(row),
             0 if limits is None else view.dtype.itemsize,
             *dlpack_type(view.dtype),
+            # Limits are of what the dtype can hold, so that ids below them fit.
+            limits is not None and view.dtype == np.int32,
         )
         for i, name in enumerate(block.names)
     }

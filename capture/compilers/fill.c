@@ -1,5 +1,6 @@
 /* Fills the staging memory of one bucket in one call: checks the arrays of a request, copies their
-   rows, pads with the first row, and looks for ids outside of their tables.
+   rows, pads with the first row, and looks for ids outside of their tables. Ids of 64 bits are taken
+   for an input of 32 where its table's rows say that they fit.
 
    Arrays and dtypes are read as numpy lays them out (PyArrayObject_fields and PyArray_Descr of
    ndarraytypes.h, the same in numpy 1 and 2). Whoever loads this library proves by
@@ -53,7 +54,7 @@ struct tensor {
   uint64_t offset;
 };
 
-enum { ON_CPU = 1, FLOAT = 2 }; /* kDLCPU, kDLFloat */
+enum { ON_CPU = 1, INTEGER = 0, FLOAT = 2 }; /* kDLCPU, kDLInt, kDLFloat */
 
 /* What an array or a tensor says of itself. */
 struct view {
@@ -62,12 +63,14 @@ struct view {
   const ptrdiff_t *shape;
   const ptrdiff_t *strides;
   ptrdiff_t unit; /* bytes that strides count */
+  int wide; /* whether ids are twice as wide as they are staged */
 };
 
 /* Where the rows of an input are. */
 struct rows {
   const char *first;
   ptrdiff_t step;
+  int wide;
 };
 
 struct input {
@@ -80,6 +83,7 @@ struct input {
   int32_t id_bytes; /* 4 or 8 */
   uint8_t code; /* the dtype as DLPack has it */
   uint8_t bits;
+  uint8_t narrows; /* whether ids of 64 bits are taken, which `limit` says to fit */
 };
 
 struct recreplay_fill {
@@ -88,6 +92,7 @@ struct recreplay_fill {
   int (*read)(void *, struct tensor *);
   void *is_negative; /* torch.Tensor.is_neg */
   void *no; /* False */
+  const struct dtype *wide; /* int64 */
   size_t rows; /* of a request */
   size_t size; /* of the bucket */
   size_t row_bytes; /* of all inputs */
@@ -142,6 +147,16 @@ static int any_bad(const struct input *input, size_t rows) {
   return 0;
 }
 
+/* Whether any id is out of range; what is written then is of no use. */
+ANY_CPU static int narrow(int32_t *to, const int64_t *ids, size_t count, uint64_t limit) {
+  uint64_t above = 0;
+  for (size_t i = 0; i < count; i++) {
+    above |= (uint64_t)ids[i] >= limit;
+    to[i] = (int32_t)ids[i];
+  }
+  return above != 0;
+}
+
 /* The kind of an object: the second word of all of them. */
 static const void *type_of(const void *object) { return ((const struct array *)object)->type; }
 
@@ -162,12 +177,13 @@ static int view_of_tensor(void *object, const struct input *input,
   }
   if (tensor.device != ON_CPU || tensor.data == NULL || tensor.lanes != 1 || tensor.strides == NULL)
     return 0;
-  if (tensor.code != input->code || tensor.bits != input->bits) return 0;
+  int wide = input->narrows && tensor.code == INTEGER && tensor.bits == 64;
+  if (!wide && (tensor.code != input->code || tensor.bits != input->bits)) return 0;
   if (tensor.code == FLOAT && is_negative(object, fill)) return 0;
   _Static_assert(sizeof(ptrdiff_t) == sizeof(int64_t), "strides are read as ptrdiff_t");
   *view = (struct view){tensor.data + tensor.offset, tensor.dimensions,
                         (const ptrdiff_t *)tensor.shape, (const ptrdiff_t *)tensor.strides,
-                        tensor.bits / 8};
+                        tensor.bits / 8, wide};
   return 1;
 }
 
@@ -175,29 +191,46 @@ static int view_of(void *object, const struct input *input, const struct recrepl
                    struct view *view) {
   if (type_of(object) == fill->tensor) return view_of_tensor(object, input, fill, view);
   const struct array *array = object;
-  if (array->type != fill->type || !recreplay_same_dtype(array->dtype, input->dtype)) return 0;
-  *view = (struct view){array->data, array->dimensions, array->shape, array->strides, 1};
+  if (array->type != fill->type) return 0;
+  int same = recreplay_same_dtype(array->dtype, input->dtype);
+  int wide = !same && input->narrows && recreplay_same_dtype(array->dtype, fill->wide);
+  if (!same && !wide) return 0;
+  *view = (struct view){array->data, array->dimensions, array->shape, array->strides, 1, wide};
   return 1;
 }
 
 static int fits(const struct view *view, const struct input *input, size_t rows) {
   if (view->dimensions != input->row_dimensions + 1 || view->shape[0] != (ptrdiff_t)rows) return 0;
-  ptrdiff_t step = (ptrdiff_t)input->row_bytes;
+  ptrdiff_t step = (ptrdiff_t)input->row_bytes << view->wide;
   for (int i = 0; i < input->row_dimensions; i++) {
     if (view->shape[i + 1] != input->row[i]) return 0;
     step /= input->row[i] ? input->row[i] : 1;
     if (input->row[i] > 1 && view->strides[i + 1] * view->unit != step) return 0;
   }
-  return 1;
+  /* What is copied may begin anywhere; what is read number by number may not. */
+  size_t apart = (size_t)view->data | (size_t)(view->strides[0] * view->unit);
+  return !view->wide || apart % sizeof(int64_t) == 0;
 }
 
-static void copy(const struct rows *value, const struct input *input, size_t rows) {
+/* Returns whether ids that were to be narrowed do not fit. */
+static int copy(const struct rows *value, const struct input *input, size_t rows) {
   size_t bytes = input->row_bytes;
+  if (value->wide) {
+    int bad = 0;
+    size_t ids = bytes / 4;
+    size_t whole = value->step == (ptrdiff_t)bytes * 2 ? rows : 1; /* rows that adjoin */
+    for (size_t i = 0; i < rows; i += whole)
+      bad |= narrow((int32_t *)(input->staged + i * bytes),
+                    (const int64_t *)(value->first + (ptrdiff_t)i * value->step), whole * ids,
+                    input->limit);
+    return bad;
+  }
   if (rows == 1 || value->step == (ptrdiff_t)bytes)
     memcpy(input->staged, value->first, rows * bytes);
   else
     for (size_t i = 0; i < rows; i++)
       memcpy(input->staged + i * bytes, value->first + (ptrdiff_t)i * value->step, bytes);
+  return 0;
 }
 
 static void pad(const struct input *input, size_t rows, size_t size) {
@@ -218,7 +251,7 @@ static int32_t filled(const struct recreplay_fill *fill, int copies) {
   int bad = 0;
   for (size_t i = 0; i < fill->count; i++) {
     const struct input *input = &fill->inputs[i];
-    if (copies) copy(&fill->values[i], input, fill->rows);
+    if (copies && copy(&fill->values[i], input, fill->rows)) return OTHER_ARRAYS;
     bad |= any_bad(input, fill->rows);
     pad(input, fill->rows, fill->size);
   }
@@ -234,7 +267,7 @@ int32_t recreplay_fill(void *values, const struct recreplay_fill *fill) {
     void *value = PyTuple_GetItem(values, (ptrdiff_t)i);
     if (!view_of(value, &fill->inputs[i], fill, &view)) return OTHER_ARRAYS;
     if (!fits(&view, &fill->inputs[i], fill->rows)) return OTHER_ARRAYS;
-    fill->values[i] = (struct rows){view.data, view.strides[0] * view.unit};
+    fill->values[i] = (struct rows){view.data, view.strides[0] * view.unit, view.wide};
   }
   if (fill->rows * fill->row_bytes < UNLOCKED_FROM) return filled(fill, 1);
   void *thread = PyEval_SaveThread();

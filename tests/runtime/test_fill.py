@@ -270,6 +270,51 @@ def test_a_request_in_staging_is_padded_and_checked() -> None:
         fill.in_place()
 
 
+@pytest.mark.parametrize("size", [3, 5])
+def test_the_library_takes_wider_ids_where_a_table_bounds_them(size: int) -> None:
+    """Whole, as columns of a matrix, and backwards; beside ids of 32 bits."""
+    made = bucket(size, [("a", "int32", (20,)), ("b", "int32", ()), ("c", "int32", ())], staged=1)
+    staged = Staged(made, [IdBound(name, None, 1000, name) for name in "ab"])
+    if Staged.library is None:
+        pytest.skip("numpy takes what the checker has narrowed")
+    fill = staged.filler.prepare(3)
+    matrix = np.arange(300).reshape(3, 100)
+    c = np.arange(3, dtype=np.int32)
+    for a, b in [
+        (matrix[:, :20].copy(), matrix[:, 99]),
+        (matrix[:, 40:60], matrix[::-1, 0]),
+        (matrix[:, :20].astype(np.int32), matrix[:, 7]),
+        (torch.from_numpy(matrix)[:, 5:25], torch.arange(3)),
+    ]:
+        assert fill([a, b, c]) == 0
+        assert getattr(fill, "_other", None) is None
+        for name, value in (("a", a), ("b", b), ("c", c)):
+            np.testing.assert_array_equal(staged.views[name][:3], np.asarray(value))
+            assert (staged.views[name][3:] == staged.views[name][0]).all()
+
+
+@pytest.mark.parametrize(
+    ("rows", "ids"),
+    [
+        (1000, [1, 1000, 0]),
+        (1000, [-1, 0, 0]),
+        (1000, [2**32 + 5, 0, 0]),  # would be 5
+        (2**31 + 8, [2**31, 0, 1]),  # in the table, and beyond 32 bits
+        (None, [0, 1, 2]),
+    ],
+)
+def test_ids_that_may_not_fit_are_left_to_be_converted(rows: int | None, ids: list[int]) -> None:
+    made = bucket(4, [("a", "int32", ())])
+    bounds = [] if rows is None else [IdBound("a", None, rows, "t")]
+    staged = Staged(made, bounds)
+    with pytest.raises(TypeError):
+        staged.fill(3, a=np.array(ids))
+    if rows == 1000:
+        odd = np.frombuffer(bytes(1 + 3 * 8), np.uint8)[1:].view(np.int64)
+        with pytest.raises(TypeError):  # not where numbers begin
+            staged.fill(3, a=odd)
+
+
 def test_arrays_that_were_pickled_are_taken_at_once() -> None:
     """They have a dtype of their own, equal to the staged one. A swapped one is another."""
     staged = Staged(bucket(2, [("a", "int64", ())]), [])
