@@ -155,7 +155,7 @@ def main(job_file: str, folder: str) -> None:
         else:
             module = build_module(code["static"], job["device"])
         targets = {str(node.target) for node in module.graph.graph.nodes}
-        chosen = settings | functions.settings(targets)
+        chosen = settings | functions.settings(targets, "bfloat16" in json.dumps(code))
         compile_module(module, chosen, job["scratch"], Path(folder) / key)
         print(f"compiled {key}", flush=True)
 

@@ -27,9 +27,15 @@ class OwnFunctions:
             self._texts[target] = text.replace("RECREPLAY_THREADS", str(threads))
             _register(resolve(target), f"aoti_torch_cpu_recreplay_{Path(source).stem}_out")
 
-    def settings(self, targets: set[str]) -> dict[str, Any]:
-        """Settings of inductor for code that calls these operators."""
-        used = {_out(resolve(t)): [text] for t, text in self._texts.items() if t in targets}
+    def settings(self, targets: set[str], bfloat16: bool) -> dict[str, Any]:
+        """Settings of inductor for code that calls these operators; `bfloat16`: whether any tensor
+        of it may be one."""
+        kinds = str(int(bfloat16))
+        used = {
+            _out(resolve(target)): [text.replace("RECREPLAY_BFLOAT16", kinds)]
+            for target, text in self._texts.items()
+            if target in targets
+        }
         return {_SHIMS: used} if used else {}
 
 

@@ -250,8 +250,14 @@ inline AOTITorchError aoti_torch_cpu_recreplay_packed_linear_out(
     int32_t dtype;
     if (bias) aoti_torch_get_data_ptr(*bias, &added);
     aoti_torch_get_dtype(packed, &dtype);
-    auto run = dtype == aoti_torch_dtype_float32() ? recreplay::lanes_of<float>
-                                                   : recreplay::lanes_of<c10::BFloat16>;
+    auto run = recreplay::lanes_of<float>;
+    if (dtype != aoti_torch_dtype_float32()) {
+#if RECREPLAY_BFLOAT16 /* a tenth of the time of compiling a package */
+      run = recreplay::lanes_of<c10::BFloat16>;
+#else
+      throw std::runtime_error("a weight is bfloat16 in a package that was made without it");
+#endif
+    }
     run(out, x, packed, (const float *)added, lanes, columns, relu);
     return AOTI_TORCH_SUCCESS;
   } catch (const std::exception &error) {
