@@ -250,9 +250,8 @@ def _choose_compiler(compiler: str | None, device: str) -> tuple[str, list[str]]
         if compiler not in COMPILERS:
             known = ", ".join(COMPILERS)
             raise CaptureError(f"unknown compiler {compiler!r}; expected one of {known}")
-        if compiler in PRECISIONS and (problem := tensorrt_problem(device)) is not None:
-            raise CompilerError(f"compiler {compiler!r} cannot be used: {problem}")
-        if compiler == AUTOTUNED and (problem := autotune_problem(device)) is not None:
+        asked = {AUTOTUNED: autotune_problem, **dict.fromkeys(PRECISIONS, tensorrt_problem)}
+        if compiler in asked and (problem := asked[compiler](device)) is not None:
             raise CompilerError(f"compiler {compiler!r} cannot be used: {problem}")
         return compiler, []
     problem = inductor_problem(device)

@@ -2,8 +2,8 @@
 
 It takes the place of `recreplay.runtime.fill.Fill` for requests whose arrays are numpy's own, or
 tensors of torch in the host's memory, and of exactly the captured dtypes, or int64 for int32 where
-the rows of a table bound them; all others go that way.
-Without a C compiler at capture there is no library, and every request does.
+the rows of a table bound them; all others go that way. Without a C compiler at capture there is no
+library, and every request does.
 
 The library reads arrays as numpy lays them out in memory. That is proved on an array when it is
 loaded; an interpreter that lays objects out otherwise (a free-threaded one does) has none.

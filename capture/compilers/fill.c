@@ -147,8 +147,7 @@ static int any_bad(const struct input *input, size_t rows) {
   return 0;
 }
 
-/* Whether any id is out of range; what is written then is of no use. */
-ANY_CPU static int narrow(int32_t *to, const int64_t *ids, size_t count, uint64_t limit) {
+ANY_CPU static int any_above_as_32(int32_t *to, const int64_t *ids, size_t count, uint64_t limit) {
   uint64_t above = 0;
   for (size_t i = 0; i < count; i++) {
     above |= (uint64_t)ids[i] >= limit;
@@ -212,25 +211,26 @@ static int fits(const struct view *view, const struct input *input, size_t rows)
   return !view->wide || apart % sizeof(int64_t) == 0;
 }
 
-/* Returns whether ids that were to be narrowed do not fit. */
-static int copy(const struct rows *value, const struct input *input, size_t rows) {
+static void copy(const struct rows *value, const struct input *input, size_t rows) {
   size_t bytes = input->row_bytes;
-  if (value->wide) {
-    int bad = 0;
-    size_t ids = bytes / 4;
-    size_t whole = value->step == (ptrdiff_t)bytes * 2 ? rows : 1; /* rows that adjoin */
-    for (size_t i = 0; i < rows; i += whole)
-      bad |= narrow((int32_t *)(input->staged + i * bytes),
-                    (const int64_t *)(value->first + (ptrdiff_t)i * value->step), whole * ids,
-                    input->limit);
-    return bad;
-  }
   if (rows == 1 || value->step == (ptrdiff_t)bytes)
     memcpy(input->staged, value->first, rows * bytes);
   else
     for (size_t i = 0; i < rows; i++)
       memcpy(input->staged + i * bytes, value->first + (ptrdiff_t)i * value->step, bytes);
-  return 0;
+}
+
+/* Copies ids of 64 bits as 32. Returns whether any is out of range; what is staged then is of no
+   use. */
+static int narrow(const struct rows *value, const struct input *input, size_t rows) {
+  size_t bytes = input->row_bytes;
+  size_t whole = value->step == (ptrdiff_t)bytes * 2 ? rows : 1; /* rows that adjoin */
+  int bad = 0;
+  for (size_t i = 0; i < rows; i += whole)
+    bad |= any_above_as_32((int32_t *)(input->staged + i * bytes),
+                           (const int64_t *)(value->first + (ptrdiff_t)i * value->step),
+                           whole * bytes / 4, input->limit);
+  return bad;
 }
 
 static void pad(const struct input *input, size_t rows, size_t size) {
@@ -251,8 +251,13 @@ static int32_t filled(const struct recreplay_fill *fill, int copies) {
   int bad = 0;
   for (size_t i = 0; i < fill->count; i++) {
     const struct input *input = &fill->inputs[i];
-    if (copies && copy(&fill->values[i], input, fill->rows)) return OTHER_ARRAYS;
-    bad |= any_bad(input, fill->rows);
+    const struct rows *value = &fill->values[i];
+    if (copies && value->wide) {
+      if (narrow(value, input, fill->rows)) return OTHER_ARRAYS;
+    } else {
+      if (copies) copy(value, input, fill->rows);
+      bad |= any_bad(input, fill->rows);
+    }
     pad(input, fill->rows, fill->size);
   }
   return bad ? BAD_IDS : FILLED;

@@ -78,7 +78,7 @@ class Fake:
         self.cudaGraphExec_t = self.cudaStream_t = self.cudaGraph_t = lambda handle: handle
 
     def __getattr__(self, name: str) -> Callable[..., tuple[Any, ...]]:
-        values = {"cudaEventCreateWithFlags": ("event",), "cudaGraphNodeGetType": ("copy",)}
+        values = {"cudaEventCreateWithFlags": ("event",)}
 
         def call(*given: Any) -> tuple[Any, ...]:
             if name == "cudaGraphGetRootNodes":
