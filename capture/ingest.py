@@ -25,6 +25,7 @@ from recreplay.capture.arguments import (
     named_positions,
 )
 from recreplay.capture.declared import Declared, Jagged, declare, jagged_of
+from recreplay.capture.functional import functional
 from recreplay.capture.jagged_axis import check_jagged
 from recreplay.capture.refusals import LastCall, refusal, refuse_operators
 from recreplay.runtime.errors import CaptureError, RecReplayError, UnsupportedModelError
@@ -99,7 +100,7 @@ def ingest(
                 raise
             except Exception as error:
                 raise refusal(error, last, batch) from error
-        exported = exported.run_decompositions({})
+        exported = functional(exported)
 
     def eager(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         with torch.inference_mode():
@@ -182,7 +183,7 @@ def _from_exported(
         with torch.inference_mode():
             return name_outputs(module(*args, **kwargs))
 
-    return _finish("program", exported.run_decompositions({}), declared, example, eager)
+    return _finish("program", functional(exported), declared, example, eager)
 
 
 def _finish(

@@ -315,6 +315,45 @@ def test_ids_that_may_not_fit_are_left_to_be_converted(rows: int | None, ids: li
             staged.fill(3, a=odd)
 
 
+@pytest.mark.parametrize("dtype", ["int64", "int32"])
+@pytest.mark.parametrize("aligned", [True, False])
+def test_ids_of_long_requests_are_copied_and_found_wherever_they_are(
+    dtype: str, aligned: bool
+) -> None:
+    """The library copies them piece by piece."""
+    rows, width = 701, 3
+    ids = rows * width
+    staged = Staged(bucket(rows + 2, [("a", dtype, (width,))]), [IdBound("a", None, ids, "t")])
+    raw = np.zeros(ids * 8 + 1, dtype="u1")[not aligned :]
+    values = raw[: ids * DTYPES[dtype].itemsize].view(dtype).reshape(rows, width)
+    values[:] = np.arange(ids).reshape(rows, width)
+    assert staged.fill(rows, a=values) == 0
+    np.testing.assert_array_equal(staged.views["a"][:rows], values)
+    np.testing.assert_array_equal(staged.views["a"][rows:], [[0, 1, 2]] * 2)
+    for at in (0, 255, 256, 511, 512, 1023, 1024, ids - 1):
+        row, column = divmod(at, width)
+        values[row, column] = ids
+        problem = rf"^input 'a', row {row}, position {column}: id {ids} is out of range"
+        with pytest.raises(IdRangeError, match=problem):
+            staged.fill(rows, a=values)
+        values[row, column] = at
+
+
+def test_long_requests_of_wider_ids_are_left_to_be_converted_wherever_one_does_not_fit() -> None:
+    rows = 2000
+    staged = Staged(bucket(rows, [("a", "int32", ())]), [IdBound("a", None, rows, "t")])
+    if Staged.library is None:
+        pytest.skip("numpy takes what the checker has narrowed")
+    values = np.arange(rows)
+    assert staged.fill(rows, a=values) == 0
+    np.testing.assert_array_equal(staged.views["a"], values)
+    for at in (0, 511, 512, 1023, 1024, rows - 1):
+        values[at] = 2**32
+        with pytest.raises(TypeError):
+            staged.fill(rows, a=values)
+        values[at] = at
+
+
 def test_arrays_that_were_pickled_are_taken_at_once() -> None:
     """They have a dtype of their own, equal to the staged one. A swapped one is another."""
     staged = Staged(bucket(2, [("a", "int64", ())]), [])
