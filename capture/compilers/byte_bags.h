@@ -4,27 +4,33 @@ AOTITorchError aoti_torch_cpu_recreplay_byte_bags_out(AtenTensorHandle, AtenTens
 /* `recreplay::byte_bags`: see recreplay.runtime.byte_bags. Copied into a package's source behind
    `extern`, inside of extern "C". */
 extern "C++" {
-#ifdef __AVX512F__
+#ifdef __AVX2__
 #include <immintrin.h>
 #endif
 namespace recreplay {
-/* Spelt out, because a package's wrapper is compiled without vectorising loops. */
+/* Spelt out, because a package's wrapper is compiled without vectorising loops; as wide as the
+   processor has them, because wider ones are kept in memory. GCC converts bytes one by one. */
+#if defined(__AVX512F__)
 typedef float Floats __attribute__((vector_size(64), aligned(4), may_alias));
-typedef int32_t Words __attribute__((vector_size(64)));
-typedef uint8_t Bytes __attribute__((vector_size(16), aligned(1), may_alias));
-constexpr int64_t kAtOnce = 16; /* values of a row that are added up at once */
-constexpr int64_t kAhead = 16;  /* ids between the row that is read and the one that is fetched */
+static inline Floats widen(const uint8_t *codes) {
+  return (Floats)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(*(const __m128i_u *)codes));
+}
+#elif defined(__AVX2__)
+typedef float Floats __attribute__((vector_size(32), aligned(4), may_alias));
+static inline Floats widen(const uint8_t *codes) {
+  return (Floats)_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)codes)));
+}
+#else
+typedef float Floats __attribute__((vector_size(16), aligned(4), may_alias));
+static inline Floats widen(const uint8_t *codes) {
+  return Floats{(float)codes[0], (float)codes[1], (float)codes[2], (float)codes[3]};
+}
+#endif
+constexpr int64_t kAtOnce = sizeof(Floats) / sizeof(float);
+constexpr int64_t kAhead = 16; /* ids between the row that is read and the one that is fetched */
 constexpr int64_t kBagsOfThread = 64;
 
-static inline Floats widen(const uint8_t *codes) {
-#ifdef __AVX512F__ /* GCC converts bytes one by one */
-  return (Floats)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(*(const __m128i_u *)codes));
-#else
-  return __builtin_convertvector(__builtin_convertvector(*(const Bytes *)codes, Words), Floats);
-#endif
-}
-
-/* Values [at, at + 16 * V) of a bag. */
+/* Values [at, at + kAtOnce * V) of a bag. */
 template <int V, typename Id>
 static inline void piece(const uint8_t *codes, const float *scales, const Id *ids, int64_t length,
                          int64_t dim, int64_t at, float share, float *out) {

@@ -3,10 +3,10 @@ AOTITorchError aoti_torch_cpu_recreplay_packed_linear_out(AtenTensorHandle, Aten
                                                          int64_t, int64_t, int32_t);
 /* `recreplay::packed_linear`: a product with each block of a weight, which lies as
    recreplay.runtime.packed_linear says, then the bias and the ReLU while the result is in registers.
-   Processors without AVX-512 call oneDNN's batch-reduce product. Copied into a package's source
-   behind `extern`, inside of extern "C". */
+   Processors without AVX-512 call oneDNN's batch-reduce product for two rows and more. Copied into a
+   package's source behind `extern`, inside of extern "C". */
 extern "C++" {
-#ifdef __AVX512F__
+#ifdef __AVX2__
 #include <immintrin.h>
 #endif
 /* A package's wrapper is compiled with -O1, which keeps small arrays of vectors in memory. */
@@ -25,11 +25,19 @@ namespace recreplay {
 constexpr int64_t kColumns = 64; /* of a block: COLUMNS of recreplay.runtime.packed_linear */
 constexpr int64_t kRows = 128;   /* of x for which a block stays in the cache */
 constexpr int64_t kWorthThreads = 1 << 18; /* multiply-adds */
-constexpr int64_t kNarrow = 4;   /* columns, of which the product fills its registers badly */
 constexpr int64_t kShort = 512;  /* rows of so few columns that are kept on the stack */
 
-/* A sum of so many at once, which the compiler may not make of one. */
-typedef float Vector __attribute__((vector_size(64), aligned(4), may_alias));
+/* A sum of so many at once, which the compiler may not make of one. Wider ones than the processor
+   has are kept in memory. */
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+constexpr int64_t kNarrow = kVectorBytes / 16; /* columns that fill the product's registers badly */
+typedef float Vector __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
 constexpr int64_t kWide = sizeof(Vector) / sizeof(float);
 
 static void finish(float *y, int64_t rows, int64_t width, int64_t stride, const float *bias,
@@ -152,6 +160,24 @@ static void tiles(const T *x, const T *block, const float *bias, float *y, int64
   }
 }
 
+#elif defined(__AVX2__) && defined(__FMA__)
+/* One row by a whole block, read from front to back: oneDNN's product takes 1.3 times as long where
+   the weight is in a cache, and twice where it is not. */
+static void one_row(const float *x, const float *block, const float *bias, float *y, int64_t K,
+                    int64_t ld, bool relu) {
+  __m256 sums[kColumns / 8];
+#pragma GCC unroll 8
+  for (int v = 0; v < 8; v++) sums[v] = _mm256_setzero_ps();
+  for (int64_t k = 0; k < K; k++, block += ld) {
+    const __m256 value = _mm256_set1_ps(x[k]);
+#pragma GCC unroll 8
+    for (int v = 0; v < 8; v++)
+      sums[v] = _mm256_fmadd_ps(value, _mm256_loadu_ps(block + v * 8), sums[v]);
+  }
+#pragma GCC unroll 8
+  for (int v = 0; v < 8; v++) _mm256_storeu_ps(y + v * 8, sums[v]);
+  if (bias || relu) finish(y, 1, kColumns, kColumns, bias, relu);
+}
 #endif
 
 /* y [M, columns] = x [M, K] by some columns of a block. With AVX-512, oneDNN's product is as fast as
@@ -166,6 +192,9 @@ static void product(const T *x, const T *block, const float *bias, float *y, int
                                                     tiles<4, T>};
     return of[(columns - 1) / kWide](x, block, bias, y, stride, M, columns, K, ld, relu);
   }
+#elif defined(__AVX2__) && defined(__FMA__)
+  if constexpr (sizeof(T) == 4)
+    if (M == 1 && columns == kColumns) return one_row(x, block, bias, y, K, ld, relu);
 #endif
   at::native::cpublas::brgemm(M, columns, K, K, ld, stride, false, x, block, y, sizeof(T) == 2);
   if (bias || relu) finish(y, M, columns, stride, bias, relu);

@@ -1,0 +1,110 @@
+"""Our functions in packages, as they are compiled on processors of other kinds than this one."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from recreplay.capture.compilers import toolchain
+from recreplay.runtime.packed_linear import pack
+
+TORCH = Path(torch.__file__).parent
+HEADERS = Path(toolchain.__file__).parent
+INT, WHERE = ctypes.c_int64, ctypes.c_void_p
+CAPABILITY = torch.backends.cpu.get_cpu_capability()
+CALL = """
+#include <torch/csrc/inductor/aoti_include/cpu.h>
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+extern "C" {
+#include "packed_linear.h"
+#include "byte_bags.h"
+void one_lane(const float *x, const float *packed, const float *bias, float *y, int64_t M,
+              int64_t N, int64_t K, int relu) {
+  recreplay::lane<float>(x, packed, bias, y, N, M, N, K, 0, N, false, relu);
+}
+void bags(const uint8_t *codes, const float *scales, const void *ids, int64_t count, int64_t rows,
+          int64_t length, int64_t dim, float *out) {
+  recreplay::bags<int64_t>(codes, scales, ids, count, rows, length, dim, dim, false, out);
+}
+}
+"""
+
+needs_avx2 = pytest.mark.skipif(
+    CAPABILITY not in ("AVX2", "AVX512") or toolchain.cxx_compiler() is None,
+    reason="needs a C++ compiler, and a processor with AVX2",
+)
+
+
+@pytest.fixture(scope="module", params=["x86-64-v2", "haswell"])
+def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Without AVX2, and with it; what this machine has is in every compiled artifact."""
+    folder = tmp_path_factory.mktemp("kernels")
+    (folder / "kernels.cpp").write_text(CALL)
+    compiler = toolchain.cxx_compiler()
+    assert compiler is not None
+    command = [compiler, "-O1", f"-march={request.param}", "-std=c++20", "-w", "-shared", "-fPIC"]
+    command += ["-DRECREPLAY_THREADS=1", "-DRECREPLAY_BFLOAT16=0", "kernels.cpp"]
+    command += [
+        f"-I{HEADERS}",
+        f"-I{TORCH / 'include'}",
+        f"-L{TORCH / 'lib'}",
+        "-ltorch_cpu",
+        "-lc10",
+    ]
+    subprocess.run([*command, "-o", "kernels.so"], cwd=folder, check=True)
+    return folder / "kernels.so"
+
+
+@needs_avx2
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("biased", [False, True])
+def test_products_are_those_of_the_weight_before_it_was_packed(
+    library: Path, biased: bool, relu: bool
+) -> None:
+    call = ctypes.CDLL(str(library)).one_lane
+    call.argtypes = [*[WHERE] * 4, *[INT] * 3, ctypes.c_int]
+    torch.manual_seed(3)
+    for rows in (1, 2, 7, 130):
+        for columns, length in ((1, 40), (4, 513), (33, 7), (64, 96), (200, 31)):
+            x, weight = torch.randn(rows, length), torch.randn(columns, length)
+            bias = torch.randn(columns) if biased else None
+            packed, y = pack(weight), torch.full((rows, columns), float("nan"))
+            where = [None if t is None else t.data_ptr() for t in (x, packed, bias, y)]
+            call(*where, rows, columns, length, relu)
+            want = torch.nn.functional.linear(x, weight, bias)
+            torch.testing.assert_close(y, torch.relu(want) if relu else want, rtol=1e-4, atol=1e-4)
+
+
+@needs_avx2
+def test_not_a_number_stays_one(library: Path) -> None:
+    call = ctypes.CDLL(str(library)).one_lane
+    call.argtypes = [*[WHERE] * 4, *[INT] * 3, ctypes.c_int]
+    for columns in (2, 64, 70):
+        for rows in (1, 3):
+            x, packed = torch.full((rows, 8), float("nan")), pack(torch.randn(columns, 8))
+            y = torch.zeros(rows, columns)
+            call(x.data_ptr(), packed.data_ptr(), None, y.data_ptr(), rows, columns, 8, True)
+            assert y.isnan().all()
+
+
+@needs_avx2
+def test_bags_of_bytes_are_sums_of_rows(library: Path) -> None:
+    call = ctypes.CDLL(str(library)).bags
+    call.argtypes = [*[WHERE] * 3, *[INT] * 4, WHERE]
+    torch.manual_seed(4)
+    rows, bags, length = 50, 5, 9
+    for dim in (1, 4, 20, 32, 100):
+        codes = torch.randint(0, 256, (rows, dim), dtype=torch.uint8)
+        scales, ids = torch.rand(rows, 2), torch.randint(0, rows, (bags, length))
+        out = torch.zeros(bags, dim)
+        where = (codes.data_ptr(), scales.data_ptr(), ids.data_ptr())
+        call(*where, ids.numel(), rows, length, dim, out.data_ptr())
+        table = codes * scales[:, :1] + scales[:, 1:]
+        want = torch.nn.functional.embedding_bag(ids, table, mode="sum")
+        torch.testing.assert_close(out, want, rtol=1e-4, atol=1e-2)
