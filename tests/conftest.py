@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,16 @@ class Shop(nn.Module):
 def one_thread() -> None:
     """Eager and replay on one core, so that the suite does not depend on how many there are."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_compiling_process() -> Iterator[None]:
+    """Where tests run side by side, each compiles on its own core: two that take turns start twice
+    as many processes for the same code."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "PYTEST_XDIST_WORKER" in os.environ:
+            patch.setattr("recreplay.capture.compilers.inductor.usable_cores", lambda: 1)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import platform
 import shutil
 import sys
@@ -31,6 +30,8 @@ class Fact:
 def gather() -> list[Fact]:
     """Look at everything; compiles nothing, and starts no work on a GPU."""
     import torch
+
+    from recreplay.capture.compilers.toolchain import usable_cores
 
     capability = torch.backends.cpu.get_cpu_capability()
     return [
@@ -95,13 +96,6 @@ def cpu_model() -> str:
     except OSError:
         pass  # not Linux
     return platform.processor() or platform.machine()
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _huge_pages() -> Fact:

@@ -9,7 +9,6 @@ compiler, and a worker that dies takes nothing along.
 from __future__ import annotations
 
 import json
-import os
 import selectors
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from recreplay.capture.compilers.c_library import build_c_library
+from recreplay.capture.compilers.toolchain import usable_cores
 from recreplay.capture.generalise import DynamicCode
 from recreplay.capture.sharing import Code
 from recreplay.runtime.artifact import LAUNCHER
@@ -65,7 +65,7 @@ class InductorCompiler:
         # Largest first, dealt out in turn, so that no core ends up with all the long ones.
         waiting = sorted(codes, key=lambda k: -len(json.dumps(codes[k].to_json())))
         # One at a time where kernels are measured, so that none disturbs another.
-        cores = 1 if self._autotune else min(len(waiting), os.cpu_count() or 1)
+        cores = 1 if self._autotune else min(len(waiting), usable_cores())
         scratch = make_scratch()
         workers: list[_Worker] = []
         try:

@@ -13,6 +13,13 @@ def cxx_compiler() -> str | None:
     return shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
 
 
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def inductor_problem(device: str) -> str | None:
     """Why segments cannot be compiled here, or None. `device` is `cpu` or `cuda`."""
     if cxx_compiler() is None:

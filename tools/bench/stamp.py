@@ -17,7 +17,8 @@ def stamp(threads: int) -> dict[str, Any]:
     import numpy
     import torch
 
-    from recreplay.tools.machine import cpu_model, usable_cores
+    from recreplay.capture.compilers.toolchain import usable_cores
+    from recreplay.tools.machine import cpu_model
 
     return {
         "commit": _commit(),
