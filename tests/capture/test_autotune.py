@@ -46,7 +46,7 @@ def test_kernels_are_measured_one_segment_at_a_time(
 ) -> None:
     monkeypatch.setattr(inductor, "_Worker", Worker)
     monkeypatch.setattr(inductor, "_wait", lambda *_: None)
-    monkeypatch.setattr(inductor.os, "cpu_count", lambda: 3)
+    monkeypatch.setattr(inductor, "usable_cores", lambda: 3)
     jobs.clear()
     compiler = get_compiler(name, threads=2, tf32=True)
     codes = {f"code{i}": SegmentCode((), (), (), (), ()) for i in range(4)}

@@ -56,8 +56,7 @@ def test_every_lookup_is_one_function() -> None:
 
 
 @pytest.mark.inductor
-@pytest.mark.parametrize("threads", [1, 2])
-def test_compiled_bags(captured: Callable[..., Path], threads: int) -> None:
+def test_compiled_bags(captured: Callable[..., Path]) -> None:
     model = Bags().eval()
     path = captured(
         model,
@@ -65,7 +64,7 @@ def test_compiled_bags(captured: Callable[..., Path], threads: int) -> None:
         buckets=[1, 4, 200],
         compiler="inductor",
         table_precision="int8",
-        threads=threads,
+        threads=2,
     )
     with Runtime.load(path) as runtime, torch.no_grad():
         assert BYTE_BAGS in {o.target for o in read_graph(path)[200].captured.operators}
