@@ -19,7 +19,8 @@ def functional(exported: ExportedProgram) -> ExportedProgram:
     features takes half as long so.
     """
     if not _is_functional(exported):
-        return exported.run_decompositions({})
+        decomposed: ExportedProgram = exported.run_decompositions({})
+        return decomposed
     exported.graph.eliminate_dead_code()
     return exported
 
