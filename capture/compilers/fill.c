@@ -146,6 +146,7 @@ static int is_checked(const struct input *input) {
 
 /* Compared without a sign: negative ids are above every limit. */
 static int any_bad(const char *ids, size_t bytes, const struct input *input) {
+  if (!is_checked(input)) return 0;
   if (input->id_bytes == 8) return any_above_64((const uint64_t *)ids, bytes / 8, input->limit);
   return any_above_32((const uint32_t *)ids, bytes / 4, (uint32_t)input->limit);
 }
@@ -235,9 +236,9 @@ static int copy_ids(char *to, const char *ids, size_t count, const struct input 
 /* Copies rows that adjoin. Returns whether an id is out of range. */
 static int copy(char *to, const char *from, size_t bytes, const struct input *input, int wide) {
   size_t size = (size_t)input->id_bytes; /* of an id, staged */
-  if (!is_checked(input) || (size_t)from % (size << wide)) {
+  if (!is_checked(input) || (size_t)from % size) {
     memcpy(to, from, bytes);
-    return is_checked(input) && any_bad(to, bytes, input);
+    return any_bad(to, bytes, input);
   }
   int bad = 0;
   for (size_t at = 0; at < bytes; at += BLOCK) {
@@ -309,7 +310,7 @@ int32_t recreplay_in_place(const struct recreplay_fill *fill) {
   int bad = 0;
   for (size_t i = 0; i < fill->count; i++) {
     const struct input *input = &fill->inputs[i];
-    bad |= is_checked(input) && any_bad(input->staged, fill->rows * input->row_bytes, input);
+    bad |= any_bad(input->staged, fill->rows * input->row_bytes, input);
     pad(input, fill->rows, fill->size);
   }
   return bad ? BAD_IDS : FILLED;
