@@ -1,0 +1,131 @@
+"""How many nodes a replay launches on CUDA, and how many wait for each other, without a GPU.
+
+`run.py launches.py --out FILE`: captures models with torch's own CUDA code up to the launch of each
+kernel, which the emulated runtime notes and does not run. So nothing is computed, and the counts
+are of what torch, cuBLAS' callers, AOTInductor and Triton launch, not of what a GPU takes for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+os.environ["EMULATED_KERNELS"] = "record"  # before torch; compiling processes take it over
+
+import torch
+from emulated.bindings import node_name, replaced
+
+from recreplay.capture import DEFAULT_REWRITES, capture
+from recreplay.runtime.artifact import open_artifact
+from recreplay.runtime.errors import RecReplayError
+from recreplay.tools.bench.stamp import stamp
+from recreplay.tools.captured_graph import CapturedGraph, WatchedDevice, compare_with_plan
+from recreplay.tools.target import load_target
+from recreplay.tools.view.measured import lane_on
+
+MODELS = ("dlrm", "streamrec", "ncf", "wide_deep", "mt_wide_deep", "dlrm_rmc1", "din")
+MODELS += ("microrec_47", "microrec_98", "rm_small", "two_tower")
+WAYS = {  # strategy, streams, rewrites
+    "as it is": ("matching", 8, ()),
+    "stacked": ("matching", 8, DEFAULT_REWRITES),
+    "stacked, one stream": ("single", 1, DEFAULT_REWRITES),
+    "grouped": ("matching", 8, ("group_lookups", *DEFAULT_REWRITES)),
+    "grouped, one stream": ("single", 1, ("group_lookups", *DEFAULT_REWRITES)),
+}
+BUCKETS = [1, 64]
+_ANY = 1e30  # nothing is computed, so any answer is as good
+
+
+class NamingDevice(WatchedDevice):
+    """Keeps what each node of a capture is called, too."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+        self.names: list[list[str]] = []
+
+    def record(self, streams: int, issue: Any) -> Any:
+        recorded = super().record(streams, issue)
+        self.names.append([node_name(handle) for handle in self.watch.handles])
+        return recorded
+
+
+def longest_chain(graph: CapturedGraph) -> int:
+    """Nodes that wait one for the other."""
+    length = [1] * len(graph.types)
+    for a, b in sorted(graph.edges):  # nodes are numbered in the order of their capture
+        length[b] = max(length[b], length[a] + 1)
+    return max(length)
+
+
+def count(name: str, compiler: str, way: str, out: Path) -> list[dict[str, Any]]:
+    strategy, streams, rewrites = WAYS[way]
+    target = load_target(f"recreplay.models:{name}", ["rows_scale=0.001"])
+    capture(
+        target.model,
+        out=out,
+        buckets=BUCKETS,
+        device="cuda",
+        strategy=strategy,
+        streams=streams,
+        compiler=compiler,
+        rewrites=rewrites,
+        rtol=_ANY,
+        atol=_ANY,
+    )
+    artifact, device = open_artifact(out), NamingDevice()
+    buckets = sorted(artifact.manifest.buckets, key=lambda b: b.size, reverse=True)
+    found = []
+    with lane_on(device, artifact):
+        for bucket, graph, names in zip(buckets, device.graphs, device.names, strict=True):
+            assert compare_with_plan(graph, bucket.plan) == []
+            kernels = Counter(n for n, t in zip(names, graph.types, strict=True) if "Kernel" in t)
+            found.append(
+                {
+                    "model": name,
+                    "way": way,
+                    "bucket": bucket.size,
+                    "streams": bucket.plan.streams,
+                    "nodes": len(graph.types),
+                    "kernels": kernels.total(),
+                    "copies": sum("Memcpy" in t for t in graph.types) - 2,  # beside up and down
+                    "chain": longest_chain(graph),
+                    "launched": {k[:120]: v for k, v in kernels.most_common()},
+                }
+            )
+    return found[::-1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--compiler", default="eager")
+    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--ways", default="; ".join(WAYS), help="separated by '; '")
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    with replaced(), tempfile.TemporaryDirectory() as folder:
+        for name in given.models.split(","):
+            for way in given.ways.split("; "):
+                out = Path(folder) / f"{name}-{len(rows)}.rr"
+                try:
+                    rows += count(name, given.compiler, way, out)
+                except (RecReplayError, RuntimeError) as error:
+                    rows.append({"model": name, "way": way, "error": str(error)[-600:]})
+                    print(name, way, rows[-1]["error"], flush=True)
+                    continue
+                for row in rows[-len(BUCKETS) :]:
+                    keys = ("bucket", "streams", "nodes", "kernels", "copies", "chain")
+                    told = ", ".join(f"{k} {row[k]}" for k in keys)
+                    print(f"{name}, {way}: {told}", flush=True)
+    if given.out:
+        head = {**stamp(1), "torch": torch.__version__, "compiler": given.compiler}
+        given.out.write_text(json.dumps({**head, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,22 @@
+"""`pytest -p emulated.plugin`: the emulated device in place of a GPU, for a whole session."""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import ExitStack
+
+from emulated.bindings import replaced
+from emulated.operators import registered
+
+_STACK = ExitStack()
+
+
+def pytest_configure() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says that its kernels are overridden
+        _STACK.enter_context(registered())
+    _STACK.enter_context(replaced())
+
+
+def pytest_unconfigure() -> None:
+    _STACK.close()

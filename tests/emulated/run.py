@@ -1,0 +1,53 @@
+"""Run Python with torch's CUDA build on an emulated device: `run.py -m pytest tests/gpu`.
+
+Wants torch with CUDA (its wheel alone, none of NVIDIA's libraries), cuda-bindings, g++ and CUDA's
+headers. What is emulated, and what that shows and does not, stands in `README.md` beside this file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+
+from build import HERE, build
+
+
+def cuda_include() -> Path:
+    """The folder of `cuda_runtime_api.h`: a toolkit's or, from PyPI, nvidia-cuda-runtime's."""
+    spec = find_spec("nvidia")
+    wheels = [Path(place) for place in (spec.submodule_search_locations or [])] if spec else []
+    roots = [Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")), *(w / "cu13" for w in wheels)]
+    for root in roots:
+        if (root / "include" / "cuda_runtime_api.h").is_file():
+            return root / "include"
+    raise SystemExit(f"error: no CUDA headers below {' or '.join(map(str, roots))}; set CUDA_HOME")
+
+
+def main() -> None:
+    torch = find_spec("torch")
+    if torch is None or torch.origin is None:
+        raise SystemExit("error: torch is not installed here; the emulator wants its CUDA build")
+    libraries = Path(torch.origin).parent / "lib"
+    if not (libraries / "libtorch_cuda.so").is_file():
+        raise SystemExit("error: this torch was built without CUDA, of which the emulator is made")
+    text = "".join(f.read_text() for f in [*sorted(HERE.glob("lib*/*")), HERE / "build.py"])
+    key = hashlib.sha256(f"{libraries}{text}".encode()).hexdigest()[:16]
+    folder = Path(tempfile.gettempdir()) / f"recreplay-emulated-{key}"
+    if not (folder / "libcuda.so").exists():
+        build(folder, libraries, cuda_include())
+    for name, value in (
+        ("LD_LIBRARY_PATH", folder),
+        ("LIBRARY_PATH", folder),
+        ("PYTHONPATH", HERE.parent),
+    ):
+        before = os.environ.get(name)
+        os.environ[name] = f"{value}:{before}" if before else str(value)
+    os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    main()
