@@ -57,7 +57,8 @@ def choices(
     if device == "cuda" and tune == "full" and given.compiler == "inductor":
         found.append(replace(given, compiler=AUTOTUNED))
     if tensorrt and given.compiler == "inductor":
-        found.append(replace(given, compiler="tensorrt"))
+        layers = _without(given.rewrites, "fuse_epilogues")
+        found.append(replace(given, compiler="tensorrt", rewrites=layers))
     return list(dict.fromkeys(found))
 
 

@@ -48,7 +48,8 @@ def _flops(node: fx.Node, inputs: list[torch.Tensor], out: list[torch.Tensor]) -
         return 2 * elements * int(inputs[0].shape[-1])
     if node.target in (aten.mm.default, aten.bmm.default, aten.matmul.default):
         return 2 * elements * int(inputs[0].shape[-1])
-    if node.target in (aten.addmm.default, aten.baddbmm.default):
+    added = (aten.addmm.default, aten.baddbmm.default, aten._addmm_activation.default)
+    if node.target in added:
         return 2 * elements * int(inputs[1].shape[-1])
     return max(elements, *(prod(t.shape) for t in inputs)) if inputs else elements
 

@@ -48,8 +48,10 @@ REWRITES = (
     "split_linears",
     "pack_linears",
     "stack_branches",
+    "join_pieces",
     "inline_linears",
     "turn_linears",
+    "fuse_epilogues",
     "pool_bytes",
 )
 # `group_lookups` has to be asked for until its kernel has run on a GPU.
@@ -272,7 +274,9 @@ def _useless_rewrites(compiler: str, device: str) -> set[str]:
     elif platform.machine() not in ("x86_64", "AMD64"):
         useless.add("pack_linears")  # torch has oneDNN's batch-reduce product there alone
     if device != "cuda":
-        useless.add("group_lookups")  # its kernel is for CUDA
+        useless |= {"group_lookups", "fuse_epilogues"}  # a kernel for CUDA, and a library's call
+    elif compiler in PRECISIONS:
+        useless.add("fuse_epilogues")  # engines are built from layers
     return useless
 
 

@@ -19,8 +19,10 @@ from recreplay.capture.lookups import id_bounds
 from recreplay.capture.lowering import NOTHING, Lowering, find_lowering, with_storages
 from recreplay.capture.operator_graph import all_strategies, operator_graph
 from recreplay.capture.precision import FULL, Precision
+from recreplay.capture.rewrites.fuse_epilogues import fuse_epilogues
 from recreplay.capture.rewrites.group_lookups import group_lookups
 from recreplay.capture.rewrites.inline_linears import inline_linears
+from recreplay.capture.rewrites.join_pieces import join_pieces
 from recreplay.capture.rewrites.lower_products import lower_products
 from recreplay.capture.rewrites.lower_tables import lower_tables
 from recreplay.capture.rewrites.pack_linears import pack_large_linears, pack_linears
@@ -144,6 +146,8 @@ def _rewrite(program: Program, choice: Choice, known: Survey, smallest: bool) ->
         pack_large_linears(program, even=lowers)
     if "stack_branches" in choice.rewrites:
         stack_branches(program, known.branches)
+    if "join_pieces" in choice.rewrites:
+        join_pieces(program)
     if packs:
         pack_linears(program, lowers)
     # It pays in the smallest bucket only, which has packages of its own; the others share.
@@ -162,6 +166,9 @@ def _rewrite(program: Program, choice: Choice, known: Survey, smallest: bool) ->
             lower_products(program, weights, value_dtype(kind))
         else:
             widen_weights(program, weights)
+    # What it leaves is no layer any more, either.
+    if "fuse_epilogues" in choice.rewrites:
+        fuse_epilogues(program)
 
 
 def _multiplies_pairs() -> bool:

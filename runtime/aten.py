@@ -13,11 +13,13 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
 from recreplay.runtime.errors import ArtifactCorruptError
+from recreplay.runtime.in_place import writing_form
 
 PACKED_LINEAR = "recreplay.packed_linear.default"
 BYTE_BAGS = "recreplay.byte_bags.default"
@@ -152,11 +154,13 @@ def bind(
     values: dict[str, torch.Tensor],
     outputs: Sequence[str],
     device: torch.device,
+    into: Mapping[str, torch.Tensor] = MappingProxyType({}),
 ) -> Callable[[], list[torch.Tensor]]:
     """A function that runs `operators` over `values` and returns the tensors named `outputs`.
 
     Everything that does not change between calls (operators, names, constants) is resolved here. A
     value is dropped after its last use, so that the allocator hands out memory that is still warm.
+    A value of `into` is that very tensor, written anew, where its operator can write it in place.
     """
     index = {name: i for i, name in enumerate(values)}
     for op in operators:
@@ -174,16 +178,16 @@ def bind(
             return _Slots(items) if any(isinstance(i, (_Slot, _Slots)) for i in items) else items
         return decode(arg, device)
 
-    steps = [
-        (
-            resolve(op.target),
-            [slot(a) for a in op.args],
-            {k: slot(v) for k, v in op.kwargs.items()},
-            index[op.name],
-            [i for i, last in last_use.items() if last == at and i not in kept],
-        )
-        for at, op in enumerate(operators)
-    ]
+    def step(at: int, op: Operator) -> tuple[Any, ...]:
+        function = resolve(op.target)
+        args = [slot(a) for a in op.args]
+        kwargs = {k: slot(v) for k, v in op.kwargs.items()}
+        if op.name in into and (form := writing_form(function, device.type)) is not None:
+            function, kwargs = form, {**kwargs, "out": into[op.name]}
+        dead = [i for i, last in last_use.items() if last == at and i not in kept]
+        return function, args, kwargs, index[op.name], dead
+
+    steps = [step(at, op) for at, op in enumerate(operators)]
     start: list[Any] = [*values.values(), *[None] * len(operators)]
     out = [index[name] for name in outputs]
 

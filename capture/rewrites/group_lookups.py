@@ -81,10 +81,11 @@ def group_lookups(program: Program, groups: Sequence[TableGroup]) -> None:
             found[group_of[lookup.weight].name, by_user].append(lookup)
     for lookups in found.values():
         for part in ready_together(program, lookups):
-            # In the order of stacked lookups, so that inputs of one shape lie side by side.
+            # Inputs of one shape side by side, as where lookups are stacked, and so are results of
+            # one width, which stacked branches read together.
             members = [
                 _Member(lookup, result)
-                for lookup in sorted(part, key=lambda lookup: lookup.length)
+                for lookup in sorted(part, key=lambda lookup: (lookup.length, lookup.dim))
                 if (result := _result(lookup)) is not None
             ]
             _group(program, group_of[part[0].weight], members)

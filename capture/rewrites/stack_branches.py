@@ -110,14 +110,26 @@ def _stacked_weight(program: Program, group: Group, stack: WeightStack) -> fx.No
 
 
 def _cut_together(program: Program, cuts: list[fx.Node]) -> fx.Node:
-    """Pieces of one tensor as one piece `[lanes, *piece]`, moved only if they do not adjoin."""
+    """Pieces of one tensor as one piece `[lanes, *piece]`, moved only if they are not evenly
+    spaced."""
     source, shape = cuts[0].args[0], list(cuts[0].meta["val"].shape)
+    assert isinstance(source, fx.Node)
     begins = [int(cut.args[2]) for cut in cuts]  # type: ignore[arg-type]
-    rows = shape[0] if cuts[0].target is aten.slice.Tensor else 1
-    if all(b == begins[0] + k * rows for k, b in enumerate(begins)):
-        piece = program.call(aten.slice.Tensor, source, 0, begins[0], begins[-1] + rows)
-        return program.call(aten.view.default, piece, [len(cuts), *shape])
-    return program.call(aten.stack.default, cuts)
+    sliced = cuts[0].target is aten.slice.Tensor
+    rows, row = (shape[0], shape[1:]) if sliced else (1, shape)
+    step, lanes = begins[1] - begins[0], len(cuts)
+    end = begins[0] + lanes * step
+    spaced = step >= rows and begins == list(range(begins[0], end, step))
+    if not spaced or end > int(source.meta["val"].shape[0]):
+        return program.call(aten.stack.default, cuts)
+    piece = program.call(aten.slice.Tensor, source, 0, begins[0], end)
+    if step == rows:
+        return program.call(aten.view.default, piece, [lanes, *shape])
+    # Grouped lookups leave room between regions, so that each begins where a line does.
+    apart = program.call(aten.view.default, piece, [lanes, step, *row])
+    if not sliced:
+        return program.call(aten.select.int, apart, 1, 0)
+    return program.call(aten.slice.Tensor, apart, 1, 0, rows)
 
 
 def _run_stacked(program: Program, group: Group, sources: list[fx.Node]) -> fx.Node:
