@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from comparing import check
 
-from recreplay.capture import capture
+from recreplay.capture import DEFAULT_REWRITES, capture
 from recreplay.capture.assign import STRATEGIES
 from recreplay.capture.compilers.toolchain import inductor_problem
 from recreplay.models import MODELS
@@ -29,8 +29,8 @@ def capture_and_check(name: str, folder: Path, **options: object) -> None:
 def test_eager_segments_replay_what_the_model_computes(
     name: str, strategy: str, tmp_path: Path
 ) -> None:
-    """Whole branches on their streams, or one stream with stacked lookups."""
-    rewrites = ("stack_lookups",) if strategy == "single" else ()
+    """Branches as they are on their streams, or with all that is done to them."""
+    rewrites = DEFAULT_REWRITES if strategy in ("single", "feature") else ()
     capture_and_check(name, tmp_path, strategy=strategy, compiler="eager", rewrites=rewrites)
 
 
