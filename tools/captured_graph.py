@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from recreplay.runtime.devices.base import Launch
-from recreplay.runtime.devices.cuda import CudaDevice, CudaRecording, bindings, checked
+from recreplay.runtime.devices.cuda import CudaDevice, CudaRecording
+from recreplay.runtime.devices.cuda_bindings import bindings, checked
 from recreplay.runtime.plan import Plan
 
 

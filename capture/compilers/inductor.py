@@ -49,7 +49,13 @@ class InductorCompiler:
         # What is chosen for its sizes is chosen for one bucket.
         self.dynamic_batch = not autotune
         self._tf32, self._autotune = tf32, autotune
-        self._settings = {"cpp.threads": threads, "max_autotune": autotune}
+        self._settings = {
+            "cpp.threads": threads,
+            "max_autotune": autotune,
+            # On CUDA a concatenation of more parts is a kernel for each of them. Not all are pieces
+            # of few tensors: where branches have several widths, their pieces alternate.
+            "max_pointwise_cat_inputs": 64,
+        }
 
     def compile(
         self,

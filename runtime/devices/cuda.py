@@ -2,30 +2,30 @@
 
 Every rule here has a reason that bit somebody:
 
-- Streams come from the driver and not from torch, whose streams are a round-robin pool of 32:
-  another library's work could land on a stream that is capturing. - One memory pool for all graphs
-  of a device object, so that its buckets share memory: they never run at the same time, and what a
-  request returns has left the device before the next one starts. - cuBLAS keeps one workspace per
-  (handle, stream). It is cleared before a capture, so that the workspace is allocated inside of
-  the graph's own pool, and after it, so that nobody else frees or shares it. - Capture mode is
-  thread-local, so that other threads may go on allocating; the garbage collector is off meanwhile,
-  because a finaliser that calls CUDA would end the capture. - Values that cross streams are
-  buffers made before the capture and kept for the graph's life.
+- One memory pool for all graphs of a device object, so that its buckets share memory: they never
+  run at the same time, and what a request returns has left the device before the next one starts.
+- cuBLAS keeps one workspace per (handle, stream). It is cleared before a capture, so that the
+  workspace is allocated inside of the graph's own pool, and after it, so that nobody else frees or
+  shares it.
+- Capture mode is thread-local, so that other threads may go on allocating; the garbage collector
+  is off meanwhile, because a finaliser that calls CUDA would end the capture.
+- Values that cross streams are buffers made before the capture and kept for the graph's life.
 """
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from importlib import import_module
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
 import numpy as np
 import torch
 
 from recreplay.runtime.devices.base import Launch, Recording
-from recreplay.runtime.errors import EnvironmentMismatchError, RecReplayError, ReplayError
+from recreplay.runtime.devices.cuda_bindings import bindings, checked
+from recreplay.runtime.devices.cuda_streams import give_back, take_stream
+from recreplay.runtime.errors import RecReplayError, ReplayError
 from recreplay.runtime.serving import Wait
 
 _DLPACK_CUDA = 2  # kDLCUDA of dlpack.h
@@ -165,7 +165,9 @@ class CudaGraph:
         self._stream.synchronize()
 
     def close(self) -> None:
-        self._stream.synchronize()
+        # A broken context has told its replay so; closing is not to hide that.
+        with suppress(RuntimeError):
+            self._stream.synchronize()
         self.graph.reset()
 
 
@@ -176,7 +178,6 @@ class CudaDevice:
         self.torch_device = torch.device("cuda", index)
         torch.cuda.set_device(self.torch_device)
         torch.cuda.init()  # type: ignore[no-untyped-call]
-        self._handles: list[Any] = []
         self._streams: list[torch.cuda.Stream] = []
         self._pool = torch.cuda.graph_pool_handle()
         self._blocking = Blocking() if wait == "block" else None
@@ -214,7 +215,8 @@ class CudaDevice:
             yield
 
     def record(self, streams: int, issue: Callable[[Recording], None]) -> CudaGraph:
-        self._make_streams(streams)
+        while len(self._streams) < streams:  # the main one, which carries the trunk, goes first
+            self._streams.append(take_stream(self.torch_device, urgent=not self._streams))
         used = self._streams[:streams]
         for _ in range(_WARM_UPS):
             with torch.inference_mode(), torch.cuda.stream(used[0]):
@@ -229,8 +231,11 @@ class CudaDevice:
                 graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
                 try:
                     issue(recording)
-                finally:
-                    graph.capture_end()
+                except BaseException:
+                    with suppress(RuntimeError):  # what was issued tells more than what it broke
+                        graph.capture_end()
+                    raise
+                graph.capture_end()
             torch._C._cuda_clearCublasWorkspaces()
         graph.instantiate()
         wait = self._blocking or bindings().cudaStreamSynchronize
@@ -243,27 +248,12 @@ class CudaDevice:
         return CudaRecording(streams)
 
     def close(self) -> None:
-        cudart = bindings()
-        torch.cuda.synchronize(self.torch_device)
+        with suppress(RuntimeError):
+            torch.cuda.synchronize(self.torch_device)
         if self._blocking is not None:
             self._blocking.close()
-        for handle in self._handles:
-            checked(cudart.cudaStreamDestroy(handle))
-        self._handles.clear()
+        give_back(self._streams)
         self._streams.clear()
-
-    def _make_streams(self, count: int) -> None:
-        """Our own non-blocking streams; the main one, which carries the trunk, at high priority."""
-        cudart = bindings()
-        least, greatest = checked(cudart.cudaDeviceGetStreamPriorityRange())
-        while len(self._streams) < count:
-            priority = greatest if not self._streams else least
-            (handle,) = checked(
-                cudart.cudaStreamCreateWithPriority(cudart.cudaStreamNonBlocking, priority)
-            )
-            self._handles.append(handle)
-            stream = torch.cuda.ExternalStream(int(handle), self.torch_device)  # type: ignore[no-untyped-call]
-            self._streams.append(stream)
 
 
 def _first_node(graph: torch.cuda.CUDAGraph) -> Any:
@@ -291,21 +281,3 @@ def _quiet_collector() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-def bindings() -> Any:
-    """The CUDA runtime API of cuda-bindings, which torch's CUDA wheels depend on."""
-    try:
-        return import_module("cuda.bindings.runtime")
-    except ImportError as error:
-        raise EnvironmentMismatchError(
-            f"cuda-bindings cannot be imported ({error}); pip install cuda-bindings"
-        ) from error
-
-
-def checked(result: Any) -> tuple[Any, ...]:
-    """The values of a cuda-bindings call `(error, *values)`."""
-    error, *values = result
-    if int(error) != 0:
-        raise RecReplayError(f"CUDA call failed: {error!r}")
-    return tuple(values)

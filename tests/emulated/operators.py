@@ -24,7 +24,7 @@ _TORCHS_OWN = {
     *("set_.source_Tensor", "record_stream", "is_pinned", "_pin_memory", "_local_scalar_dense"),
     *("view_as_real", "view_as_complex", "is_set_to", "_efficientzerotensor"),
 }
-_TO_DEVICE, _TO_HOST, _ON_DEVICE = 1, 2, 3  # cudaMemcpyKind
+_CUDA = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
 
 
 class Emulator:
@@ -50,17 +50,6 @@ class Emulator:
         self._check(launch(self._stream(), name.encode(), self._run, ctypes.c_size_t(number)))
         if not captured:
             del self._calls[number]
-
-    def copy(self, to: torch.Tensor, source: torch.Tensor, wait: bool) -> None:
-        """Queue a copy of dense tensors of one dtype."""
-        kind = _ON_DEVICE if to.is_cuda and source.is_cuda else _TO_DEVICE
-        if not to.is_cuda:
-            kind = _TO_HOST
-        addresses = [ctypes.c_void_p(t.data_ptr()) for t in (to, source)]
-        nbytes = ctypes.c_size_t(to.numel() * to.element_size())
-        self._check(self._runtime.cudaMemcpyAsync(*addresses, nbytes, kind, self._stream()))
-        if wait:
-            self._check(self._runtime.cudaStreamSynchronize(self._stream()))
 
     def _stream(self) -> ctypes.c_void_p:
         return ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
@@ -160,19 +149,15 @@ def _make_room(
 
 
 def _copy(emulator: Emulator) -> Callable[..., torch.Tensor]:
-    """`copy_` as ATen does it: dense tensors are copied by the runtime, others by a kernel, and
-    what is not dense goes from one side to the other by way of a dense tensor."""
+    """`copy_`: of dense tensors ATen's own, which asks the runtime for a copy; of others by a
+    kernel, and from one side to the other by way of a dense tensor."""
+    own = torch.library.get_kernel("aten::copy_", "CUDA")
 
     def copy_(self: torch.Tensor, src: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
         crosses = self.is_cuda != src.is_cuda
         same = self.dtype == src.dtype and self.shape == src.shape
-        if self.numel() == 0:
-            return self
-        if same and self.is_contiguous() and src.is_contiguous():
-            host = src if self.is_cuda else self
-            if crosses and emulator.capturing() and not host.is_pinned():
-                raise RuntimeError("during capture the host's side of a copy must be pinned")
-            emulator.copy(self, src, wait=crosses and not non_blocking)
+        if self.numel() == 0 or (same and self.is_contiguous() and src.is_contiguous()):
+            own.call_boxed(_CUDA, self, src, non_blocking)
         elif not crosses:
             to, source = on_host(self), on_host(src)
             emulator.launch("aten.copy_", lambda: to.copy_(source))

@@ -1,7 +1,10 @@
 """Many requests of many sizes, with bad ones among them, beside other work on the device."""
 
+import gc
 import threading
+import traceback
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from recreplay.capture import capture
 from recreplay.models import dlrm
 from recreplay.runtime import Runtime
 from recreplay.runtime.errors import IdRangeError
+from recreplay.runtime.segments import EagerPackage
 
 
 @pytest.fixture
@@ -82,3 +86,41 @@ def test_two_artifacts_in_one_process_keep_apart(artifact: Path, tmp_path: Path)
                     want = model(**model.arguments(request)).numpy()
                 got = runtime.run({k: v.numpy() for k, v in request.items()})["output"]
                 np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_staging_memory_outlives_its_runtime(artifact: Path) -> None:
+    """torch records events on the streams that used a pinned block when the block is freed."""
+    for _ in range(3):
+        runtime = Runtime.load(artifact)
+        request = runtime.borrow(2)
+        kept = request.__enter__().inputs
+        request.__exit__(None, None, None)
+        runtime.close()
+        del runtime, request
+        gc.collect()
+        del kept
+        gc.collect()
+        torch.zeros(1 << 20, dtype=torch.uint8, pin_memory=True)  # takes what was freed
+    torch.cuda.synchronize()
+
+
+def test_what_breaks_a_capture_is_told(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The operator that may not be captured, and not that the capture has ended with an error."""
+    stale = torch.zeros(1, device="cuda")
+    usual = EagerPackage.bind
+
+    def bind(self: EagerPackage, inputs: Any, outputs: Any) -> Any:
+        launch = usual(self, inputs, outputs)
+
+        def asking() -> None:
+            launch()
+            stale.item()
+
+        return asking
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EagerPackage, "bind", bind)
+        with pytest.raises(RuntimeError, match="captur") as told:
+            Runtime.load(artifact)
+    assert "item" in "".join(traceback.format_exception(told.value))
+    Runtime.load(artifact).close()

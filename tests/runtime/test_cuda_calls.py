@@ -6,13 +6,15 @@ import ast
 import inspect
 import re
 from collections.abc import Callable
+from contextlib import closing
 from types import ModuleType
 from typing import Any
 
 import pytest
 
-from recreplay.runtime.devices import cuda
-from recreplay.runtime.devices.cuda import Blocking, CudaGraph, checked
+from recreplay.runtime.devices import cuda, cuda_streams
+from recreplay.runtime.devices.cuda import Blocking, CudaGraph
+from recreplay.runtime.devices.cuda_bindings import checked
 from recreplay.runtime.errors import RecReplayError, ReplayError
 from recreplay.runtime.serving import Serving
 from recreplay.tools import captured_graph
@@ -34,7 +36,7 @@ def calls(module: ModuleType) -> list[tuple[str, int]]:
     return sorted(set(found.values()))
 
 
-NAMED = [(m, *call) for m in (cuda, captured_graph) for call in calls(m)]
+NAMED = [(m, *call) for m in (cuda, cuda_streams, captured_graph) for call in calls(m)]
 
 
 def test_the_calls_are_found() -> None:
@@ -190,6 +192,24 @@ def test_an_error_of_any_call_is_told(asked: Fake, call: str, asleep: bool) -> N
         made.replay()
     asked.fails.clear()
     made.replay()
+
+
+def test_closing_does_not_hide_what_broke_the_context(asked: Fake) -> None:
+    """After a device assert every call says so, and the caller has been told by its replay."""
+    reset = []
+
+    class Broken(Captured):
+        def synchronize(self) -> None:
+            raise RuntimeError("CUDA error: device-side assert triggered")
+
+        def reset(self) -> None:
+            reset.append(1)
+
+    asked.fails["cudaStreamSynchronize"] = 710
+    made = CudaGraph(Broken(), Broken(), asked.cudaStreamSynchronize)  # type: ignore[arg-type]
+    with pytest.raises(ReplayError, match=r"launch 0, wait 710"), closing(made):
+        made.replay()
+    assert reset == [1]
 
 
 def test_a_graph_that_begins_with_something_else_is_refused(asked: Fake) -> None:

@@ -20,6 +20,7 @@ namespace {
 
 std::vector<std::weak_ptr<Capture>> captures;
 unsigned long long next_capture = 1;
+std::set<Stream*> alive;
 thread_local cudaStreamCaptureMode thread_mode = cudaStreamCaptureModeGlobal;
 
 Stream* legacy() {
@@ -65,7 +66,12 @@ int device_count() {
 
 Stream* stream_of(cudaStream_t handle) {
     auto number = (size_t)handle;
-    return number <= 2 ? legacy() : (Stream*)handle;  // 0, cudaStreamLegacy, cudaStreamPerThread
+    if (number <= 2) return legacy();  // 0, cudaStreamLegacy, cudaStreamPerThread
+    Locked locked(lock);
+    if (alive.count((Stream*)handle)) return (Stream*)handle;
+    // A driver may do anything: what it does is seen here at once.
+    fprintf(stderr, "emulated CUDA: a stream is used that was destroyed\n");
+    abort();
 }
 
 bool capturing(Stream* stream) { return stream->capture != nullptr; }
@@ -136,6 +142,8 @@ cudaError_t cudaStreamCreateWithPriority(cudaStream_t* out, unsigned flags, int 
     stream->device = current_device;
     stream->flags = flags;
     stream->priority = priority;
+    Locked locked(lock);
+    alive.insert(stream);
     return *out = (cudaStream_t)stream, cudaSuccess;
 }
 cudaError_t cudaStreamCreate(cudaStream_t* out) {
@@ -144,7 +152,9 @@ cudaError_t cudaStreamCreate(cudaStream_t* out) {
 cudaError_t cudaStreamDestroy(cudaStream_t handle) {
     if (stream_of(handle)->capture)
         return fail(cudaErrorStreamCaptureUnsupported, "cudaStreamDestroy", "it is capturing");
-    return delete (Stream*)handle, cudaSuccess;
+    Locked locked(lock);
+    alive.erase((Stream*)handle);  // its memory stays, so that no other gets its address
+    return cudaSuccess;
 }
 cudaError_t cudaStreamGetPriority(cudaStream_t handle, int* out) {
     return *out = stream_of(handle)->priority, cudaSuccess;
