@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from recreplay.capture.compilers.c_library import build_c_library
-from recreplay.capture.compilers.toolchain import usable_cores
+from recreplay.capture.compilers.toolchain import cuda_link_environment, usable_cores
 from recreplay.capture.generalise import DynamicCode
 from recreplay.capture.sharing import Code
 from recreplay.runtime.artifact import LAUNCHER
@@ -73,6 +73,7 @@ class InductorCompiler:
         # One at a time where kernels are measured, so that none disturbs another.
         cores = 1 if self._autotune else min(len(waiting), usable_cores())
         scratch = make_scratch()
+        environment = None if device == "cpu" else cuda_link_environment(scratch / "driver")
         workers: list[_Worker] = []
         try:
             for number in range(cores):
@@ -83,7 +84,7 @@ class InductorCompiler:
                     "scratch": str(scratch),
                     "codes": {k: _to_json(codes[k]) for k in waiting[number::cores]},
                 }
-                workers.append(_Worker(scratch / f"job{number}", job, target))
+                workers.append(_Worker(scratch / f"job{number}", job, target, environment))
             _wait(workers, len(codes), progress)
         finally:
             for worker in workers:
@@ -119,7 +120,13 @@ def _wait(workers: list[_Worker], total: int, progress: Callable[[str], None]) -
 class _Worker:
     """One process that compiles its share of the segments and says so line by line."""
 
-    def __init__(self, base: Path, job: dict[str, object], target: Path) -> None:
+    def __init__(
+        self,
+        base: Path,
+        job: dict[str, object],
+        target: Path,
+        environment: Mapping[str, str] | None,
+    ) -> None:
         base.with_suffix(".json").write_text(json.dumps(job))
         self._log = base.with_suffix(".log")
         with self._log.open("w") as log:
@@ -127,6 +134,7 @@ class _Worker:
                 [sys.executable, "-m", _WORKER, str(base.with_suffix(".json")), str(target)],
                 stdout=subprocess.PIPE,
                 stderr=log,
+                env=environment,
                 text=True,
                 bufsize=1,
             )

@@ -45,3 +45,22 @@ def _cuda_problem() -> str | None:
         if (Path(root) / "include" / "cuda.h").is_file():
             return None
     return "no CUDA headers were found (cuda.h below CUDA_HOME/include)"
+
+
+def cuda_link_environment(folder: Path) -> dict[str, str]:
+    """The environment for compiling for CUDA, in which `-lcuda` is found.
+
+    A driver brings `libcuda.so.1`, which this process has loaded, and toolkits bring `libcuda.so` to
+    link against, but not all of them do. `folder` is given a link of that name.
+    """
+    found = dict(os.environ)
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        if "/libcuda.so." in line:
+            folder.mkdir(exist_ok=True)
+            (folder / "libcuda.so").symlink_to(line.split(maxsplit=5)[5])
+            # Looked through after the folders of the command line.
+            found["LIBRARY_PATH"] = os.pathsep.join(
+                filter(None, [found.get("LIBRARY_PATH"), str(folder)])
+            )
+            break
+    return found

@@ -37,13 +37,9 @@ def main() -> None:
     text = "".join(f.read_text() for f in [*sorted(HERE.glob("lib*/*")), HERE / "build.py"])
     key = hashlib.sha256(f"{libraries}{text}".encode()).hexdigest()[:16]
     folder = Path(tempfile.gettempdir()) / f"recreplay-emulated-{key}"
-    if not (folder / "libcuda.so").exists():
+    if not (folder / "built").exists():
         build(folder, libraries, cuda_include())
-    for name, value in (
-        ("LD_LIBRARY_PATH", folder),
-        ("LIBRARY_PATH", folder),
-        ("PYTHONPATH", HERE.parent),
-    ):
+    for name, value in (("LD_LIBRARY_PATH", folder), ("PYTHONPATH", HERE.parent)):
         before = os.environ.get(name)
         os.environ[name] = f"{value}:{before}" if before else str(value)
     os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
