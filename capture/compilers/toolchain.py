@@ -50,8 +50,8 @@ def _cuda_problem() -> str | None:
 def cuda_link_environment(folder: Path) -> dict[str, str]:
     """The environment for compiling for CUDA, in which `-lcuda` is found.
 
-    A driver brings `libcuda.so.1`, which this process has loaded, and toolkits bring `libcuda.so` to
-    link against, but not all of them do. `folder` is given a link of that name.
+    A driver brings `libcuda.so.1`, which this process has loaded. Toolkits bring `libcuda.so` to
+    link against, but not all of them do: `folder` is given a link of that name.
     """
     found = dict(os.environ)
     for line in Path("/proc/self/maps").read_text().splitlines():
