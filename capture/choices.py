@@ -64,7 +64,7 @@ def choices(
 
 def _rewrite_sets(given: tuple[str, ...], tune: Tune) -> list[tuple[str, ...]]:
     sets = [given, _without(given, "stack_branches"), _without(given, "pack_linears")]
-    sets.append(_without(given, "group_lookups"))
+    sets += [_without(given, "group_lookups"), _without(given, "fuse_epilogues")]
     if tune == "full":
         sets += [
             _without(given, "inline_linears"),

@@ -59,16 +59,24 @@ def _piece(part: fx.Node) -> _Piece:
     while cut.target in _RESHAPES:
         cut = cut.args[0]  # type: ignore[assignment]
     shape = tuple(part.meta["val"].shape)
-    source = cut.args[0] if cut.args else None
-    if isinstance(source, fx.Node) and source.meta["val"].is_contiguous():
-        row = prod(source.meta["val"].shape[1:])
-        if cut.target is aten.select.int and cut.args[1] == 0:
-            return _Piece(source, int(cut.args[2]) * row, shape)  # type: ignore[arg-type]
-        if cut.target is aten.slice.Tensor:
-            dim, start, _, step = slice_arguments(cut)
-            if (dim, step) == (0, 1):
-                return _Piece(source, int(start or 0) * row, shape)
-    return _Piece(part, 0, shape)
+    begin = _first_row(cut)
+    if begin is None:
+        return _Piece(part, 0, shape)
+    source = cut.args[0]
+    assert isinstance(source, fx.Node)
+    if not source.meta["val"].is_contiguous():
+        return _Piece(part, 0, shape)
+    return _Piece(source, begin * prod(source.meta["val"].shape[1:]), shape)
+
+
+def _first_row(cut: fx.Node) -> int | None:
+    """Where `x[k]` or `x[a:b]` begins; None of anything else."""
+    if cut.target is aten.select.int and cut.args[1] == 0:
+        return int(cut.args[2])  # type: ignore[arg-type]
+    if cut.target is aten.slice.Tensor:
+        dim, start, _, step = slice_arguments(cut)
+        return int(start or 0) if (dim, step) == (0, 1) else None
+    return None
 
 
 def _runs(pieces: Sequence[_Piece]) -> list[list[_Piece]]:

@@ -176,11 +176,11 @@ class CudaDevice:
 
     def __init__(self, index: int, wait: Wait = "spin") -> None:
         self.torch_device = torch.device("cuda", index)
-        torch.cuda.set_device(self.torch_device)
-        torch.cuda.init()  # type: ignore[no-untyped-call]
         self._streams: list[torch.cuda.Stream] = []
-        self._pool = torch.cuda.graph_pool_handle()
-        self._blocking = Blocking() if wait == "block" else None
+        with self._current():
+            torch.cuda.init()  # type: ignore[no-untyped-call]
+            self._pool = torch.cuda.graph_pool_handle()
+            self._blocking = Blocking() if wait == "block" else None
 
     def fingerprint(self) -> dict[str, str]:
         found = torch.cuda.get_device_properties(self.torch_device)
@@ -215,6 +215,14 @@ class CudaDevice:
             yield
 
     def record(self, streams: int, issue: Callable[[Recording], None]) -> CudaGraph:
+        with self._current():
+            return self._record(streams, issue)
+
+    def _current(self) -> AbstractContextManager[object]:
+        """This device is the thread's current one inside; afterwards it is the caller's again."""
+        return torch.cuda.device(self.torch_device)
+
+    def _record(self, streams: int, issue: Callable[[Recording], None]) -> CudaGraph:
         while len(self._streams) < streams:  # the main one, which carries the trunk, goes first
             self._streams.append(take_stream(self.torch_device, urgent=not self._streams))
         used = self._streams[:streams]

@@ -1,0 +1,167 @@
+"""What services do with a runtime on a GPU: lanes, refreshes, waiting asleep, several devices."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from recreplay.capture import capture
+from recreplay.models import dlrm
+from recreplay.runtime import Runtime, Serving
+
+MODEL = {"tables": 8, "rows_scale": 0.01}
+ROWS = (1, 2, 7, 8, 9, 40)
+
+
+def answer(model: torch.nn.Module, rows: int, seed: int) -> tuple[dict[str, Any], Any]:
+    """A request as arrays, and what the eager model says on the CPU."""
+    request = model.example_inputs(rows, seed=seed)
+    with torch.inference_mode():
+        want = model(**model.arguments(request)).numpy()
+    return {name: tensor.numpy() for name, tensor in request.items()}, want
+
+
+def check(runtime: Runtime, model: torch.nn.Module, seed: int = 0) -> None:
+    for rows in ROWS:
+        request, want = answer(model, rows, seed + rows)
+        np.testing.assert_allclose(runtime.run(request)["output"], want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("serving") / "m.rr"
+    capture(dlrm(**MODEL), out=out, buckets=[1, 8], device="cuda", compiler="eager")
+    return out
+
+
+@pytest.mark.parametrize("wait", ["spin", "block"])
+def test_lanes_answer_side_by_side(artifact: Path, wait: Any) -> None:
+    """Three graphs of their own over the same weights, each request its own rows."""
+    model = dlrm(**MODEL)
+    asked = [answer(model, rows, seed) for seed in range(12) for rows in ROWS]
+    with (
+        Runtime.load(artifact, serving=Serving(lanes=3, wait=wait)) as runtime,
+        ThreadPoolExecutor(6) as threads,
+    ):
+        for _ in range(3):
+            answers = threads.map(runtime.run, [request for request, _ in asked])
+            for (_, want), got in zip(asked, answers, strict=True):
+                np.testing.assert_allclose(got["output"], want, rtol=1e-4, atol=1e-5)
+        assert runtime.lanes_alive() == 3
+
+
+def test_requests_are_packed_and_cut(artifact: Path) -> None:
+    model = dlrm(**MODEL)
+    serving = Serving(lanes=2, max_delay_us=2000, chunk_rows=8)
+    asked = [answer(model, rows, seed) for seed in range(8) for rows in ROWS]
+    with Runtime.load(artifact, serving=serving) as runtime:
+        futures = [runtime.submit(request) for request, _ in asked]
+        for future, (_, want) in zip(futures, asked, strict=True):
+            np.testing.assert_allclose(future.result()["output"], want, rtol=1e-4, atol=1e-5)
+
+
+def test_a_refresh_is_seen_by_the_next_replay_and_by_none_before(artifact: Path) -> None:
+    """Whole weights and rows, in place, while other threads replay: each answer is of one state."""
+    models = [dlrm(**MODEL, seed=seed) for seed in (0, 1)]
+    states = [{k: v.detach().numpy() for k, v in m.named_parameters()} for m in models]
+    asked = [[answer(m, rows, rows) for m in models] for rows in ROWS]
+    stop, wrong = threading.Event(), []
+    with Runtime.load(artifact, lanes=2) as runtime:
+        known = runtime.weights()
+
+        def read() -> None:
+            turn = 0
+            while not stop.is_set():
+                (request, first), (_, second) = asked[turn % len(asked)]
+                got = runtime.run(request)["output"]
+                if not any(np.allclose(got, w, rtol=1e-4, atol=1e-5) for w in (first, second)):
+                    wrong.append(turn)
+                turn += 1
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        try:
+            for turn in range(20):
+                state = states[(turn + 1) % 2]
+                runtime.update_weights({k: v for k, v in state.items() if k in known})
+                (request, _), _ = asked[0]
+                want = asked[0][(turn + 1) % 2][1]
+                got = runtime.run(request)["output"]
+                np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+        finally:
+            stop.set()
+            reader.join()
+        assert wrong == []
+        table = next(name for name in known if "tables.3" in name)
+        runtime.update_weights({k: v for k, v in states[0].items() if k in known})
+        with torch.no_grad():
+            models[0].get_parameter(table)[[1, 4]] = 0.5
+        runtime.update_rows(table, np.array([1, 4]), np.full((2, known[table][1][1]), 0.5, "f4"))
+        check(runtime, models[0])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"precision": "tf32"},
+        {"precision": "bf16"},
+        {"precision": "fp16"},
+        {"table_precision": "fp16"},
+        {"table_precision": "int8"},
+        {"precision": "bf16", "table_precision": "int8"},
+    ],
+    ids=lambda o: "-".join(o.values()),
+)
+def test_lower_precision_keeps_its_bound(options: dict[str, Any], tmp_path: Path) -> None:
+    """Capture compares every bucket with the float32 model, within the bound of the precision."""
+    manifest = capture(
+        dlrm(**MODEL),
+        out=tmp_path / "m.rr",
+        buckets=[1, 8],
+        device="cuda",
+        compiler="eager",
+        **options,
+    )
+    assert manifest.max_error is not None
+    with Runtime.load(tmp_path / "m.rr") as runtime:
+        request, want = answer(dlrm(**MODEL), 5, 1)
+        got = runtime.run(request)["output"]
+        assert np.abs(got - want).max() <= manifest.max_error * np.abs(want).max()
+
+
+def test_the_tuner_measures_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    model = dlrm(**MODEL)
+    out = tmp_path / "m.rr"
+    manifest = capture(
+        model, out=out, buckets=[1, 8], device="cuda", compiler="eager", streams=4, tune="full"
+    )
+    for bucket in (1, 8):
+        measured = [c for c in manifest.candidates if c.bucket == bucket and c.us is not None]
+        assert len({(c.strategy, c.streams, c.rewrites) for c in measured}) > 4
+        assert sum(c.chosen for c in measured) == 1
+    with Runtime.load(out) as runtime:
+        check(runtime, model)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one device")
+def test_another_device_is_used_and_the_callers_stays(artifact: Path) -> None:
+    model = dlrm(**MODEL)
+    torch.cuda.set_device(0)
+    with Runtime.load(artifact, device="cuda:1", lanes=2) as runtime:
+        assert torch.cuda.current_device() == 0
+        check(runtime, model)
+        with ThreadPoolExecutor(2) as threads:
+            for _ in threads.map(lambda seed: check(runtime, model, seed), range(4)):
+                pass
+        assert torch.cuda.current_device() == 0
+        there = {k: torch.from_numpy(v).to("cuda:1") for k, v in answer(model, 8, 3)[0].items()}
+        want = answer(model, 8, 3)[1]
+        np.testing.assert_allclose(runtime.run(there)["output"], want, rtol=1e-4, atol=1e-5)
+    assert torch.cuda.current_device() == 0
