@@ -34,6 +34,8 @@ class Emulator:
         self._runtime = ctypes.CDLL("libcudart.so.13")
         self._calls: dict[int, Callable[[], object]] = {}  # of captured kernels, kept for good
         self._numbers = count(1)
+        self._launching: int | None = None  # a kernel that runs as it is launched
+        self._refused: Exception | None = None
         self._run = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_size_t)(self._compute)
 
     def capturing(self) -> bool:
@@ -46,22 +48,29 @@ class Emulator:
         number = next(self._numbers)
         self._calls[number] = call
         captured = self.capturing()
+        self._launching = None if captured else number
         launch = self._runtime.emulated_kernel
         self._check(launch(self._stream(), name.encode(), self._run, ctypes.c_size_t(number)))
         if not captured:
             del self._calls[number]
+            error, self._refused = self._refused, None
+            if error is not None:
+                raise error
 
     def _stream(self) -> ctypes.c_void_p:
         return ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
 
     def _compute(self, number: int) -> int:
-        """One kernel. What it raises is as CUDA's device assert, which sticks."""
+        """One kernel. An index out of range is CUDA's device assert, which sticks; anything else
+        an operator checks before it launches, where it is not captured."""
         try:
             with torch.inference_mode():
                 self._calls[number]()
-        except Exception:
-            traceback.print_exc()
-            return 1
+        except Exception as error:
+            if isinstance(error, IndexError) or self._launching != number:
+                traceback.print_exc()
+                return 1
+            self._refused = error
         return 0
 
     def _check(self, code: int) -> None:

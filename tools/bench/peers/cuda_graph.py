@@ -46,14 +46,15 @@ class _ByPosition(torch.nn.Module):
 class CudaGraphModel:
     def __init__(self, subject: Subject) -> None:
         self._subject = subject
-        self._model = _ByPosition(subject).eval()
 
     def prepare(self, example: Mapping[str, Array]) -> Call:
         device, names = torch.device(self._subject.device), self._subject.inputs
         static = {name: torch.from_numpy(example[name]).to(device) for name in names}
         samples = tuple(static.values())
+        # A module of its own for each size: torch replaces the `forward` of what it records.
+        model = _ByPosition(self._subject).eval()
         with torch.no_grad():  # with gradients on, torch would record a backward pass too
-            graphed = torch.cuda.make_graphed_callables(self._model, samples)
+            graphed = torch.cuda.make_graphed_callables(model, samples)
 
         def call(request: Mapping[str, Array]) -> Arrays:
             with torch.no_grad():
