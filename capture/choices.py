@@ -54,10 +54,10 @@ def choices(
     if given.precision in CASTS:
         wide = found if tune == "full" else [given]
         found += [replace(choice, precision="fp32") for choice in wide]
+    layers = _without(given.rewrites, "fuse_epilogues")  # these fuse what follows layers themselves
     if device == "cuda" and tune == "full" and given.compiler == "inductor":
-        found.append(replace(given, compiler=AUTOTUNED))
+        found.append(replace(given, compiler=AUTOTUNED, rewrites=layers))
     if tensorrt and given.compiler == "inductor":
-        layers = _without(given.rewrites, "fuse_epilogues")
         found.append(replace(given, compiler="tensorrt", rewrites=layers))
     return list(dict.fromkeys(found))
 

@@ -275,8 +275,8 @@ def _useless_rewrites(compiler: str, device: str) -> set[str]:
         useless.add("pack_linears")  # torch has oneDNN's batch-reduce product there alone
     if device != "cuda":
         useless |= {"group_lookups", "fuse_epilogues"}  # a kernel for CUDA, and a library's call
-    elif compiler in PRECISIONS:
-        useless.add("fuse_epilogues")  # engines are built from layers
+    elif compiler in (AUTOTUNED, *PRECISIONS):
+        useless.add("fuse_epilogues")  # their kernels of layers have what follows in them
     return useless
 
 

@@ -57,7 +57,9 @@ def cuda_link_environment(folder: Path) -> dict[str, str]:
     for line in Path("/proc/self/maps").read_text().splitlines():
         if "/libcuda.so." in line:
             folder.mkdir(exist_ok=True)
-            (folder / "libcuda.so").symlink_to(line.split(maxsplit=5)[5])
+            link = folder / "libcuda.so"
+            if not link.exists():
+                link.symlink_to(line.split(maxsplit=5)[5])
             # Looked through after the folders of the command line.
             found["LIBRARY_PATH"] = os.pathsep.join(
                 filter(None, [found.get("LIBRARY_PATH"), str(folder)])

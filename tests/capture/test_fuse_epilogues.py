@@ -106,11 +106,15 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_where_it_applies() -> None:
     assert "fuse_epilogues" in pipeline._useless_rewrites("inductor", "cpu")
     assert "fuse_epilogues" not in pipeline._useless_rewrites("eager", "cuda")
-    assert "fuse_epilogues" in pipeline._useless_rewrites("tensorrt", "cuda")
+    for compiler in ("tensorrt", "inductor-max-autotune"):
+        assert "fuse_epilogues" in pipeline._useless_rewrites(compiler, "cuda")
 
 
-def test_the_tuner_leaves_layers_to_tensorrt() -> None:
+def test_the_tuner_leaves_layers_to_compilers_that_fuse_them() -> None:
     given = Choice(("stack_lookups", "fuse_epilogues"), "matching", 8, "inductor")
-    tried = choices("quick", given, "cuda", False, tensorrt=True)
-    assert {c.rewrites for c in tried if c.compiler == "tensorrt"} == {("stack_lookups",)}
-    assert given.rewrites in {c.rewrites for c in tried if c.compiler == "inductor"}
+    tried = choices("full", given, "cuda", False, tensorrt=True)
+    for compiler in ("tensorrt", "inductor-max-autotune"):
+        assert {c.rewrites for c in tried if c.compiler == compiler} == {("stack_lookups",)}
+    assert {given.rewrites, ("stack_lookups",)} <= {
+        c.rewrites for c in tried if c.compiler == "inductor"
+    }

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from recreplay.capture.compilers.toolchain import inductor_problem
+from recreplay.capture.compilers.toolchain import cuda_link_environment, inductor_problem
 from recreplay.tools.bench.peers.base import Array, Arrays, Call, Subject
 from recreplay.tools.bench.peers.torch_call import to_tensors
 
@@ -64,11 +65,12 @@ class StaticPackages:
 
 def _run(subject: Subject, program: torch.export.ExportedProgram, name: str) -> Call:
     """Compile for one thread, load, and call without the Python wrapper, which costs 12 µs."""
-    package = torch._inductor.aoti_compile_and_package(
-        program,
-        package_path=str(subject.folder / f"aoti_{name}.pt2"),
-        inductor_configs={"cpp.threads": 1},
-    )
+    with _linking(subject):
+        package = torch._inductor.aoti_compile_and_package(
+            program,
+            package_path=str(subject.folder / f"aoti_{name}.pt2"),
+            inductor_configs={"cpp.threads": 1},
+        )
     loaded = torch._inductor.aoti_load_package(package, run_single_threaded=True)
     run: Callable[[list[Tensor]], list[Tensor]] = cast("Any", loaded.loader).run
     move, names = to_tensors(subject), subject.outputs
@@ -80,3 +82,15 @@ def _run(subject: Subject, program: torch.export.ExportedProgram, name: str) -> 
     with contextlib.suppress(OSError):  # the loader has unpacked it; the tables in it are large
         (subject.folder / f"aoti_{name}.pt2").unlink()
     return call
+
+
+@contextlib.contextmanager
+def _linking(subject: Subject) -> Iterator[None]:
+    """What capture's compiling processes are started with, for this process."""
+    before = os.environ.get("LIBRARY_PATH", "")
+    if subject.device != "cpu":
+        os.environ.update(cuda_link_environment(subject.folder / "driver"))
+    try:
+        yield
+    finally:
+        os.environ["LIBRARY_PATH"] = before
