@@ -1,8 +1,10 @@
 """`python -m recreplay.tools.gpu_check --out DIR`: prove and measure the CUDA side on this machine.
 
-Runs `tests/gpu`, compute-sanitizer on one small capture where there is one, and a benchmark, and
-writes `gpu_check.json`, stamped with commit, device, driver and versions. Nothing is installed or
-downloaded. Where CUDA headers for compiling are missing it says so and proves eager segments alone.
+Three parts, each of which writes a file of its own, stamped with commit, device, driver and
+versions: `tests` runs `tests/gpu` (`gpu-tests.json`), `bench` measures models, eager against
+replay, in several ways (`gpu-bench.json`), and `sanitizer` runs compute-sanitizer on one small
+capture where there is one (`gpu-sanitizer.json`). Nothing is installed or downloaded. Where CUDA
+headers for compiling are missing it says so and proves eager segments alone.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from xml.etree import ElementTree
+
+from recreplay.tools.gpu_tests import run_tests
 
 if TYPE_CHECKING:
     from recreplay.tools.bench.compare import Session
@@ -28,57 +31,38 @@ MODELS = (
     *("microrec_47", "microrec_98"),
 )
 ROWS_SCALE = "rows_scale=0.05"
-_SANITIZED = 240  # seconds for a check, which slows kernels down many times
-_STACKED = ("stack_lookups", "stack_branches", "inline_linears")
-# Strategy, streams, rewrites: one stream with lookups grouped and not, then the branches as they
-# are, then with one lookup for all, and last each on a stream of its own, so that no order is there
-# but that of the data.
-WAYS: tuple[tuple[str, int, tuple[str, ...]], ...] = (
-    ("single", 1, ("group_lookups", *_STACKED)),
-    ("single", 1, _STACKED),
-    ("matching", 2, ()),
-    ("matching", 8, ()),
-    ("matching", 8, ("group_lookups",)),
-    ("feature", 8, ()),
-    ("feature", 512, ()),
+# Strategy, streams, and what is done to the model, so that each way has one that differs in one
+# thing: lookups grouped, one stream, epilogues, no rewrites, fewer streams, and each branch on a
+# stream of its own, where no order is left but that of the data.
+WAYS: tuple[tuple[str, int, str], ...] = (
+    ("matching", 8, "default"),
+    ("matching", 8, "grouped"),
+    ("single", 1, "default"),
+    ("single", 1, "grouped"),
+    ("matching", 8, "no epilogues"),
+    ("matching", 8, "none"),
+    ("matching", 2, "none"),
+    ("feature", 8, "none"),
+    ("feature", 512, "none"),
 )
 
 
-def run_tests(root: Path, work: Path) -> dict[str, Any]:
-    """The verdict of `tests/gpu`: counts, and the failures in their own words."""
-    report = work / "tests.xml"
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        str(root / "tests" / "gpu"),
-        "-q",
-        f"--junitxml={report}",
-    ]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
-    suite = next(ElementTree.parse(report).getroot().iter("testsuite"))
-    cases = [
-        {
-            "name": f"{case.get('classname')}::{case.get('name')}",
-            "outcome": next(
-                (c.tag for c in case if c.tag in ("failure", "error", "skipped")), "passed"
-            ),
-            "message": next((str(c.get("message"))[:2000] for c in case), ""),
-        }
-        for case in suite.iter("testcase")
-    ]
-    return {
-        "exit_code": done.returncode,
-        "passed": sum(c["outcome"] == "passed" for c in cases),
-        "skipped": sum(c["outcome"] == "skipped" for c in cases),
-        "not_passed": [c for c in cases if c["outcome"] != "passed"],
-        "tail": done.stdout[-3000:],
+def rewrites_of(way: str) -> tuple[str, ...]:
+    """The rewrites that a way of `WAYS` means."""
+    from recreplay.capture import DEFAULT_REWRITES
+
+    sets = {
+        "default": DEFAULT_REWRITES,
+        "grouped": ("group_lookups", *DEFAULT_REWRITES),
+        "no epilogues": tuple(r for r in DEFAULT_REWRITES if r != "fuse_epilogues"),
+        "none": (),
     }
+    return sets[way]
 
 
-def sanitize(work: Path) -> dict[str, Any]:
+def sanitize(work: Path, seconds: float) -> dict[str, Any]:
     """What compute-sanitizer says of a capture of several streams and the grouped kernel, which
-    records, replays and verifies it."""
+    records, replays and verifies it. `seconds` for a check, which slows kernels down many times."""
     tool = shutil.which("compute-sanitizer", path=_path_with_cuda())
     if tool is None:
         return {"absent": "compute-sanitizer is not on this machine"}
@@ -90,9 +74,9 @@ def sanitize(work: Path) -> dict[str, Any]:
         command += ["--compiler", "eager", "--strategy", "matching", "--streams", "4"]
         command += ["--rewrites", "group_lookups", "--out", str(work / f"{check}.rr")]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=_SANITIZED)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
         except subprocess.TimeoutExpired:
-            found[check] = {"absent": f"not done after {_SANITIZED} s"}
+            found[check] = {"absent": f"not done after {seconds:.0f} s"}
             continue
         found[check] = {"exit_code": done.returncode, "tail": (done.stdout + done.stderr)[-1500:]}
     return found
@@ -126,15 +110,15 @@ def measure(work: Path, compiler: str, seconds: float) -> list[dict[str, Any]]:
     end = time.monotonic() + seconds
     rows: list[dict[str, Any]] = []
     # One way of all models before the next way of any, so that little time tells something of each.
-    for strategy, streams, rewrites in WAYS:
+    for strategy, streams, way in WAYS:
         for name in MODELS:
             if time.monotonic() > end:
-                rows.append({"model": name, "strategy": strategy, "skipped": "out of time"})
+                rows.append({"model": name, "strategy": strategy, "way": way, "skipped": "no time"})
                 continue
             target = load_target(f"recreplay.models:{name}", [ROWS_SCALE])
             row = {"model": name, "strategy": strategy, "streams": streams, "compiler": compiler}
-            row["rewrites"] = rewrites
-            out = work / f"{name}-{strategy}-{streams}-{'group_lookups' in rewrites}.rr"
+            row["way"] = way
+            out = work / f"{name}-{compiler}-{len(rows)}.rr"
             try:
                 manifest = capture(
                     target.model,
@@ -144,7 +128,7 @@ def measure(work: Path, compiler: str, seconds: float) -> list[dict[str, Any]]:
                     strategy=strategy,
                     streams=streams,
                     compiler=compiler,
-                    rewrites=rewrites,
+                    rewrites=rewrites_of(way),
                 )
                 begun = time.perf_counter()
                 with Session(target, out, "cuda") as session:
@@ -164,7 +148,7 @@ def measure(work: Path, compiler: str, seconds: float) -> list[dict[str, Any]]:
                 }
             )
             print(
-                f"{name} {strategy} {streams} ({', '.join(rewrites) or 'no rewrites'}): "
+                f"{name}, {compiler}, {strategy} {streams}, rewrites {way}: "
                 + ", ".join(
                     f"{r['batch']}: {r['eager_us']['p50']} -> {r['replay_us']['p50']} us"
                     for r in results
@@ -197,11 +181,12 @@ def main() -> int:
     from recreplay.tools.bench.stamp import stamp
 
     parser = argparse.ArgumentParser(prog="recreplay.tools.gpu_check", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder for gpu_check.json")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the result files")
     parser.add_argument(
         "--root", type=Path, default=Path.cwd(), help="the checkout (has tests/gpu)"
     )
-    parser.add_argument("--seconds", type=float, default=240.0, help="time for the benchmark")
+    parser.add_argument("--parts", default="tests,bench,sanitizer", help="which, with commas")
+    parser.add_argument("--seconds", type=float, default=240.0, help="time for each part")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         print("error: no CUDA device here, so there is nothing to check", file=sys.stderr)
@@ -210,7 +195,7 @@ def main() -> int:
     if problem is not None:
         print(f"NOTICE: {problem}; only eager segments are checked", file=sys.stderr)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    report: dict[str, Any] = {
+    heading: dict[str, Any] = {
         **stamp(torch.get_num_threads()),
         "device": torch.cuda.get_device_name(),
         "driver": _driver(),
@@ -219,19 +204,33 @@ def main() -> int:
         "cuda_bindings": _version("cuda-bindings"),
         "compiling": problem or "AOTInductor",
     }
-    target = arguments.out / "gpu_check.json"
-    with tempfile.TemporaryDirectory(prefix="gpu-check-") as work:
-        report["tests"] = run_tests(arguments.root, Path(work))
-        target.write_text(json.dumps(report, indent=1))  # kept even if the benchmark dies
-        report["sanitizer"] = sanitize(Path(work))
-        report["bench"] = measure(Path(work), "eager", arguments.seconds / 2)
-        target.write_text(json.dumps(report, indent=1))
-        if problem is None:
-            report["bench"] += measure(Path(work), "inductor", arguments.seconds / 2)
-    target.write_text(json.dumps(report, indent=1))
-    tests = report["tests"]
-    print(f"tests: {tests['passed']} passed, {tests['skipped']} skipped; report: {target}")
-    return int(tests["exit_code"] != 0)
+
+    def write(part: str, found: object) -> None:
+        target = arguments.out / f"gpu-{part}.json"
+        target.write_text(json.dumps({**heading, part: found}, indent=1) + "\n")
+        print(f"{part}: {target}", flush=True)
+
+    wrong = False
+    with tempfile.TemporaryDirectory(prefix="gpu-check-") as folder:
+        work, seconds = Path(folder), arguments.seconds
+        for part in arguments.parts.split(","):
+            if part == "tests":
+                tests = run_tests(arguments.root, work, seconds)
+                wrong = tests["exit_code"] != 0
+                print(f"{tests['passed']} passed, {tests['skipped']} skipped", flush=True)
+                write(part, tests)
+            elif part == "bench":
+                compilers = ["eager", *(["inductor"] if problem is None else [])]
+                rows: list[dict[str, Any]] = []
+                for compiler in compilers:
+                    rows += measure(work, compiler, seconds / len(compilers))
+                    write(part, rows)  # kept, should the next one end the process
+            elif part == "sanitizer":
+                write(part, sanitize(work, seconds / 2))
+            else:
+                print(f"error: no part {part!r}; tests, bench, sanitizer", file=sys.stderr)
+                return 2
+    return int(wrong)
 
 
 def _driver() -> str:
