@@ -78,6 +78,8 @@ class Lane:
         arena = max(total_bytes(b.buffers) for b in manifest.buckets)
         self._arena = torch.zeros(arena, dtype=torch.uint8, device=device.torch_device)
         self.nbytes = self._in.device.numel() + self._out.device.numel() + arena
+        # A recorded graph knows addresses alone, so what it reads lives as long as the lane.
+        self._tensors = dict(tensors)
         self.own_tensor = device.own_tensor
         self.metrics = Metrics()
         self.resources: list[Closeable] = []  # what goes when the lane goes, in this order
@@ -138,6 +140,7 @@ class Lane:
             captured.graph.close()
         self._captured.clear()
         self._prepared.clear()
+        self._tensors.clear()
         for resource in self.resources:
             resource.close()
         self.resources.clear()

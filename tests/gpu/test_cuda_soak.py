@@ -13,7 +13,9 @@ import torch
 from recreplay.capture import capture
 from recreplay.models import dlrm
 from recreplay.runtime import Runtime
+from recreplay.runtime.artifact import open_artifact
 from recreplay.runtime.errors import IdRangeError
+from recreplay.runtime.loading import LaneLoader
 from recreplay.runtime.segments import EagerPackage
 
 
@@ -124,3 +126,20 @@ def test_what_breaks_a_capture_is_told(artifact: Path, monkeypatch: pytest.Monke
             Runtime.load(artifact)
     assert "item" in "".join(traceback.format_exception(told.value))
     Runtime.load(artifact).close()
+
+
+def test_a_lane_keeps_what_its_graphs_read(artifact: Path) -> None:
+    """Weights are a lane's too: whoever loaded them may go."""
+    found = open_artifact(artifact)
+    lane = LaneLoader(found, "cuda", "error").lane()
+    gc.collect()
+    other = LaneLoader(found, "cuda", "error")  # takes what would be free
+    for weight in other.weights.values():
+        weight.fill_(float("nan"))
+    model = dlrm(tables=8, rows_scale=0.01)
+    with Runtime(found, lane) as runtime, torch.inference_mode():
+        for rows in (1, 8, 9):
+            request = model.example_inputs(rows, seed=rows)
+            want = model(**model.arguments(request)).numpy()
+            got = runtime.run({k: v.numpy() for k, v in request.items()})["output"]
+            np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
