@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from contextlib import ExitStack
 
-from emulated.bindings import replaced
+from emulated import bindings, kernels
 from emulated.operators import registered
 
 _STACK = ExitStack()
@@ -14,8 +14,9 @@ _STACK = ExitStack()
 def pytest_configure() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch says that its kernels are overridden
-        _STACK.enter_context(registered())
-    _STACK.enter_context(replaced())
+        emulator = _STACK.enter_context(registered())
+    _STACK.enter_context(bindings.replaced())
+    _STACK.enter_context(kernels.replaced(emulator))
 
 
 def pytest_unconfigure() -> None:
