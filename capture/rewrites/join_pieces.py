@@ -39,7 +39,7 @@ def join_pieces(program: Program) -> None:
     """Rewrite `program` in place."""
     for node in list(program.graph.nodes):
         if node.target in (aten.cat.default, aten.stack.default) and _dimension(node) == 1:
-            parts: list[fx.Node] = list(node.args[0])  # type: ignore[arg-type]
+            parts: list[fx.Node] = list(node.args[0])
             runs = _runs([_piece(part) for part in parts])
             if len(runs) <= len(parts) // 2:
                 program.replace(node, _join(program, node, parts, runs))
@@ -50,7 +50,7 @@ def join_pieces(program: Program) -> None:
 def _dimension(joint: fx.Node) -> int:
     dim = joint.args[1] if len(joint.args) > 1 else 0
     assert isinstance(dim, int)
-    return dim % joint.meta["val"].ndim
+    return dim % int(joint.meta["val"].ndim)
 
 
 def _piece(part: fx.Node) -> _Piece:

@@ -1,6 +1,6 @@
 """How many nodes a replay launches on CUDA, and how many wait for each other, without a GPU.
 
-`run.py launches.py --out FILE`: captures models with torch's own CUDA code up to the launch of each
+`run.py launches.py --out FILE`, which goes on where a file of the same commit ends, captures models with torch's own CUDA code up to the launch of each
 kernel, which the emulated runtime notes and does not run. So nothing is computed, and the counts
 are of what torch, cuBLAS' callers, AOTInductor and Triton launch, not of what a GPU takes for it.
 """
@@ -12,12 +12,12 @@ import json
 import os
 import tempfile
 from collections import Counter
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 os.environ["EMULATED_KERNELS"] = "record"  # before torch; compiling processes take it over
 
-import torch
 from emulated.bindings import node_name, replaced
 
 from recreplay.capture import DEFAULT_REWRITES, capture
@@ -28,8 +28,7 @@ from recreplay.tools.captured_graph import CapturedGraph, WatchedDevice, compare
 from recreplay.tools.target import load_target
 from recreplay.tools.view.measured import lane_on
 
-MODELS = ("dlrm", "streamrec", "ncf", "wide_deep", "mt_wide_deep", "dlrm_rmc1", "din")
-MODELS += ("microrec_47", "microrec_98", "rm_small", "two_tower")
+MODELS = ("dlrm", "streamrec", "ncf", "mt_wide_deep", "dlrm_rmc1", "microrec_47", "rm_small")
 WAYS = {  # strategy, streams, rewrites
     "as it is": ("matching", 8, ()),
     "stacked": ("matching", 8, DEFAULT_REWRITES),
@@ -86,8 +85,6 @@ def count(name: str, compiler: str, way: str, out: Path) -> list[dict[str, Any]]
             kernels = Counter(n for n, t in zip(names, graph.types, strict=True) if "Kernel" in t)
             found.append(
                 {
-                    "model": name,
-                    "way": way,
                     "bucket": bucket.size,
                     "streams": bucket.plan.streams,
                     "nodes": len(graph.types),
@@ -102,29 +99,31 @@ def count(name: str, compiler: str, way: str, out: Path) -> list[dict[str, Any]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--compiler", default="eager")
+    parser.add_argument("--compilers", default="eager,inductor")
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--ways", default="; ".join(WAYS), help="separated by '; '")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    rows: list[dict[str, Any]] = []
+    report: dict[str, Any] = {"kind": "launches", "stamp": stamp(1), "rows": []}
+    if given.out and given.out.exists():
+        before = json.loads(given.out.read_text())
+        if before["stamp"]["commit"] == report["stamp"]["commit"]:
+            report = before
+    done = {(r["model"], r["compiler"], r["way"]) for r in report["rows"]}
+    wanted = product(given.models.split(","), given.compilers.split(","), given.ways.split("; "))
     with replaced(), tempfile.TemporaryDirectory() as folder:
-        for name in given.models.split(","):
-            for way in given.ways.split("; "):
-                out = Path(folder) / f"{name}-{len(rows)}.rr"
-                try:
-                    rows += count(name, given.compiler, way, out)
-                except (RecReplayError, RuntimeError) as error:
-                    rows.append({"model": name, "way": way, "error": str(error)[-600:]})
-                    print(name, way, rows[-1]["error"], flush=True)
-                    continue
-                for row in rows[-len(BUCKETS) :]:
-                    keys = ("bucket", "streams", "nodes", "kernels", "copies", "chain")
-                    told = ", ".join(f"{k} {row[k]}" for k in keys)
-                    print(f"{name}, {way}: {told}", flush=True)
-    if given.out:
-        head = {**stamp(1), "torch": torch.__version__, "compiler": given.compiler}
-        given.out.write_text(json.dumps({**head, "rows": rows}, indent=1) + "\n")
+        for name, compiler, way in (w for w in wanted if w not in done):
+            what = {"model": name, "compiler": compiler, "way": way}
+            try:
+                rows = count(name, compiler, way, Path(folder) / f"{len(report['rows'])}.rr")
+            except (RecReplayError, RuntimeError) as error:
+                rows = [{"error": str(error)[-600:]}]
+            for row in rows:
+                told = ", ".join(f"{k} {v}" for k, v in row.items() if k != "launched")
+                print(f"{name}, {compiler}, {way}: {told}", flush=True)
+                report["rows"].append({**what, **row})
+            if given.out:
+                given.out.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":
