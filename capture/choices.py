@@ -64,7 +64,7 @@ def choices(
 
 def _rewrite_sets(given: tuple[str, ...], tune: Tune) -> list[tuple[str, ...]]:
     sets = [given, _without(given, "stack_branches"), _without(given, "pack_linears")]
-    sets += [_without(given, "group_lookups"), _without(given, "fuse_epilogues")]
+    sets += [_without(given, n) for n in ("group_lookups", "spread_bags", "fuse_epilogues")]
     if tune == "full":
         sets += [
             _without(given, "inline_linears"),

@@ -51,6 +51,7 @@ REWRITES = (
     "join_pieces",
     "inline_linears",
     "turn_linears",
+    "spread_bags",
     "fuse_epilogues",
     "pool_bytes",
 )
@@ -268,13 +269,15 @@ def _useless_rewrites(compiler: str, device: str) -> set[str]:
     # A fused loop needs a compiler that fuses; operator by operator, it is only more operators.
     # Functions of our own are compiled into packages.
     own = {"pack_linears", "pool_bytes"}
-    useless = set() if compiler in ("inductor", AUTOTUNED) else {"inline_linears", *own}
+    fused = {"inline_linears", "spread_bags"}
+    useless = set() if compiler in ("inductor", AUTOTUNED) else fused | own
     if device != "cpu":
         useless |= {"turn_linears", *own}
     elif platform.machine() not in ("x86_64", "AMD64"):
         useless.add("pack_linears")  # torch has oneDNN's batch-reduce product there alone
     if device != "cuda":
-        useless |= {"group_lookups", "fuse_epilogues"}  # a kernel for CUDA, and a library's call
+        # A kernel for CUDA, what torch does better on a CPU, and a call of CUDA's library.
+        useless |= {"group_lookups", "spread_bags", "fuse_epilogues"}
     elif compiler in (AUTOTUNED, *PRECISIONS):
         useless.add("fuse_epilogues")  # their kernels of layers have what follows in them
     return useless

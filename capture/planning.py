@@ -27,6 +27,7 @@ from recreplay.capture.rewrites.lower_products import lower_products
 from recreplay.capture.rewrites.lower_tables import lower_tables
 from recreplay.capture.rewrites.pack_linears import pack_large_linears, pack_linears
 from recreplay.capture.rewrites.split_linears import split_linears
+from recreplay.capture.rewrites.spread_bags import spread_bags
 from recreplay.capture.rewrites.stack_branches import plan_weight_stacks, stack_branches
 from recreplay.capture.rewrites.stack_lookups import plan_stacks, stack_lookups
 from recreplay.capture.rewrites.turn_linears import turn_linears
@@ -166,6 +167,8 @@ def _rewrite(program: Program, choice: Choice, known: Survey, smallest: bool) ->
             lower_products(program, weights, value_dtype(kind))
         else:
             widen_weights(program, weights)
+    if "spread_bags" in choice.rewrites:
+        spread_bags(program)
     # What it leaves is no layer any more, either.
     if "fuse_epilogues" in choice.rewrites:
         fuse_epilogues(program)

@@ -1,8 +1,9 @@
 """How many nodes a replay launches on CUDA, and how many wait for each other, without a GPU.
 
-`run.py launches.py --out FILE`, which goes on where a file of the same commit ends, captures models with torch's own CUDA code up to the launch of each
-kernel, which the emulated runtime notes and does not run. So nothing is computed, and the counts
-are of what torch, cuBLAS' callers, AOTInductor and Triton launch, not of what a GPU takes for it.
+`run.py launches.py --out FILE`; a file of the same commit is gone on with. Models are captured with
+torch's own CUDA code up to the launch of each kernel, which the emulated runtime notes and does not
+run. So nothing is computed, and the counts are of what torch, cuBLAS' callers, AOTInductor and
+Triton launch, not of what a GPU takes for it.
 """
 
 from __future__ import annotations
