@@ -1,7 +1,7 @@
 """Run Python with torch's CUDA build on an emulated device: `run.py -m pytest tests/gpu`.
 
 Wants torch with CUDA (its wheel alone, none of NVIDIA's libraries), cuda-bindings, g++ and CUDA's
-headers. What is emulated, and what that shows and does not, stands in `README.md` beside this file.
+headers (`CUDA_HOME`). What is emulated, and what that shows and does not, stands in `README.md` beside this file.
 """
 
 from __future__ import annotations
@@ -17,14 +17,11 @@ from build import HERE, build
 
 
 def cuda_include() -> Path:
-    """The folder of `cuda_runtime_api.h`: a toolkit's or, from PyPI, nvidia-cuda-runtime's."""
-    spec = find_spec("nvidia")
-    wheels = [Path(place) for place in (spec.submodule_search_locations or [])] if spec else []
-    roots = [Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")), *(w / "cu13" for w in wheels)]
-    for root in roots:
-        if (root / "include" / "cuda_runtime_api.h").is_file():
-            return root / "include"
-    raise SystemExit(f"error: no CUDA headers below {' or '.join(map(str, roots))}; set CUDA_HOME")
+    """The folder of `cuda_runtime_api.h`: of a toolkit, or of headers from PyPI."""
+    root = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
+    if not (root / "include" / "cuda_runtime_api.h").is_file():
+        raise SystemExit(f"error: no include/cuda_runtime_api.h in {root}; set CUDA_HOME")
+    return root / "include"
 
 
 def main() -> None:
@@ -34,6 +31,9 @@ def main() -> None:
     libraries = Path(torch.origin).parent / "lib"
     if not (libraries / "libtorch_cuda.so").is_file():
         raise SystemExit("error: this torch was built without CUDA, of which the emulator is made")
+    # torch's libraries look for NVIDIA's beside themselves first, before LD_LIBRARY_PATH.
+    for theirs in libraries.parent.parent.glob("nvidia/*/lib/libcudart.so.*"):
+        raise SystemExit(f"error: torch would load {theirs}; uninstall NVIDIA's wheels from here")
     text = "".join(f.read_text() for f in [*sorted(HERE.glob("lib*/*")), HERE / "build.py"])
     key = hashlib.sha256(f"{libraries}{text}".encode()).hexdigest()[:16]
     folder = Path(tempfile.gettempdir()) / f"recreplay-emulated-{key}"
