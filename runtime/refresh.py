@@ -138,7 +138,7 @@ class Refresher:
         if any(self._tensors[name].is_cuda for name in names):  # replays run on other streams
             import torch
 
-            torch.cuda.synchronize(self._tensors[names[0]].device)
+            torch.cuda.current_stream(self._tensors[names[0]].device).synchronize()
 
     def _find(self, name: str) -> _Weight:
         try:

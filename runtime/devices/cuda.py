@@ -4,17 +4,13 @@ Every rule here has a reason that bit somebody:
 
 - One memory pool for all graphs of a device object, so that its buckets share memory: they never
   run at the same time, and what a request returns has left the device before the next one starts.
-- cuBLAS keeps one workspace per (handle, stream). It is cleared before a capture, so that the
-  workspace is allocated inside of the graph's own pool, and after it, so that nobody else frees or
-  shares it.
-- Capture mode is thread-local, so that other threads may go on allocating; the garbage collector
-  is off meanwhile, because a finaliser that calls CUDA would end the capture.
+- Nothing waits for the whole device, which CUDA refuses while anybody records a graph there: a
+  runtime would break the loading of another one. What is waited for are streams.
 - Values that cross streams are buffers made before the capture and kept for the graph's life.
 """
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
@@ -24,6 +20,7 @@ import torch
 
 from recreplay.runtime.devices.base import Launch, Recording
 from recreplay.runtime.devices.cuda_bindings import bindings, checked
+from recreplay.runtime.devices.cuda_capture import capture_graph
 from recreplay.runtime.devices.cuda_streams import give_back, take_stream
 from recreplay.runtime.errors import RecReplayError, ReplayError
 from recreplay.runtime.serving import Wait
@@ -226,25 +223,20 @@ class CudaDevice:
         while len(self._streams) < streams:  # the main one, which carries the trunk, goes first
             self._streams.append(take_stream(self.torch_device, urgent=not self._streams))
         used = self._streams[:streams]
+        # Weights and buffers are filled there, and our streams wait for none but their own.
+        torch.cuda.current_stream(self.torch_device).synchronize()
         for _ in range(_WARM_UPS):
             with torch.inference_mode(), torch.cuda.stream(used[0]):
                 issue(self.new_recording(used, capturing=False))
-            torch.cuda.synchronize(self.torch_device)
-        # keep_graph: the graph can be read back after capture, and is instantiated by us.
-        graph = torch.cuda.CUDAGraph(keep_graph=True)
-        recording = self.new_recording(used, capturing=True)
-        with _quiet_collector():
-            torch._C._cuda_clearCublasWorkspaces()
-            with torch.inference_mode(), torch.cuda.stream(used[0]):
-                graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-                try:
-                    issue(recording)
-                except BaseException:
-                    with suppress(RuntimeError):  # what was issued tells more than what it broke
-                        graph.capture_end()
-                    raise
-                graph.capture_end()
-            torch._C._cuda_clearCublasWorkspaces()
+            used[0].synchronize()  # which the others have joined
+        recordings = []  # each of an attempt, whose events live to the end of its capture
+
+        def issue_all() -> None:
+            recordings.append(self.new_recording(used, capturing=True))
+            issue(recordings[-1])
+
+        graph = capture_graph(issue_all, used[0], self._pool)
+        self._pool = graph.pool()
         graph.instantiate()
         wait = self._blocking or bindings().cudaStreamSynchronize
         captured = CudaGraph(graph, used[0], wait)
@@ -257,7 +249,8 @@ class CudaDevice:
 
     def close(self) -> None:
         with suppress(RuntimeError):
-            torch.cuda.synchronize(self.torch_device)
+            for stream in self._streams:
+                stream.synchronize()
         if self._blocking is not None:
             self._blocking.close()
         give_back(self._streams)
@@ -277,15 +270,3 @@ def _first_node(graph: torch.cuda.CUDAGraph) -> Any:
             "nothing else may run"
         )
     return nodes[0]
-
-
-@contextmanager
-def _quiet_collector() -> Iterator[None]:
-    gc.collect()
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

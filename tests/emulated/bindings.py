@@ -72,6 +72,11 @@ class _Calls:
         code = self._runtime.cudaGraphNodeGetType(c_void_p(int(node)), byref(found))
         return cudart.cudaError_t(code), cudart.cudaGraphNodeType(found.value)
 
+    def cudaStreamIsCapturing(self, stream: Any) -> Result:
+        status = c_int()
+        code = self._runtime.cudaStreamIsCapturing(c_void_p(int(stream)), byref(status))
+        return cudart.cudaError_t(code), cudart.cudaStreamCaptureStatus(status.value)
+
     def cudaStreamGetCaptureInfo(self, stream: Any) -> Result:
         status, number, graph = c_int(), c_ulonglong(), c_void_p()
         code = self._runtime.cudaStreamGetCaptureInfo(

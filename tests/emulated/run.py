@@ -1,7 +1,8 @@
 """Run Python with torch's CUDA build on an emulated device: `run.py -m pytest tests/gpu`.
 
 Wants torch with CUDA (its wheel alone, none of NVIDIA's libraries), cuda-bindings, g++ and CUDA's
-headers (`CUDA_HOME`). What is emulated, and what that shows and does not, stands in `README.md` beside this file.
+headers (`CUDA_HOME`). What is emulated, and what that shows and does not, stands in `README.md`
+beside this file.
 """
 
 from __future__ import annotations

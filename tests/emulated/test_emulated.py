@@ -122,26 +122,30 @@ def test_pageable_memory_is_not_copied_in_a_capture(main: torch.cuda.Stream) -> 
     del kept
 
 
+@pytest.mark.parametrize("what", ["synchronize", "allocate"])
 @pytest.mark.parametrize("mode", ["global", "thread_local"])
-def test_other_threads_are_let_be_by_thread_local_captures(
-    main: torch.cuda.Stream, mode: str
-) -> None:
-    """`torch.cuda.synchronize` elsewhere ends a global capture, and no other."""
+def test_what_other_threads_do_to_a_capture(main: torch.cuda.Stream, mode: str, what: str) -> None:
+    """Synchronising the device ends any, allocating ends those that are not thread-local."""
     graph, refused = torch.cuda.CUDAGraph(keep_graph=True), []
 
     def elsewhere() -> None:
         try:
-            torch.cuda.synchronize()
+            if what == "synchronize":
+                torch.cuda.synchronize()
+            else:
+                torch.empty(1 << 26, device="cuda")
         except torch.AcceleratorError as error:
             refused.append(error)
 
+    torch.cuda.empty_cache()
     graph.capture_begin(capture_error_mode=mode)
     thread = threading.Thread(target=elsewhere)
     thread.start()
     thread.join()
-    if mode == "global":
+    if mode == "global" or what == "synchronize":
         with pytest.raises(torch.AcceleratorError):
             graph.capture_end()
+        assert refused
     else:
         graph.capture_end()
-    assert len(refused) == (mode == "global")
+        assert not refused

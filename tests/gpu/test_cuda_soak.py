@@ -3,6 +3,8 @@
 import gc
 import threading
 import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from recreplay.capture import capture
 from recreplay.models import dlrm
 from recreplay.runtime import Runtime
 from recreplay.runtime.artifact import open_artifact
-from recreplay.runtime.errors import IdRangeError
+from recreplay.runtime.errors import IdRangeError, RecReplayError
 from recreplay.runtime.loading import LaneLoader
 from recreplay.runtime.segments import EagerPackage
 
@@ -106,26 +108,98 @@ def test_staging_memory_outlives_its_runtime(artifact: Path) -> None:
     torch.cuda.synchronize()
 
 
-def test_what_breaks_a_capture_is_told(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The operator that may not be captured, and not that the capture has ended with an error."""
-    stale = torch.zeros(1, device="cuda")
+@contextmanager
+def beside_segments(monkeypatch: pytest.MonkeyPatch, also: Callable[[], object]) -> Iterator[None]:
+    """Segments do something else, too, when they are launched: warmed up, or captured."""
     usual = EagerPackage.bind
 
     def bind(self: EagerPackage, inputs: Any, outputs: Any) -> Any:
         launch = usual(self, inputs, outputs)
 
-        def asking() -> None:
+        def both() -> None:
             launch()
-            stale.item()
+            also()
 
-        return asking
+        return both
 
     with monkeypatch.context() as patch:
         patch.setattr(EagerPackage, "bind", bind)
-        with pytest.raises(RuntimeError, match="captur") as told:
-            Runtime.load(artifact)
+        yield
+
+
+def test_what_breaks_a_capture_is_told(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The operator that may not be captured, and not that the capture has ended with an error."""
+    stale = torch.zeros(1, device="cuda")
+    with (
+        beside_segments(monkeypatch, lambda: stale.item()),
+        pytest.raises(RecReplayError, match=r"recording a CUDA graph was ended .* 5 times") as told,
+    ):
+        Runtime.load(artifact)
     assert "item" in "".join(traceback.format_exception(told.value))
     Runtime.load(artifact).close()
+
+
+def test_a_capture_that_another_thread_ended_is_made_again(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`torch.cuda.synchronize` elsewhere; and torch's allocator has forgotten the broken one."""
+    turns = 0
+
+    def synchronize() -> None:
+        with suppress(RuntimeError):  # which CUDA may refuse
+            torch.cuda.synchronize()
+
+    def elsewhere() -> None:
+        nonlocal turns
+        turns += 1
+        if torch.cuda.is_current_stream_capturing() and turns % 20 == 0:
+            thread = threading.Thread(target=synchronize)
+            thread.start()
+            thread.join()
+
+    with beside_segments(monkeypatch, elsewhere):
+        runtime = Runtime.load(artifact)
+    model = dlrm(tables=8, rows_scale=0.01)
+    with runtime, torch.inference_mode():
+        for rows in (1, 8, 9, 64):
+            request = model.example_inputs(rows, seed=rows)
+            want = model(**model.arguments(request)).numpy()
+            got = runtime.run({k: v.numpy() for k, v in request.items()})["output"]
+            np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+    stream = torch.cuda.Stream()
+    before = torch.cuda.memory_stats()["active_bytes.all.current"]
+    block = torch.ones(1 << 20, device="cuda")
+    block.record_stream(stream)
+    del block
+    torch.cuda.synchronize()
+    torch.ones(1, device="cuda")  # looks for what may be freed
+    assert torch.cuda.memory_stats()["active_bytes.all.current"] <= before
+
+
+def test_runtimes_load_and_close_beside_each_other(artifact: Path) -> None:
+    """No wait of one for its own work ends a capture of another; a refresh does not either."""
+    failed: list[BaseException] = []
+    model = dlrm(tables=8, rows_scale=0.01)
+    request = {k: v.numpy() for k, v in model.example_inputs(5, seed=1).items()}
+    name = "embed.tables.0.weight"
+    table = model.state_dict()[name]
+
+    def work() -> None:
+        try:
+            for _ in range(4):
+                with Runtime.load(artifact) as runtime:
+                    runtime.run(request)
+                    runtime.update_rows(name, np.array([0]), table[:1].numpy())
+                    runtime.run(request)
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
 
 
 def test_a_lane_keeps_what_its_graphs_read(artifact: Path) -> None:

@@ -6,6 +6,7 @@ The events are made here in the form that Kineto writes; what CUDA and CUPTI rea
 
 from __future__ import annotations
 
+import inspect
 import re
 from dataclasses import replace
 from typing import Any
@@ -16,6 +17,7 @@ from recreplay.capture.schedule import observed
 from recreplay.runtime.errors import RecReplayError
 from recreplay.runtime.plan import plan_from
 from recreplay.tools.captured_graph import CapturedGraph
+from recreplay.tools.view import graph_marks
 from recreplay.tools.view.graph_marks import Marks, in_order, torch_hooks
 from recreplay.tools.view.kernels import Kernel, kernels_of_launches, span
 
@@ -96,7 +98,11 @@ def test_the_order_of_nodes_is_read_off_the_captured_graph() -> None:
 
 def test_torch_has_the_hooks_that_are_used() -> None:
     """Of torch 2.13, which the constraints pin; without them, nodes are matched by order."""
-    assert torch_hooks() is not None
+    called = set(re.findall(r"\bhooks\.(\w+)\(", inspect.getsource(graph_marks)))
+    hooks = torch_hooks()
+    assert hooks is not None
+    assert len(called) == 6
+    assert [name for name in called if not callable(getattr(hooks, name, None))] == []
 
 
 def test_what_was_seen_to_run_is_critical_back_from_what_ended_last() -> None:

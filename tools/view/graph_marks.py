@@ -80,18 +80,18 @@ class MarkedDevice(WatchedDevice):
     def record(self, streams: int, issue: Any) -> Any:
         hooks = torch_hooks()
         if hooks is not None:
-            hooks.clear_kernel_torch_hooks()
-            hooks.enable_torch_hooks()
+            hooks.clear_kernel_annotations()
+            hooks.enable_annotations()
         try:
             recorded = super().record(streams, issue)
         finally:
             if hooks is not None:
-                hooks.disable_torch_hooks()
+                hooks.disable_annotations()
         marked: dict[int, int] = {}
         if hooks is not None:
-            hooks.resolve_pending_torch_hooks()
+            hooks.resolve_pending_annotations()
             hooks.remap_to_exec_graph(recorded.graph)
-            for number, given in hooks.get_kernel_torch_hooks().items():
+            for number, given in hooks.get_kernel_annotations().items():
                 marked[number] = given[-1]["launch"]
         graph = self.graphs[-1]
         self.marks.append(Marks(len(graph.launches), marked, in_order(graph)))

@@ -173,8 +173,17 @@ static cudaError_t settled(cudaStream_t handle, const char* call) {
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t s) { return settled(s, "cudaStreamSynchronize"); }
 cudaError_t cudaStreamQuery(cudaStream_t s) { return settled(s, "cudaStreamQuery"); }
+// Refused beside any capture on the device, whatever its mode and thread, and ends it.
 cudaError_t cudaDeviceSynchronize() {
-    return broken ? broken : unsafe("cudaDeviceSynchronize");
+    Locked locked(lock);
+    cudaError_t result = broken;
+    for (auto& held : captures) {
+        if (!under_way(held) || held.lock()->origin->device != current_device) continue;
+        held.lock()->valid = false;
+        result = fail(cudaErrorStreamCaptureUnsupported, "cudaDeviceSynchronize",
+                      "a capture is under way on this device");
+    }
+    return result;
 }
 
 cudaError_t cudaStreamAddCallback(cudaStream_t handle, cudaStreamCallback_t call, void* data,
