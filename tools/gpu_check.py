@@ -135,6 +135,7 @@ def measure(work: Path, compiler: str, seconds: float) -> list[dict[str, Any]]:
                     ready = round(time.perf_counter() - begun, 3)
                     results = [_one(session, batch) for batch in BATCHES]
                 room = memory(out)
+                copies = _copies(out) if way == "default" and streams > 1 else {}
             except (RecReplayError, RuntimeError) as error:
                 rows.append({**row, "error": f"{type(error).__name__}: {error}"[:2000]})
                 continue
@@ -145,6 +146,7 @@ def measure(work: Path, compiler: str, seconds: float) -> list[dict[str, Any]]:
                     "ready_seconds": ready,
                     **room,
                     "results": results,
+                    "copies": copies,
                 }
             )
             print(
@@ -156,6 +158,14 @@ def measure(work: Path, compiler: str, seconds: float) -> list[dict[str, Any]]:
                 flush=True,
             )
     return rows
+
+
+def _copies(path: Path) -> dict[str, Any]:
+    from recreplay.runtime.artifact import open_artifact
+    from recreplay.tools.bench.copies import compare_copies
+
+    found = compare_copies(open_artifact(path))
+    return {str(size): copies.to_json() for size, copies in found.items()}
 
 
 def _one(session: Session, batch: int) -> dict[str, Any]:
