@@ -9,7 +9,7 @@ from recreplay.runtime.plan import Plan
 from recreplay.runtime.spec import IdBound, InputSpec, OutputSpec, Slot
 
 FORMAT = "recreplay"
-VERSION = 5
+VERSION = 6
 # Fields that artifacts from before lowered precision do not have, and what they mean.
 ADDED: dict[str, Any] = {
     "precision": "fp32",

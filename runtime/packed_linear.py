@@ -1,8 +1,9 @@
 """`recreplay::packed_linear`: a linear layer over a weight that lies in blocks of columns.
 
-A block holds 64 rows of the weight `[out, in]`, transposed: `[in, 64]`, the last one narrower. So a
-product reads its weight from front to back, whatever the number of rows that it has. In bfloat16
-two neighbours along `in` lie together, as the processor's dot products want them.
+A block holds 64 rows of the weight `[out, in]`, transposed: `[in, 64]`, the last one narrower; on
+processors without AVX-512, whose registers hold fewer sums, it holds 16. So a product reads its
+weight from front to back, whatever the number of rows that it has. In bfloat16 two neighbours along
+`in` lie together, as the processor's dot products want them.
 
 Packages multiply up to six rows with a block at a time (`packed_linear.h` in
 `recreplay.capture.compilers`), which with one row is as fast as memory is. torch's own layers over
@@ -22,25 +23,31 @@ from torch import Tensor
 
 from recreplay.runtime.own_operator import define_operator
 
-COLUMNS = 64  # of a block
 _PAIR = 2  # neighbours that lie together in bfloat16
 
 
-def pack(weight: Tensor) -> Tensor:
-    """`[out, in]` of float32 or bfloat16 in blocks: as many elements under the same shape.
+def block_columns() -> int:
+    """How many rows of a weight are the columns of a block on this processor, which an artifact is
+    bound to."""
+    return 64 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 16
+
+
+def pack(weight: Tensor, columns: int) -> Tensor:
+    """`[out, in]` of float32 or bfloat16 in blocks of so many columns: as many elements under the
+    same shape.
 
     Raises ValueError for bfloat16 with an odd `in`.
     """
-    rows = range(0, len(weight), COLUMNS)
-    blocks = [_turn(weight.detach()[i : i + COLUMNS]).reshape(-1) for i in rows]
+    rows = range(0, len(weight), columns)
+    blocks = [_turn(weight.detach()[i : i + columns]).reshape(-1) for i in rows]
     return torch.cat(blocks).view(weight.shape)
 
 
-def unpack(packed: Tensor) -> Tensor:
+def unpack(packed: Tensor, columns: int) -> Tensor:
     """The weight that was packed."""
-    rows, flat = range(0, len(packed), COLUMNS), packed.reshape(-1)
+    rows, flat = range(0, len(packed), columns), packed.reshape(-1)
     length = packed.shape[1]
-    blocks = [flat[i * length : (i + COLUMNS) * length] for i in rows]
+    blocks = [flat[i * length : (i + columns) * length] for i in rows]
     return torch.cat([_turn_back(block, length) for block in blocks])
 
 
@@ -88,7 +95,9 @@ def _linear(
     if lanes == 0:
         turned = packed
     else:
-        weight = unpack(packed).float().view(lanes, -1, packed.shape[1])[:, :columns]
+        weight = (
+            unpack(packed, block_columns()).float().view(lanes, -1, packed.shape[1])[:, :columns]
+        )
         turned = weight.transpose(1, 2) if lanes > 1 else weight[0].t()
     result = torch.matmul(x.float(), turned)
     if bias is not None:

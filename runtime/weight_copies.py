@@ -15,7 +15,7 @@ import torch
 
 from recreplay.runtime.huge_pages import HugePages
 from recreplay.runtime.manifest import Manifest
-from recreplay.runtime.packed_linear import pack
+from recreplay.runtime.packed_linear import block_columns, pack
 
 KINDS = ("packed", "turned", "wide", "wide_packed", "wide_turned")
 
@@ -53,5 +53,5 @@ def _make(name: str, weight: torch.Tensor) -> torch.Tensor:
     kind = name.partition(":")[0]
     values = weight.detach().float() if kind.startswith("wide") else weight.detach()
     if kind.endswith("packed"):
-        return pack(values)
+        return pack(values, block_columns())
     return values.t().contiguous() if kind.endswith("turned") else values

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from recreplay.runtime.aten import BYTE_BAGS, PACKED_LINEAR, resolve
+from recreplay.runtime.packed_linear import block_columns
 
 _SOURCES = {PACKED_LINEAR: "packed_linear.h", BYTE_BAGS: "byte_bags.h"}
 _SHIMS = "aot_inductor.custom_ops_to_c_shims"
@@ -24,7 +25,9 @@ class OwnFunctions:
         self._texts = {}
         for target, source in _SOURCES.items():
             text = Path(__file__).with_name(source).read_text()
-            self._texts[target] = text.replace("RECREPLAY_THREADS", str(threads))
+            for name, value in {"THREADS": threads, "COLUMNS": block_columns()}.items():
+                text = text.replace(f"RECREPLAY_{name}", str(value))
+            self._texts[target] = text
             _register(resolve(target), f"aoti_torch_cpu_recreplay_{Path(source).stem}_out")
 
     def settings(self, targets: set[str], bfloat16: bool) -> dict[str, Any]:

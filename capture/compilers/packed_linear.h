@@ -3,8 +3,8 @@ AOTITorchError aoti_torch_cpu_recreplay_packed_linear_out(AtenTensorHandle, Aten
                                                          int64_t, int64_t, int32_t);
 /* `recreplay::packed_linear`: a product with each block of a weight, which lies as
    recreplay.runtime.packed_linear says, then the bias and the ReLU while the result is in registers.
-   Processors without AVX-512 call oneDNN's batch-reduce product for two rows and more. Copied into a
-   package's source behind `extern`, inside of extern "C". */
+   Processors without AVX2 call oneDNN's batch-reduce product. Copied into a package's source behind
+   `extern`, inside of extern "C". */
 extern "C++" {
 #ifdef __AVX2__
 #include <immintrin.h>
@@ -22,9 +22,11 @@ void brgemm(int64_t M, int64_t N, int64_t K, int64_t ld_a, int64_t ld_b, int64_t
 } // namespace at::native::cpublas
 
 namespace recreplay {
-constexpr int64_t kColumns = 64; /* of a block: COLUMNS of recreplay.runtime.packed_linear */
+constexpr int64_t kColumns = RECREPLAY_COLUMNS; /* of a block */
+constexpr int64_t kTask = 64;    /* columns, which are one block or several */
 constexpr int64_t kRows = 128;   /* of x for which a block stays in the cache */
 constexpr int64_t kWorthThreads = 1 << 18; /* multiply-adds */
+constexpr int64_t kFar = 1 << 17; /* elements of a weight that is in no near cache */
 constexpr int64_t kShort = 512;  /* rows of so few columns that are kept on the stack */
 
 /* A sum of so many at once, which the compiler may not make of one. Wider ones than the processor
@@ -161,67 +163,147 @@ static void tiles(const T *x, const T *block, const float *bias, float *y, int64
 }
 
 #elif defined(__AVX2__) && defined(__FMA__)
-/* One row by a whole block, read from front to back: oneDNN's product takes 1.3 times as long where
-   the weight is in a cache, and twice where it is not. */
-static void one_row(const float *x, const float *block, const float *bias, float *y, int64_t K,
-                    int64_t ld, bool relu) {
-  __m256 sums[kColumns / 8];
+constexpr int64_t kTile = 6;   /* rows, with two vectors of columns in 15 registers */
+constexpr int64_t kSteps = 32; /* steps of `in` that a weight is asked for ahead */
+
+/* R rows by P blocks of 16 columns, which lie `apart`; by the first `columns` of one if Part. `far`:
+   the weight is in no near cache, and a processor's own prefetching ends with every page. */
+template <int R, int P, bool Part>
+static void tile(const float *x, const float *block, const float *bias, float *y, int64_t stride,
+                 int64_t columns, int64_t K, int64_t ld, int64_t apart, bool far, bool relu) {
+  constexpr int V = 2 * P;
+  const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  const __m256i some[2] = {_mm256_cmpgt_epi32(_mm256_set1_epi32((int)columns), lanes),
+                           _mm256_cmpgt_epi32(_mm256_set1_epi32((int)columns - 8), lanes)};
+  auto load = [&](const float *from, int v) {
+    if constexpr (Part) return _mm256_maskload_ps(from, some[v % 2]);
+    return _mm256_loadu_ps(from);
+  };
+  __m256 sums[R][V];
 #pragma GCC unroll 8
-  for (int v = 0; v < 8; v++) sums[v] = _mm256_setzero_ps();
+  for (int v = 0; v < V; v++) {
+    sums[0][v] = bias ? load(bias + v * 8, v) : _mm256_setzero_ps();
+#pragma GCC unroll 6
+    for (int r = 1; r < R; r++) sums[r][v] = sums[0][v];
+  }
   for (int64_t k = 0; k < K; k++, block += ld) {
-    const __m256 value = _mm256_set1_ps(x[k]);
+    if (far) {
+#pragma GCC unroll 4
+      for (int p = 0; p < P; p++) __builtin_prefetch(block + p * apart + kSteps * ld);
+    }
+    __m256 weight[V];
 #pragma GCC unroll 8
-    for (int v = 0; v < 8; v++)
-      sums[v] = _mm256_fmadd_ps(value, _mm256_loadu_ps(block + v * 8), sums[v]);
+    for (int v = 0; v < V; v++) {
+      weight[v] = load(block + v / 2 * apart + v % 2 * 8, v);
+      if constexpr (R > 1) __asm__("" : "+x"(weight[v])); /* or it is loaded again for every row */
+    }
+#pragma GCC unroll 6
+    for (int r = 0; r < R; r++) {
+      const __m256 value = _mm256_broadcast_ss(x + r * K + k);
+#pragma GCC unroll 8
+      for (int v = 0; v < V; v++) sums[r][v] = _mm256_fmadd_ps(value, weight[v], sums[r][v]);
+    }
   }
+#pragma GCC unroll 6
+  for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
-  for (int v = 0; v < 8; v++) _mm256_storeu_ps(y + v * 8, sums[v]);
-  if (bias || relu) finish(y, 1, kColumns, kColumns, bias, relu);
+    for (int v = 0; v < V; v++) {
+      __m256 sum = sums[r][v];
+      if (relu) sum = _mm256_max_ps(_mm256_setzero_ps(), sum); /* the second, if that is NaN */
+      float *to = y + r * stride + v * 8;
+      if constexpr (Part) _mm256_maskstore_ps(to, some[v % 2], sum);
+      else _mm256_storeu_ps(to, sum);
+    }
+}
+
+template <int P, bool Part>
+static void tiles(const float *x, const float *block, const float *bias, float *y, int64_t stride,
+                  int64_t M, int64_t columns, int64_t K, int64_t ld, int64_t apart, bool far,
+                  bool relu) {
+  constexpr int kMost = P == 1 ? kTile : P == 2 ? 3 : 1; /* rows that the registers hold */
+  static constexpr decltype(&tile<1, P, Part>) of[kTile] = {
+      tile<1, P, Part>,
+      tile<kMost < 2 ? 1 : 2, P, Part>,
+      tile<kMost < 3 ? 1 : 3, P, Part>,
+      tile<kMost < 4 ? 1 : 4, P, Part>,
+      tile<kMost < 5 ? 1 : 5, P, Part>,
+      tile<kMost < 6 ? 1 : 6, P, Part>};
+  for (int64_t left = (M + kMost - 1) / kMost; left > 0; left--) {
+    const int64_t rows = (M + left - 1) / left; /* as even as can be */
+    of[rows - 1](x, block, bias, y, stride, columns, K, ld, apart, far, relu);
+    M -= rows, x += rows * K, y += rows * stride, far = false;
+  }
+}
+
+/* Rows by whole blocks of 16 columns: with few rows by several of them, which fills the registers. */
+static void blocks(const float *x, const float *block, const float *bias, float *y, int64_t stride,
+                   int64_t M, int64_t count, int64_t K, int64_t ld, int64_t apart, bool far,
+                   bool relu) {
+  while (count > 0) {
+    const int64_t now = M == 1 && count >= 4 ? 4 : M <= 3 && count >= 2 ? 2 : 1;
+    auto of = now == 4 ? tiles<4, false> : now == 2 ? tiles<2, false> : tiles<1, false>;
+    of(x, block, bias, y, stride, M, now * 16, K, ld, apart, far, relu);
+    count -= now, block += now * apart, y += now * 16, bias += bias ? now * 16 : 0;
+  }
 }
 #endif
 
-/* y [M, columns] = x [M, K] by some columns of a block. With AVX-512, oneDNN's product is as fast as
-   ours once its code and the weight are in a cache, and slower by 1.1 to 1.8 times at 4 to 16 rows
-   when they are not. */
+/* y [M, to - from] = x [M, K] by rows [from, to) of a packed weight of `total` rows, or by columns of
+   a weight [K, total] that a request `made`. With AVX-512, oneDNN's product is as fast as ours once
+   its code and the weight are in a cache, and slower by 1.1 to 1.8 times at 4 to 16 rows when they
+   are not. With AVX2 ours takes AVX2_TIMES of its time. */
 template <typename T>
-static void product(const T *x, const T *block, const float *bias, float *y, int64_t stride,
-                    int64_t M, int64_t columns, int64_t K, int64_t ld, bool relu) {
+static void product(const T *x, const T *packed, const float *bias, float *y, int64_t stride,
+                    int64_t M, int64_t from, int64_t to, int64_t K, int64_t total, bool made,
+                    bool relu) {
+  constexpr int64_t pair = sizeof(T) == 2 ? 2 : 1;
+  int64_t now; /* columns that are done at once: some of a block, or several blocks */
+  for (int64_t at = from; at < to; at += now, y += now, bias += bias ? now : 0) {
+    const int64_t base = at / kColumns * kColumns;
+    const int64_t ld = made ? total : std::min(kColumns, total - base);
+    const T *block = packed + (made ? at : base * K + (at - base) * pair);
+    now = std::min(base + kColumns, to) - at;
 #ifdef __AVX512F__
-  if constexpr (sizeof(T) == 4 || kPairs) {
-    static constexpr decltype(&tiles<1, T>) of[] = {tiles<1, T>, tiles<2, T>, tiles<3, T>,
-                                                    tiles<4, T>};
-    return of[(columns - 1) / kWide](x, block, bias, y, stride, M, columns, K, ld, relu);
-  }
+    if constexpr (sizeof(T) == 4 || kPairs) {
+      static constexpr decltype(&tiles<1, T>) of[] = {tiles<1, T>, tiles<2, T>, tiles<3, T>,
+                                                      tiles<4, T>};
+      of[(now - 1) / kWide](x, block, bias, y, stride, M, now, K, ld, relu);
+      continue;
+    }
 #elif defined(__AVX2__) && defined(__FMA__)
-  if constexpr (sizeof(T) == 4)
-    if (M == 1 && columns == kColumns) return one_row(x, block, bias, y, K, ld, relu);
+    if constexpr (sizeof(T) == 4 && kColumns == 16) {
+      const bool far = total * K >= kFar;
+      if (now < 16) {
+        tiles<1, true>(x, block, bias, y, stride, M, now, K, ld, 0, far, relu);
+      } else {
+        now = (to - at) / 16 * 16;
+        blocks(x, block, bias, y, stride, M, now / 16, K, ld, made ? 16 : 16 * K, far, relu);
+      }
+      continue;
+    }
 #endif
-  at::native::cpublas::brgemm(M, columns, K, K, ld, stride, false, x, block, y, sizeof(T) == 2);
-  if (bias || relu) finish(y, M, columns, stride, bias, relu);
+    at::native::cpublas::brgemm(M, now, K, K, ld, stride, false, x, block, y, sizeof(T) == 2);
+    if (bias || relu) finish(y, M, now, stride, bias, relu);
+  }
 }
 
-/* One lane: x [M, K] by rows [begin, begin + N) of a packed weight of `total` rows, or by a weight
-   [K, N] that a request `made`, to y [M, N], whose rows lie `stride` apart. A task is up to kRows
-   rows by one block. */
+/* One lane: x [M, K] by rows [begin, begin + N) of a weight, to y [M, N], whose rows lie `stride`
+   apart. A task is up to kRows rows by kTask columns. */
 template <typename T>
 static void lane(const T *x, const T *packed, const float *bias, float *y, int64_t stride,
                  int64_t M, int64_t N, int64_t K, int64_t begin, int64_t total, bool made,
                  bool relu) {
-  constexpr bool pairs = sizeof(T) == 2;
-  if constexpr (!pairs)
+  if constexpr (sizeof(T) == 4)
     if (N <= kNarrow && K <= kShort)
       return narrow_lane(x, packed, bias, y, stride, M, N, K, begin, total, relu);
-  const int64_t first = begin / kColumns, blocks = (begin + N - 1) / kColumns - first + 1;
-  const int64_t tasks = (M + kRows - 1) / kRows * blocks;
+  const int64_t first = begin / kTask, columns = (begin + N - 1) / kTask - first + 1;
+  const int64_t tasks = (M + kRows - 1) / kRows * columns;
   auto task = [&](int64_t at) {
-    const int64_t row = at / blocks * kRows, rows = std::min(kRows, M - row);
-    const int64_t base = (first + at % blocks) * kColumns;
-    const int64_t from = std::max(begin, base), to = std::min(begin + N, base + kColumns);
-    const int64_t ld = made ? total : std::min(kColumns, total - base);
-    const T *block = packed + (made ? from : base * K + (from - base) * (pairs ? 2 : 1));
-    float *out = y + row * stride + from - begin;
-    product(x + row * K, block, bias ? bias + from - begin : bias, out, stride, rows, to - from, K,
-            ld, relu);
+    const int64_t row = at / columns * kRows, rows = std::min(kRows, M - row);
+    const int64_t base = (first + at % columns) * kTask;
+    const int64_t from = std::max(begin, base), to = std::min(begin + N, base + kTask);
+    product(x + row * K, packed, bias ? bias + from - begin : bias, y + row * stride + from - begin,
+            stride, rows, from, to, K, total, made, relu);
   };
 #if RECREPLAY_THREADS > 1
   std::exception_ptr failed; /* may not leave a parallel loop */

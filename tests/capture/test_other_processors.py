@@ -15,6 +15,7 @@ from recreplay.runtime.packed_linear import pack
 TORCH = Path(torch.__file__).parent
 HEADERS = Path(toolchain.__file__).parent
 INT, WHERE = ctypes.c_int64, ctypes.c_void_p
+COLUMNS = 16  # of a block, without AVX-512
 CAPABILITY = torch.backends.cpu.get_cpu_capability()
 CALL = """
 #include <torch/csrc/inductor/aoti_include/cpu.h>
@@ -49,8 +50,9 @@ def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     compiler = toolchain.cxx_compiler()
     assert compiler is not None
     command = [compiler, "-O1", f"-march={request.param}", "-std=c++20", "-w", "-shared", "-fPIC"]
-    command += ["-DRECREPLAY_THREADS=1", "-DRECREPLAY_BFLOAT16=0", "kernels.cpp"]
+    command += ["-DRECREPLAY_THREADS=1", "-DRECREPLAY_BFLOAT16=0", f"-DRECREPLAY_COLUMNS={COLUMNS}"]
     command += [
+        "kernels.cpp",
         f"-I{HEADERS}",
         f"-I{TORCH / 'include'}",
         f"-L{TORCH / 'lib'}",
@@ -70,11 +72,19 @@ def test_products_are_those_of_the_weight_before_it_was_packed(
     call = ctypes.CDLL(str(library)).one_lane
     call.argtypes = [*[WHERE] * 4, *[INT] * 3, ctypes.c_int]
     torch.manual_seed(3)
-    for rows in (1, 2, 7, 130):
-        for columns, length in ((1, 40), (4, 513), (33, 7), (64, 96), (200, 31)):
+    for rows in (1, 2, 3, 4, 7, 11, 130):
+        for columns, length in (
+            (1, 40),
+            (4, 513),
+            (15, 9),
+            (33, 7),
+            (64, 96),
+            (200, 31),
+            (130, 1100),
+        ):
             x, weight = torch.randn(rows, length), torch.randn(columns, length)
             bias = torch.randn(columns) if biased else None
-            packed, y = pack(weight), torch.full((rows, columns), float("nan"))
+            packed, y = pack(weight, COLUMNS), torch.full((rows, columns), float("nan"))
             where = [None if t is None else t.data_ptr() for t in (x, packed, bias, y)]
             call(*where, rows, columns, length, relu)
             want = torch.nn.functional.linear(x, weight, bias)
@@ -87,7 +97,7 @@ def test_not_a_number_stays_one(library: Path) -> None:
     call.argtypes = [*[WHERE] * 4, *[INT] * 3, ctypes.c_int]
     for columns in (2, 64, 70):
         for rows in (1, 3):
-            x, packed = torch.full((rows, 8), float("nan")), pack(torch.randn(columns, 8))
+            x, packed = torch.full((rows, 8), float("nan")), pack(torch.randn(columns, 8), COLUMNS)
             y = torch.zeros(rows, columns)
             call(x.data_ptr(), packed.data_ptr(), None, y.data_ptr(), rows, columns, 8, True)
             assert y.isnan().all()

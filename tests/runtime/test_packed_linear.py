@@ -4,40 +4,47 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recreplay.runtime.packed_linear import COLUMNS, pack, packed_linear_operator, unpack
+from recreplay.runtime.packed_linear import block_columns, pack, packed_linear_operator, unpack
 
+COLUMNS = block_columns()
 SIZES = st.sampled_from([1, 2, 3, COLUMNS - 1, COLUMNS, COLUMNS + 1, 3 * COLUMNS + 5])
 
 
-@given(rows=SIZES, length=SIZES, dtype=st.sampled_from([torch.float32, torch.bfloat16]))
+@given(
+    rows=SIZES,
+    length=SIZES,
+    columns=st.sampled_from([16, 64]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+)
 def test_packing_moves_elements_and_changes_none(
-    rows: int, length: int, dtype: torch.dtype
+    rows: int, length: int, columns: int, dtype: torch.dtype
 ) -> None:
     length += length % 2 if dtype is torch.bfloat16 else 0
     weight = torch.randn(rows, length).to(dtype)
-    packed = pack(weight)
+    packed = pack(weight, columns)
     assert packed.shape == weight.shape
     assert torch.equal(packed.flatten().sort().values, weight.flatten().sort().values)
-    assert torch.equal(unpack(packed), weight)
+    assert torch.equal(unpack(packed, columns), weight)
 
 
 def test_a_block_has_its_columns_side_by_side() -> None:
     weight = torch.arange(130.0 * 4).view(130, 4)
-    flat = pack(weight).flatten()
-    assert flat[:COLUMNS].tolist() == weight[:COLUMNS, 0].tolist()
+    flat = pack(weight, 64).flatten()
+    assert flat[:64].tolist() == weight[:64, 0].tolist()
     assert flat[-2:].tolist() == weight[-2:, 3].tolist()  # the last block is two columns wide
-    pairs = pack(weight.bfloat16()).flatten()
+    pairs = pack(weight.bfloat16(), 64).flatten()
     assert pairs[:4].tolist() == weight[:2, :2].bfloat16().flatten().tolist()
 
 
 def test_bfloat16_without_pairs_is_refused() -> None:
     with pytest.raises(ValueError, match=r"bfloat16 \[out, in\] \[4, 3\] has an odd `in`"):
-        pack(torch.zeros(4, 3, dtype=torch.bfloat16))
+        pack(torch.zeros(4, 3, dtype=torch.bfloat16), 64)
 
 
+@settings(deadline=None)  # the first call defines the operator
 @given(
     lanes=st.sampled_from([1, 3]),
     rows=st.sampled_from([1, 5]),
@@ -68,7 +75,7 @@ def test_the_operator_is_a_linear_layer_a_lane(
     if relu:
         want = want.clamp_min(0)
     operator = packed_linear_operator()
-    packed = pack(weight.view(-1, length))
+    packed = pack(weight.view(-1, length), COLUMNS)
     if lanes == 1:
         x, want, bias = x[0], want[0], None if bias is None else bias[0]
     got = operator(x, packed, bias, lanes, columns, relu)
