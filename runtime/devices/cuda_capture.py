@@ -73,12 +73,15 @@ def _capture(
             graph.capture_end()
         except BaseException as error:
             going_on = _is_capturing(stream)
-            with suppress(RuntimeError):  # what was issued tells more than what it broke
+            try:
                 graph.capture_end()
-            # Where that fails, torch leaves its allocator waiting for the end, and memory that
-            # several streams used would not be freed any more.
-            with suppress(RuntimeError):
-                torch._C._cuda_endAllocateToPool(stream.device_index, pool)
+            except RuntimeError:
+                # What was issued tells more than what it broke. torch 2.11's allocator still waits
+                # for the end, and would not free memory that several streams used any more; 2.13's
+                # does not. Both keep the pool for a graph that is none.
+                with suppress(RuntimeError):
+                    torch._C._cuda_endAllocateToPool(stream.device_index, pool)
+                torch._C._cuda_releasePool(stream.device_index, pool)
             if going_on or not isinstance(error, Exception):
                 raise
             raise _Ended from error
