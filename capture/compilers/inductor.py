@@ -28,11 +28,6 @@ from recreplay.runtime.scratch import drop_scratch, make_scratch
 AUTOTUNED = "inductor-max-autotune"
 _WORKER = "recreplay.capture.compilers.inductor_worker"
 _SIGN_OF_LIFE = 5.0  # seconds
-# On CUDA a concatenation of more parts is a kernel for each of them, and so is one of parts that
-# are more than a read. Not all are pieces of few tensors: where branches have several widths, their
-# pieces alternate. What several pieces are of is computed once, then, and not in each of them: 40
-# features on one stream are 23 kernels in place of 60 (`tests/emulated`).
-_JOINING = {"max_pointwise_cat_inputs": 64, "realize_reads_threshold": 1}
 
 
 def autotune_problem(device: str) -> str | None:
@@ -76,13 +71,12 @@ class InductorCompiler:
         cores = 1 if self._autotune else min(len(waiting), usable_cores())
         scratch = make_scratch()
         environment = None if device == "cpu" else cuda_link_environment(scratch / "driver")
-        settings = self._settings | (_JOINING if device != "cpu" else {})
         workers: list[_Worker] = []
         try:
             for number in range(cores):
                 job = {
                     "device": device,
-                    "settings": settings,
+                    "settings": self._settings,
                     "tf32": self._tf32,
                     "scratch": str(scratch),
                     "codes": {k: _to_json(codes[k]) for k in waiting[number::cores]},

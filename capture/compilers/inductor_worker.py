@@ -24,6 +24,8 @@ from recreplay.capture.compilers.own_functions import OwnFunctions
 from recreplay.capture.compilers.views_as_pointers import use_pointers
 from recreplay.runtime.aten import decode, resolve
 
+aten = torch.ops.aten
+_COMPLEX_PARTS = 8  # inductor's max_complex_pointwise_cat_inputs
 _STAND_IN_ROWS = 64  # rows of the table that a segment is compiled with; the real number is dynamic
 
 
@@ -98,7 +100,7 @@ def build_module(
             {k: argument(v) for k, v in kwargs.items()},
         )
     for buffer, result in zip(outputs, data["results"], strict=True):
-        graph.call_function(torch.ops.aten.copy_.default, (buffer, values[result]))
+        graph.call_function(aten.copy_.default, (buffer, values[result]))
     graph.output(())
     return Module(fx.GraphModule(torch.nn.Module(), graph), tuple(examples), tuple(shapes))
 
@@ -117,8 +119,22 @@ def _batch_symbol(graph: fx.Graph, tensors: list[tuple[fx.Node, list[Any]]]) -> 
     for node, shape in tensors:
         for i, d in enumerate(shape):
             if d == {"batch": [1, 0]}:
-                return graph.call_function(torch.ops.aten.sym_size.int, (node, i))
+                return graph.call_function(aten.sym_size.int, (node, i))
     raise ValueError("no tensor of the segment has the batch as a size")
+
+
+def concatenation_settings(graph: fx.Graph) -> dict[str, Any]:
+    """Settings with which inductor makes one kernel for CUDA of a concatenation.
+
+    Of many parts it makes a kernel for each by default, and beyond eight of parts that are more
+    than a read, too. Not all are pieces of few tensors: where branches have several widths, their
+    pieces alternate. What several pieces are of is computed once, then, and not in each of them: 40
+    features on one stream are 23 kernels in place of 60 (`tests/emulated`). With few parts that is
+    a kernel more.
+    """
+    joined = graph.find_nodes(op="call_function", target=aten.cat.default)
+    many = any(len(node.args[0]) > _COMPLEX_PARTS for node in joined)
+    return {"max_pointwise_cat_inputs": 64, **({"realize_reads_threshold": 1} if many else {})}
 
 
 def compile_module(module: Module, settings: dict[str, Any], scratch: str, target: Path) -> None:
@@ -156,6 +172,8 @@ def main(job_file: str, folder: str) -> None:
             module = build_module(code["static"], job["device"])
         targets = {str(node.target) for node in module.graph.graph.nodes}
         chosen = settings | functions.settings(targets, "bfloat16" in json.dumps(code))
+        if job["device"] != "cpu":
+            chosen |= concatenation_settings(module.graph.graph)
         compile_module(module, chosen, job["scratch"], Path(folder) / key)
         print(f"compiled {key}", flush=True)
 
