@@ -159,7 +159,7 @@ def check(path: Path, model: nn.Module) -> None:
 )
 def test_scores_and_refreshed_scores(captured: Capture, compiler: str) -> None:
     model = Layers().eval()
-    path = captured(model, {"x": torch.randn(3, 96)}, buckets=[1, 8], compiler=compiler)
+    path = captured(model, {"x": torch.randn(3, 96)}, buckets=[1, 4, 8], compiler=compiler)
     with Runtime.load(path, lanes=2) as runtime, torch.no_grad():
         kind = "packed" if compiler == "inductor" else "turned"
         names = {name for s in runtime.manifest.buckets[-1].segments for name in s.inputs}

@@ -248,7 +248,7 @@ def test_every_pooling(
         model,
         bags(64, 0),
         jagged=[Jagged("ids", offsets="offsets")],
-        buckets=[1, 8],
+        buckets=[1, 4, 8],
         table_precision=tables,
         rewrites=rewrites,
         compiler=compiler,

@@ -205,7 +205,7 @@ class Units(nn.Module):
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="layers are packed on x86-64 alone")
 def test_compiled_scores_are_the_models(captured: Capture) -> None:
     model = Units()
-    path = captured(model, example(3), buckets=[1, 16], compiler="inductor")
+    path = captured(model, example(3), buckets=[1, 4, 16], compiler="inductor")
     with Runtime.load(path) as runtime:
         check(runtime, model)
 

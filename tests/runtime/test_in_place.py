@@ -46,8 +46,9 @@ def test_what_is_written_is_what_is_returned(
     form = writing_form(function, "cpu")
     assert form is not None
     form(*args, **kwargs, out=out)
-    # Results of other strides may be computed by vectors, or one by one: that is a last bit.
-    torch.testing.assert_close(out, want, rtol=1e-6, atol=1e-7, equal_nan=True)
+    # Results of other strides are computed by vectors or one by one: that is the last two bits.
+    last_bits = 2**-22 if want.stride() != out.stride() else 0
+    torch.testing.assert_close(out, want, rtol=last_bits, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("function", WITHOUT, ids=str)
