@@ -87,10 +87,14 @@ def _run(subject: Subject, program: torch.export.ExportedProgram, name: str) -> 
 @contextlib.contextmanager
 def _linking(subject: Subject) -> Iterator[None]:
     """What capture's compiling processes are started with, for this process."""
-    before = os.environ.get("LIBRARY_PATH", "")
-    if subject.device != "cpu":
-        os.environ.update(cuda_link_environment(subject.folder / "driver"))
+    if subject.device == "cpu":
+        yield
+        return
+    before = os.environ.get("LIBRARY_PATH")
+    os.environ.update(cuda_link_environment(subject.folder / "driver"))
     try:
         yield
     finally:
-        os.environ["LIBRARY_PATH"] = before
+        os.environ.pop("LIBRARY_PATH", None)
+        if before is not None:
+            os.environ["LIBRARY_PATH"] = before
