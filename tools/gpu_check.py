@@ -25,6 +25,7 @@ from recreplay.tools.gpu_tests import run_tests
 if TYPE_CHECKING:
     from recreplay.tools.bench.compare import Session
 
+PARTS = ("tests", "bench", "sanitizer")
 BATCHES = (1, 4, 16, 64, 256, 1024, 4096)
 MODELS = (
     *("dlrm", "dlrm_rmc1", "dlrm_rmc3", "streamrec", "wide_deep", "mt_wide_deep"),
@@ -195,9 +196,14 @@ def main() -> int:
     parser.add_argument(
         "--root", type=Path, default=Path.cwd(), help="the checkout (has tests/gpu)"
     )
-    parser.add_argument("--parts", default="tests,bench,sanitizer", help="which, with commas")
+    parser.add_argument("--parts", default=",".join(PARTS), help="which, with commas")
     parser.add_argument("--seconds", type=float, default=240.0, help="time for each part")
     arguments = parser.parse_args()
+    parts = arguments.parts.split(",")
+    for part in parts:
+        if part not in PARTS:
+            print(f"error: no part {part!r}; {', '.join(PARTS)}", file=sys.stderr)
+            return 2
     if not torch.cuda.is_available():
         print("error: no CUDA device here, so there is nothing to check", file=sys.stderr)
         return 1
@@ -223,7 +229,7 @@ def main() -> int:
     wrong = False
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as folder:
         work, seconds = Path(folder), arguments.seconds
-        for part in arguments.parts.split(","):
+        for part in parts:
             if part == "tests":
                 tests = run_tests(arguments.root, work, seconds)
                 wrong = tests["exit_code"] != 0
@@ -237,9 +243,6 @@ def main() -> int:
                     write(part, rows)  # kept, should the next one end the process
             elif part == "sanitizer":
                 write(part, sanitize(work, seconds / 2))
-            else:
-                print(f"error: no part {part!r}; tests, bench, sanitizer", file=sys.stderr)
-                return 2
     return int(wrong)
 
 

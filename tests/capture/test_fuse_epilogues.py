@@ -97,12 +97,6 @@ def test_scores_are_the_models(captured: Capture, model: nn.Module) -> None:
                 np.testing.assert_allclose(got[name], value.numpy(), rtol=1e-4, atol=1e-5)
 
 
-@pytest.fixture
-def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let captures for the CPU apply every rewrite that they are asked for."""
-    monkeypatch.setattr(pipeline, "_useless_rewrites", lambda compiler, device: set())
-
-
 def test_where_it_applies() -> None:
     assert "fuse_epilogues" in pipeline._useless_rewrites("inductor", "cpu")
     assert "fuse_epilogues" not in pipeline._useless_rewrites("eager", "cuda")

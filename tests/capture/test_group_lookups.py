@@ -42,12 +42,6 @@ aten = torch.ops.aten
 GROUPED = ("group_lookups", "stack_lookups", "stack_branches")
 
 
-@pytest.fixture
-def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let captures for the CPU apply every rewrite that they are asked for."""
-    monkeypatch.setattr(pipeline, "_useless_rewrites", lambda compiler, device: set())
-
-
 def grouped(model: nn.Module, example: Any, bucket: int = 4, **told: Any) -> Program:
     made = specialise(ingest(model.eval(), example, **told), bucket)
     group_lookups(made, plan_groups(made, plan_stacks(made)))

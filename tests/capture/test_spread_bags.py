@@ -25,12 +25,6 @@ Capture = Callable[..., Path]
 aten = torch.ops.aten
 
 
-@pytest.fixture
-def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let captures for the CPU apply every rewrite that they are asked for."""
-    monkeypatch.setattr(pipeline, "_useless_rewrites", lambda compiler, device: set())
-
-
 class Bags(nn.Module):
     """Bags of one length by sum and mean, and one whose rows have factors."""
 

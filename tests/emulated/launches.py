@@ -21,21 +21,22 @@ os.environ["EMULATED_KERNELS"] = "record"  # before torch; compiling processes t
 
 from emulated.bindings import node_name, replaced
 
-from recreplay.capture import DEFAULT_REWRITES, capture
+from recreplay.capture import capture
 from recreplay.runtime.artifact import open_artifact
 from recreplay.runtime.errors import RecReplayError
 from recreplay.tools.bench.stamp import stamp
 from recreplay.tools.captured_graph import CapturedGraph, WatchedDevice, compare_with_plan
+from recreplay.tools.gpu_check import rewrites_of
 from recreplay.tools.target import load_target
 from recreplay.tools.view.measured import lane_on
 
 MODELS = ("dlrm", "streamrec", "ncf", "mt_wide_deep", "dlrm_rmc1", "microrec_47", "rm_small")
-WAYS = {  # strategy, streams, rewrites
-    "as it is": ("matching", 8, ()),
-    "stacked": ("matching", 8, DEFAULT_REWRITES),
-    "stacked, one stream": ("single", 1, DEFAULT_REWRITES),
-    "grouped": ("matching", 8, ("group_lookups", *DEFAULT_REWRITES)),
-    "grouped, one stream": ("single", 1, ("group_lookups", *DEFAULT_REWRITES)),
+WAYS = {  # strategy, streams, rewrites as `gpu_check` names them
+    "as it is": ("matching", 8, "none"),
+    "stacked": ("matching", 8, "default"),
+    "stacked, one stream": ("single", 1, "default"),
+    "grouped": ("matching", 8, "grouped"),
+    "grouped, one stream": ("single", 1, "grouped"),
 }
 BUCKETS = [1, 64]
 _ANY = 1e30  # nothing is computed, so any answer is as good
@@ -73,7 +74,7 @@ def count(name: str, compiler: str, way: str, out: Path) -> list[dict[str, Any]]
         strategy=strategy,
         streams=streams,
         compiler=compiler,
-        rewrites=rewrites,
+        rewrites=rewrites_of(rewrites),
         rtol=_ANY,
         atol=_ANY,
     )

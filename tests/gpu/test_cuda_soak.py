@@ -3,7 +3,7 @@
 import gc
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,17 @@ def artifact(tmp_path: Path) -> Path:
     model = dlrm(tables=8, rows_scale=0.01)
     capture(model, out=tmp_path / "m.rr", buckets=[1, 8, 64], device="cuda", compiler="eager")
     return tmp_path / "m.rr"
+
+
+def check(runtime: Runtime, sizes: Iterable[int]) -> None:
+    """Requests of so many rows are answered as the model of `artifact` does."""
+    model = dlrm(tables=8, rows_scale=0.01)
+    for rows in sizes:
+        request = model.example_inputs(rows, seed=rows)
+        with torch.inference_mode():
+            want = model(**model.arguments(request)).numpy()
+        got = runtime.run({k: v.numpy() for k, v in request.items()})["output"]
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
 def test_mixed_sizes_with_alternating_inputs_give_no_wrong_row(artifact: Path) -> None:
@@ -171,13 +182,8 @@ def test_a_capture_that_another_thread_ended_is_made_again(
     with beside_segments(monkeypatch, elsewhere):
         runtime = Runtime.load(artifact)
     assert ended == 3
-    model = dlrm(tables=8, rows_scale=0.01)
-    with runtime, torch.inference_mode():
-        for rows in (1, 8, 9, 64):
-            request = model.example_inputs(rows, seed=rows)
-            want = model(**model.arguments(request)).numpy()
-            got = runtime.run({k: v.numpy() for k, v in request.items()})["output"]
-            np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+    with runtime:
+        check(runtime, (1, 8, 9, 64))
     del runtime
     assert reserved() <= held
     stream = torch.cuda.Stream()
@@ -224,10 +230,5 @@ def test_a_lane_keeps_what_its_graphs_read(artifact: Path) -> None:
     other = LaneLoader(found, "cuda", "error")  # takes what would be free
     for weight in other.weights.values():
         weight.fill_(float("nan"))
-    model = dlrm(tables=8, rows_scale=0.01)
-    with Runtime(found, lane) as runtime, torch.inference_mode():
-        for rows in (1, 8, 9):
-            request = model.example_inputs(rows, seed=rows)
-            want = model(**model.arguments(request)).numpy()
-            got = runtime.run({k: v.numpy() for k, v in request.items()})["output"]
-            np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+    with Runtime(found, lane) as runtime:
+        check(runtime, (1, 8, 9))

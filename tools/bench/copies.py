@@ -8,7 +8,8 @@ left out for the second, and both fill the same pinned memory, so they differ in
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ import torch
 from recreplay.runtime.artifact import Artifact
 from recreplay.runtime.devices.cuda import CudaDevice, CudaStaging
 from recreplay.runtime.feeding import tensor_view
+from recreplay.runtime.lane import Prepared
+from recreplay.runtime.spec import Slot
 from recreplay.tools.bench.compare import largest_difference
 from recreplay.tools.bench.latency import Latency
 from recreplay.tools.view.measured import WARM_UP, Drive, lane_on
@@ -30,8 +33,7 @@ class Copies:
     outside_us: Latency
 
     def to_json(self) -> dict[str, Any]:
-        inside, outside = self.inside_us.to_json(), self.outside_us.to_json()
-        return {"inputs": self.inputs, "inside_us": inside, "outside_us": outside}
+        return asdict(self)
 
 
 class _KeepingDevice(CudaDevice):
@@ -52,40 +54,49 @@ def compare_copies(artifact: Artifact, runs: int = 200) -> dict[int, Copies]:
     Raises:
         ParityError: the two ways gave different outputs.
     """
-    device, found = _KeepingDevice(0), {}
+    device = _KeepingDevice(0)
     with lane_on(device, artifact) as lane:
-        memory = device.made[0]
-        for bucket in artifact.manifest.buckets:
-            drive = Drive(artifact, lane, bucket.size)
-            prepared = lane.prepare_in(bucket.size, bucket.size)
-            pairs = [
-                (tensor_view(memory.device, slot), torch.from_numpy(slot.view(memory.host)))
-                for slot in bucket.inputs
-            ]
-
-            def outside(pairs: Any = pairs, fed: Any = prepared.replay_fed) -> float:
-                begun = time.perf_counter_ns()
-                with device.feeding():
-                    for there, here in pairs:
-                        there.copy_(here, non_blocking=True)
-                fed()
-                return (time.perf_counter_ns() - begun) / 1e3
-
-            ways = (drive.replay, outside)
-            times: tuple[list[int], list[int]] = ([], [])
-            for turn in range(-WARM_UP, runs):
-                drive.fill()
-                outputs = []
-                for at in (0, 1) if turn % 2 else (1, 0):
-                    with device.feeding():
-                        memory.device.zero_()  # what the other way left
-                    ways[at]()  # the node of the graph is switched here
-                    took = ways[at]()
-                    outputs.append({name: view.copy() for name, view in prepared.outputs})
-                    if turn >= 0:
-                        times[at].append(round(took * 1e3))
-                largest_difference(outputs[0], outputs[1], "the other way to copy")
-            found[bucket.size] = Copies(
-                len(pairs), Latency.from_ns(times[0]), Latency.from_ns(times[1])
+        return {
+            bucket.size: _compare(
+                device,
+                bucket.inputs,
+                Drive(artifact, lane, bucket.size),
+                lane.prepare_in(bucket.size, bucket.size),
+                runs,
             )
-    return found
+            for bucket in artifact.manifest.buckets
+        }
+
+
+def _compare(
+    device: _KeepingDevice, inputs: Sequence[Slot], drive: Drive, prepared: Prepared, runs: int
+) -> Copies:
+    memory = device.made[0]
+    pairs = [
+        (tensor_view(memory.device, slot), torch.from_numpy(slot.view(memory.host)))
+        for slot in inputs
+    ]
+
+    def outside() -> float:
+        begun = time.perf_counter_ns()
+        with device.feeding():
+            for there, here in pairs:
+                there.copy_(here, non_blocking=True)
+        prepared.replay_fed()
+        return (time.perf_counter_ns() - begun) / 1e3
+
+    ways = (drive.replay, outside)
+    times: tuple[list[int], list[int]] = ([], [])
+    for turn in range(-WARM_UP, runs):
+        drive.fill()
+        outputs = []
+        for at in (0, 1) if turn % 2 else (1, 0):
+            with device.feeding():
+                memory.device.zero_()  # what the other way left
+            ways[at]()  # the node of the graph is switched here
+            took = ways[at]()
+            outputs.append({name: view.copy() for name, view in prepared.outputs})
+            if turn >= 0:
+                times[at].append(round(took * 1e3))
+        largest_difference(outputs[0], outputs[1], "the other way to copy")
+    return Copies(len(pairs), Latency.from_ns(times[0]), Latency.from_ns(times[1]))
