@@ -10,13 +10,6 @@ from recreplay.runtime.spec import IdBound, InputSpec, OutputSpec, Slot
 
 FORMAT = "recreplay"
 VERSION = 6
-# Fields that artifacts from before lowered precision do not have, and what they mean.
-ADDED: dict[str, Any] = {
-    "precision": "fp32",
-    "table_precision": "fp32",
-    "max_error": None,
-    "lowered": {},
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +87,11 @@ class Parity:
     max_rel: float
     rtol: float
     atol: float
-    outputs: tuple[OutputParity, ...] = ()  # empty in artifacts from before it was kept
+    outputs: tuple[OutputParity, ...]
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Parity:
-        outputs = tuple(OutputParity(**o) for o in data.get("outputs", ()))
+        outputs = tuple(OutputParity(**o) for o in data["outputs"])
         return cls(**{**data, "outputs": outputs})
 
 
@@ -164,7 +157,6 @@ class Manifest:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Manifest:
         """Inverse of `to_json`; raises KeyError, TypeError or ValueError on anything else."""
-        data = {**ADDED, **data}
         return cls(
             model=data["model"],
             device=data["device"],
@@ -177,9 +169,7 @@ class Manifest:
             outputs=tuple(OutputSpec(**_shaped(o, "row")) for o in data["outputs"]),
             bounds=tuple(IdBound(**b) for b in data["bounds"]),
             unchecked=tuple(data["unchecked"]),
-            tables={
-                k: TableView(**_shaped({"row": (), **v}, "row")) for k, v in data["tables"].items()
-            },
+            tables={k: TableView(**_shaped(v, "row")) for k, v in data["tables"].items()},
             packages={k: Package(**v) for k, v in data["packages"].items()},
             buckets=tuple(_bucket(b) for b in data["buckets"]),
             parity=tuple(Parity.from_json(p) for p in data["parity"]),

@@ -58,7 +58,7 @@ class SelfTest:
             lane.metrics = counted
         atols = {o.output: o.atol for o in parity.outputs}
         for name, got in outputs.items():
-            expected, atol = stored[f"{size}/out/{name}"], atols.get(name, parity.atol)
+            expected, atol = stored[f"{size}/out/{name}"], atols[name]
             close = np.allclose(got, expected, parity.rtol, atol, equal_nan=True)
             if compare and not close:
                 worst = float(np.max(np.abs(got.astype(np.float64) - expected)))

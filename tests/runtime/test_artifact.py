@@ -27,7 +27,6 @@ from recreplay.runtime.errors import (
     ParityError,
 )
 from recreplay.runtime.manifest import (
-    ADDED,
     Bucket,
     Manifest,
     OutputParity,
@@ -339,25 +338,11 @@ def test_a_plan_without_its_waits_is_refused(tmp_path: Path, shop: Any) -> None:
 
 
 @pytest.mark.usefixtures("nothing_runs")
-@pytest.mark.parametrize(
-    "field", [f for f in Manifest.__dataclass_fields__ if f not in ("files", *ADDED)]
-)
+@pytest.mark.parametrize("field", [f for f in Manifest.__dataclass_fields__ if f != "files"])
 def test_a_missing_field_is_refused(copy: Path, field: str) -> None:
     reseal(copy, lambda data: data.pop(field))
     with pytest.raises(ArtifactCorruptError, match=rf"incomplete: KeyError\('{field}'\); capture"):
         Runtime.load(copy)
-
-
-def test_artifacts_from_before_lowered_precision_are_read(copy: Path) -> None:
-    def older(data: dict[str, Any]) -> None:
-        for field in ADDED:
-            del data[field]
-        for parity in data["parity"]:
-            del parity["outputs"]
-
-    reseal(copy, older)
-    with Runtime.load(copy) as runtime:
-        assert (runtime.manifest.precision, runtime.manifest.lowered) == ("fp32", {})
 
 
 @pytest.mark.parametrize("value", [None, 7, [7], "seven", {"seven": 7}])
