@@ -16,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from recreplay.capture.cache_folder import cache_folder, processor
 from recreplay.runtime.manifest import Candidate
 
 
@@ -30,7 +31,7 @@ def cache_key(
         "codes": [{str(size): list(keys) for size, keys in choice.items()} for choice in codes],
         "weights": {name: list(shape) for name, shape in weights.items()},
         "environment": dict(environment),
-        "machine": [platform.machine(), _cpu_model(), os.cpu_count()],
+        "machine": [platform.machine(), processor(), os.cpu_count()],
         "settings": [str(s) for s in settings],
     }
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:32]
@@ -58,13 +59,4 @@ def remember(key: str, candidates: Sequence[Candidate]) -> None:
 
 
 def _file(key: str) -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "recreplay" / "tune" / f"{key}.json"
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if "model name" in line), "")
+    return cache_folder("tune") / f"{key}.json"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -62,6 +64,14 @@ class Shop(nn.Module):
         with torch.inference_mode():
             out = self(t["dense"], [t["ids_0"], t["ids_1"]], t["tag"], t["mixed"])
         return {k: v.numpy() for k, v in out.items()}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Packages that one test compiled are found by those after it, of this run and no other."""
+    if not hasattr(config, "workerinput"):  # workers find the variable set
+        folder = tempfile.mkdtemp(prefix="recreplay-tests-")
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+        os.environ["XDG_CACHE_HOME"] = folder
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -121,7 +121,7 @@ def measure(work: Path, compiler: str, seconds: float) -> list[dict[str, Any]]:
             row["way"] = way
             out = work / f"{name}-{compiler}-{len(rows)}.rr"
             try:
-                manifest = capture(
+                capture(
                     target.model,
                     out=out,
                     buckets=BATCHES,
@@ -143,7 +143,6 @@ def measure(work: Path, compiler: str, seconds: float) -> list[dict[str, Any]]:
             rows.append(
                 {
                     **row,
-                    "capture_seconds": manifest.capture_seconds,
                     "ready_seconds": ready,
                     **room,
                     "results": results,

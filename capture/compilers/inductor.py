@@ -17,10 +17,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from recreplay.capture.compilers.c_library import build_c_library
+from recreplay.capture.compilers.package_cache import PackageCache
 from recreplay.capture.compilers.toolchain import cuda_link_environment, usable_cores
 from recreplay.capture.generalise import DynamicCode
 from recreplay.capture.sharing import Code
 from recreplay.runtime.artifact import LAUNCHER
+from recreplay.runtime.devices import open_device
 from recreplay.runtime.errors import CompilerError
 from recreplay.runtime.manifest import Package
 from recreplay.runtime.scratch import drop_scratch, make_scratch
@@ -65,21 +67,44 @@ class InductorCompiler:
         target.mkdir(parents=True, exist_ok=True)
         if device == "cpu":
             build_c_library("launch.c", folder / LAUNCHER)
+        described = {key: _to_json(code) for key, code in codes.items()}
+        settings = {"device": device, "tf32": self._tf32, **self._settings}
+        cache = PackageCache(_fingerprint(device), settings)
         # Largest first, dealt out in turn, so that no core ends up with all the long ones.
-        waiting = sorted(codes, key=lambda k: -len(json.dumps(codes[k].to_json())))
+        waiting = [
+            key
+            for key in sorted(codes, key=lambda k: -len(json.dumps(described[k])))
+            if not cache.take(described[key], target / key)
+        ]
+        if remembered := len(codes) - len(waiting):
+            progress(f"{remembered} of {len(codes)} segments were compiled before")
+        self._compile({key: described[key] for key in waiting}, target, device, progress)
+        for key in waiting:
+            cache.keep(described[key], target / key)
+        return {key: Package("inductor", f"segments/{key}") for key in codes}
+
+    def _compile(
+        self,
+        codes: Mapping[str, object],
+        target: Path,
+        device: str,
+        progress: Callable[[str], None],
+    ) -> None:
+        """Compile them in this order, each into a folder of its name below `target`."""
         # One at a time where kernels are measured, so that none disturbs another.
-        cores = 1 if self._autotune else min(len(waiting), usable_cores())
+        cores = 1 if self._autotune else usable_cores()
+        waiting = list(codes)
         scratch = make_scratch()
         environment = None if device == "cpu" else cuda_link_environment(scratch / "driver")
         workers: list[_Worker] = []
         try:
-            for number in range(cores):
+            for number in range(min(len(waiting), cores)):
                 job = {
                     "device": device,
                     "settings": self._settings,
                     "tf32": self._tf32,
                     "scratch": str(scratch),
-                    "codes": {k: _to_json(codes[k]) for k in waiting[number::cores]},
+                    "codes": {k: codes[k] for k in waiting[number::cores]},
                 }
                 workers.append(_Worker(scratch / f"job{number}", job, target, environment))
             _wait(workers, len(codes), progress)
@@ -87,7 +112,14 @@ class InductorCompiler:
             for worker in workers:
                 worker.stop()
             drop_scratch(scratch)
-        return {key: Package("inductor", f"segments/{key}") for key in codes}
+
+
+def _fingerprint(device: str) -> dict[str, str]:
+    opened = open_device(device)
+    try:
+        return opened.fingerprint()
+    finally:
+        opened.close()
 
 
 def _to_json(code: Code) -> dict[str, object]:

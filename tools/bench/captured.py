@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recreplay.tools.bench.empty_cache import empty_cache
 from recreplay.tools.bench.suites import Benchmark
 from recreplay.tools.console import Progress
 from recreplay.tools.files import folder_size, temporary_folder
@@ -64,13 +65,14 @@ def captured(
     target = load_target(benchmark.target, benchmark.arguments)
     with temporary_folder() as folder:
         path = folder / f"{target.name}.rr"
-        manifest = capture_target(
-            target,
-            path,
-            benchmark.buckets,
-            lambda message: progress(f"{target.name}: {message}"),
-            example=example,
-            strict_mode=strict_mode,
-            **settings,
-        )
+        with empty_cache():
+            manifest = capture_target(
+                target,
+                path,
+                benchmark.buckets,
+                lambda message: progress(f"{target.name}: {message}"),
+                example=example,
+                strict_mode=strict_mode,
+                **settings,
+            )
         yield Captured(target, benchmark, folder, path, manifest, folder_size(path))

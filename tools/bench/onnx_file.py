@@ -15,6 +15,7 @@ from rich.console import RenderableType
 
 from recreplay.runtime.errors import CaptureError
 from recreplay.tools import strict, tables
+from recreplay.tools.bench.empty_cache import empty_cache
 from recreplay.tools.bench.latency import Latency
 from recreplay.tools.console import Progress
 from recreplay.tools.files import temporary_folder
@@ -124,7 +125,10 @@ def _measure(
     try:
         with temporary_folder() as folder:
             out = Path(folder) / "model.rr"
-            manifest = capture_target(target, out, buckets, progress, example=example, **settings)
+            with empty_cache():
+                manifest = capture_target(
+                    target, out, buckets, progress, example=example, **settings
+                )
             artifact = open_artifact(out)
             measured = []
             with Runtime.load(out) as ours:

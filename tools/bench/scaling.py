@@ -17,6 +17,7 @@ import numpy as np
 from rich.console import RenderableType
 
 from recreplay.tools import tables
+from recreplay.tools.bench.empty_cache import empty_cache
 from recreplay.tools.bench.report import machine
 from recreplay.tools.console import Progress
 from recreplay.tools.files import folder_size, temporary_folder
@@ -107,10 +108,11 @@ def _point(series: Series, value: int, settings: dict[str, Any]) -> dict[str, An
     model = streamrec(features=features, rows=ROWS)
     with temporary_folder() as folder:
         path: Path = folder / "scaling.rr"
-        stages = Stages()
         options = {**settings, "compiler": series.compiler}
-        manifest = capture(model, out=path, buckets=buckets, progress=stages, **options)
-        total = stages.end()
+        with empty_cache():
+            stages = Stages()
+            manifest = capture(model, out=path, buckets=buckets, progress=stages, **options)
+            total = stages.end()
         lane = LaneLoader(open_artifact(path), settings["device"], "error").lane()
         memory = lane.nbytes
         lane.close()
