@@ -52,6 +52,9 @@ def open_artifact(path: str | Path) -> Artifact:
     seal = root / SEAL
     if not seal.is_file():
         raise ArtifactCorruptError(f"{root} has no {SEAL}: the artifact is torn; {_AGAIN}")
+    # A lane that fails later is made anew from here, wherever the process has gone and whatever a
+    # link has come to mean.
+    root = root.resolve()
     raw = manifest.read_bytes()
     if hashlib.sha256(raw).hexdigest() != seal.read_bytes().decode("ascii", "replace"):
         raise ArtifactCorruptError(
@@ -60,7 +63,7 @@ def open_artifact(path: str | Path) -> Artifact:
     parsed = _parse(root, raw)
     for name, expected in parsed.files.items():
         file = root / name
-        if not file.resolve().is_relative_to(root.resolve()):
+        if not file.resolve().is_relative_to(root):
             raise ArtifactCorruptError(f"{root} lists a file outside itself: {name!r}")
         if not file.is_file():
             raise ArtifactCorruptError(f"{file} is missing; {_AGAIN}")
@@ -83,12 +86,19 @@ def _check_sealed(root: Path, manifest: Manifest) -> None:
     for needed in (WEIGHTS, CONSTANTS, SELFTEST, *launcher, *filler, *(p.path for p in packages)):
         if not any(f == needed or f.startswith(f"{needed}/") for f in manifest.files):
             raise ArtifactCorruptError(f"{root}: the manifest has no digest of {needed}; {_AGAIN}")
+    for package in packages:  # a loader takes what it finds in the folder
+        for file in (root / package.path).rglob("*"):
+            name = file.relative_to(root).as_posix()
+            if name not in manifest.files and not file.is_dir():
+                raise ArtifactCorruptError(
+                    f"{root}: the manifest has no digest of {name}; {_AGAIN}"
+                )
 
 
 def _parse(root: Path, raw: bytes) -> Manifest:
     try:
         data = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ArtifactCorruptError(f"{root / MANIFEST} is not JSON: {error}; {_AGAIN}") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise ArtifactCorruptError(f"{root / MANIFEST} is not a manifest of RecReplay")
@@ -98,11 +108,19 @@ def _parse(root: Path, raw: bytes) -> Manifest:
             f"{VERSION}; {_AGAIN}, or install the RecReplay that made it"
         )
     try:
-        return Manifest.from_json(data)
+        manifest = Manifest.from_json(data)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ArtifactCorruptError(
             f"{root / MANIFEST} is incomplete: {error!r}; {_AGAIN}"
         ) from error
+    sizes = [bucket.size for bucket in manifest.buckets]
+    proved = [parity.bucket for parity in manifest.parity]
+    if not sizes or sizes[0] < 1 or sizes != sorted({*sizes}) or proved != sizes:
+        raise ArtifactCorruptError(
+            f"{root / MANIFEST} has buckets {sizes} and stored requests for {proved}; expected "
+            f"ascending sizes of 1 or more, and a request for each; {_AGAIN}"
+        )
+    return manifest
 
 
 def check_environment(artifact: Artifact, found: Mapping[str, str]) -> None:

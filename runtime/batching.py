@@ -18,10 +18,16 @@ class PackError(Exception):
 def pack(requests: Sequence[Sequence[Any]]) -> list[Array]:
     """The inputs of several requests end to end; each has the same inputs in the same order.
 
-    Values are as they came, so that joining them may fail in any way of theirs: PackError.
+    Values are as they came, so that joining them may fail in any way of theirs: PackError. So do
+    those of different dtypes, which joining would make right.
     """
     try:
-        return [np.concatenate(values) for values in zip(*requests, strict=True)]
+        packed = []
+        for values in zip(*requests, strict=True):
+            if len({getattr(value, "dtype", None) for value in values}) > 1:
+                raise PackError("an input has several dtypes")
+            packed.append(np.concatenate(values))
+        return packed
     except Exception as error:
         raise PackError(str(error)) from error
 

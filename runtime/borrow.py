@@ -2,51 +2,120 @@
 
 from __future__ import annotations
 
+import operator
+import threading
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from recreplay.runtime.errors import BorrowError
+from recreplay.runtime.errors import BorrowError, ReplayError
+from recreplay.runtime.lanes import LanePool
+from recreplay.runtime.replay import Replayer
 
 if TYPE_CHECKING:
-    from recreplay.runtime.lane import Prepared
+    from recreplay.runtime.lane import Lane, Prepared
 
 Array = np.ndarray[Any, Any]
 
 
-class Borrow:
-    """The staging memory of one bucket, for one request of n rows, until the `with` block ends.
+class Views(dict[str, Array]):
+    """Views of staging memory by input name. What takes the place of one would be read by nobody,
+    so only their contents can be written."""
 
-    Nobody else replays meanwhile, so fill and run without delay. Rows from n on are the runtime's.
+    def _refuse(self, *given: object, **named: object) -> NoReturn:
+        raise BorrowError(
+            "inputs of a borrow are memory to be written into; write inputs[name][:] = values, "
+            "not inputs[name] = values"
+        )
+
+    __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _refuse
+
+
+class Lending:
+    """Lanes on loan, and the threads that have one."""
+
+    def __init__(self, lanes: LanePool, replayer: Replayer, failed: Callable[[], None]) -> None:
+        self.lanes, self.replayer, self.failed = lanes, replayer, failed
+        self.borrowers: set[int] = set()
+
+    def refuse_borrowers(self) -> None:
+        """Raise BorrowError where this thread holds a borrow, and would wait for itself."""
+        if self.borrowers and threading.get_ident() in self.borrowers:
+            raise BorrowError(
+                "this thread holds a borrow and would wait for itself; end its `with` block first"
+            )
+
+    def borrow(self, n: int) -> Borrow:
+        self.refuse_borrowers()
+        most = self.replayer.largest
+        try:
+            rows = operator.index(n)
+        except TypeError:
+            raise BorrowError(f"cannot borrow {n!r} rows; expected a whole number") from None
+        if not 1 <= rows <= most:
+            raise BorrowError(
+                f"cannot borrow {rows} rows; expected 1 to {most}, the largest bucket (`run` "
+                "splits larger requests)"
+            )
+        if not self.replayer.by_rows:
+            raise BorrowError(
+                "the model has jagged inputs or a user side, whose rows are not the request's; use "
+                "`run`"
+            )
+        return Borrow(self, rows)
+
+
+class Borrow:
+    """The staging memory of one bucket, for one request of n rows, while its `with` block lasts.
+
+    Nobody else replays on it meanwhile, so fill and run without delay. Rows from n on are the
+    runtime's.
     """
 
-    __slots__ = ("_open", "_prepared", "_release", "_run", "inputs")
+    __slots__ = ("_ended", "_lane", "_lending", "_owner", "_prepared", "_rows", "inputs")
+    # Views `[n, ...]` by input name, of exactly the captured dtypes: numpy casts what is assigned
+    # to them, a float to an int without a word. They hold what the request before left in them, and
+    # belong to somebody else once the block has ended.
+    inputs: dict[str, Array]
 
-    def __init__(
-        self,
-        prepared: Prepared,
-        run: Callable[[Prepared], dict[str, Array]],
-        release: Callable[[], None],
-    ) -> None:
-        self._prepared = prepared
-        self._run = run
-        self._release = release
-        self._open = True
-        # Views `[n, ...]` by input name, of exactly the captured dtypes: numpy casts what is
-        # assigned to them, a float to an int without a word. They hold what the request before
-        # left in them, and belong to somebody else once the block has ended.
-        self.inputs: dict[str, Array] = prepared.inputs
+    def __init__(self, lending: Lending, rows: int) -> None:
+        self._lending, self._rows = lending, rows
+        self._lane: Lane | None = None
+        self._ended = "this borrow has not begun; use it as `with runtime.borrow(n) as request:`"
+
+    def __enter__(self) -> Borrow:
+        lending = self._lending
+        lending.refuse_borrowers()
+        lane = lending.lanes.take()
+        try:
+            self._prepared: Prepared = lane.prepare(self._rows)
+        except BaseException:
+            lending.lanes.put(lane)
+            raise
+        self.inputs = self._prepared.inputs
+        self._owner = threading.get_ident()
+        self._lane = lane
+        lending.borrowers.add(self._owner)
+        return self
+
+    def __getattr__(self, name: str) -> NoReturn:  # `inputs`, before the block begins
+        raise BorrowError(self._ended) if name == "inputs" else AttributeError(name)
 
     def run(self) -> dict[str, Array]:
         """Check ids, pad, replay; new arrays `[n, ...]` by output name. May be called again."""
-        if not self._open:
-            raise BorrowError("this borrow has ended; call run inside of its `with` block")
-        return self._run(self._prepared)
-
-    def __enter__(self) -> Borrow:
-        return self
+        lane, lending, prepared = self._held(), self._lending, self._prepared
+        try:
+            results = lending.replayer.launch_borrowed(lane, prepared)
+        except BaseException as error:
+            lending.failed()
+            if isinstance(error, ReplayError):
+                self._end("the lane of this borrow failed and was given back; borrow again")
+                lending.lanes.mend(lane)
+            raise
+        lane.metrics.requests += 1
+        return results
 
     def __exit__(
         self,
@@ -54,6 +123,16 @@ class Borrow:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._open:
-            self._open = False
-            self._release()
+        lane = self._lane
+        if lane is not None:
+            self._end("this borrow has ended; call run inside of its `with` block")
+            self._lending.lanes.put(lane)
+
+    def _held(self) -> Lane:
+        if self._lane is None:
+            raise BorrowError(self._ended)
+        return self._lane
+
+    def _end(self, why: str) -> None:
+        self._lane, self._ended = None, why
+        self._lending.borrowers.discard(self._owner)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
@@ -11,15 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from recreplay.runtime.batching import PackError, cut, pack, unpack
+from recreplay.runtime.batching import cut, pack, unpack
 from recreplay.runtime.errors import InputError, RecReplayError
 from recreplay.runtime.manifest import Manifest
 from recreplay.runtime.serving import Serving
 from recreplay.runtime.waiting import Reply, Ticket, WaitingLine
 
 Array = np.ndarray[Any, Any]
-# Arrays of a request, its number of rows, and how many requests that is: the outputs.
-Answer = Callable[[Sequence[Array], int, int], dict[str, Array]]
+# Arrays of a request, its number of rows, how many requests that is, and which row of the request
+# the first one is: the outputs.
+Answer = Callable[[Sequence[Array], int, int, int], dict[str, Array]]
 
 
 @dataclass
@@ -48,10 +51,7 @@ class Dispatcher:
     ) -> None:
         self._check, self._convert, self._answer, self._failed = check, convert, answer, failed
         self._serving = serving
-        packs = serving.max_delay_us is not None
-        self._by_rows = packs or serving.chunk_rows is not None
-        if self._by_rows:
-            _check_by_rows(manifest)
+        self._by_rows = _packs_or_cuts(serving)
         most = manifest.buckets[-1].size
         if serving.chunk_rows is not None:
             most = min(most, serving.chunk_rows)
@@ -60,6 +60,9 @@ class Dispatcher:
         self._lock = threading.Lock()
         self._counts = Dispatched()
         self._threads: list[threading.Thread] = []
+        self._process = os.getpid()
+        # Threads that a process ends under while they replay bring it down.
+        weakref.finalize(self, _finish_at_exit, self._process, self._line, self._threads)
 
     def submit(
         self, inputs: Mapping[str, Any], deadline_us: int | None
@@ -67,6 +70,15 @@ class Dispatcher:
         """Queue a request. Raises Overloaded or RuntimeClosedError; what is wrong with the request
         itself is raised by the future."""
         now = time.monotonic()
+        if self._threads and os.getpid() != self._process:
+            raise RecReplayError(
+                "this Runtime answered submitted requests before this process was forked, and its "
+                "threads stayed in the other one; load it after the fork, or use `run`"
+            )
+        if deadline_us is not None and (type(deadline_us) is not int or deadline_us < 1):
+            raise RecReplayError(
+                f"deadline_us is {deadline_us!r}; expected a whole number, 1 or more"
+            )
         allowed = self._serving.deadline_us if deadline_us is None else deadline_us
         due = None if allowed is None else now + allowed / 1e6
         try:
@@ -87,7 +99,7 @@ class Dispatcher:
                 self._start()
         self._line.put(
             [
-                Ticket(part, rows, reply, at, now, due)
+                Ticket(part, rows, reply, at, now, due, at * chunk)
                 for at, (part, rows) in enumerate(zip(parts, sizes, strict=True))
             ]
         )
@@ -107,11 +119,9 @@ class Dispatcher:
 
     def close(self) -> None:
         """Let nothing more in, and return when what was let in has been answered."""
-        self._line.close()
         with self._lock:
             threads = list(self._threads)
-        for thread in threads:
-            thread.join()
+        _finish(self._line, threads)
 
     def _start(self) -> None:
         for number in range(self._serving.lanes):
@@ -140,7 +150,7 @@ class Dispatcher:
 
     def _serve_one(self, ticket: Ticket) -> None:
         try:
-            outputs = self._answer(ticket.arrays, ticket.rows, ticket.at == 0)
+            outputs = self._answer(ticket.arrays, ticket.rows, ticket.at == 0, ticket.first_row)
         except BaseException as error:
             self._failed()
             ticket.reply.fail(error)
@@ -151,16 +161,11 @@ class Dispatcher:
         rows = [ticket.rows for ticket in tickets]
         try:
             packed = pack([ticket.arrays for ticket in tickets])
-            outputs = self._answer(packed, sum(rows), sum(ticket.at == 0 for ticket in tickets))
-        except (InputError, PackError):
-            # One of them is at fault; by itself, it is told so and the others are answered.
+            outputs = self._answer(packed, sum(rows), sum(ticket.at == 0 for ticket in tickets), 0)
+        except BaseException:
+            # One of them may be at fault; by itself, it is told so and the others are answered.
             for ticket in tickets:
                 self._serve_one(ticket)
-            return
-        except BaseException as error:
-            for ticket in tickets:
-                self._failed()
-                ticket.reply.fail(error)
             return
         with self._lock:
             self._counts.packs += 1
@@ -176,8 +181,29 @@ def _have_rows(values: Sequence[Any], n: int) -> bool:
         return False
 
 
-def _check_by_rows(manifest: Manifest) -> None:
-    """Requests can be packed and cut where every input has a row for each row of the request."""
+def _finish(line: WaitingLine, threads: Sequence[threading.Thread]) -> None:
+    """Let nothing more in, and return when what was let in has been answered. A request's own
+    callback does not wait for its thread."""
+    line.close()
+    for thread in threads:
+        if thread is not threading.current_thread():
+            thread.join()
+
+
+def _finish_at_exit(process: int, line: WaitingLine, threads: Sequence[threading.Thread]) -> None:
+    if os.getpid() == process:  # a fork has none of the threads
+        _finish(line, threads)
+
+
+def _packs_or_cuts(serving: Serving) -> bool:
+    return serving.max_delay_us is not None or serving.chunk_rows is not None
+
+
+def check_serving(manifest: Manifest, serving: Serving) -> None:
+    """Raise RecReplayError where the model cannot be served so: requests can be packed and cut
+    where every input has a row for each row of the request."""
+    if not _packs_or_cuts(serving):
+        return
     other = [s.name for s in manifest.inputs if not s.by_row]
     if other:
         raise RecReplayError(

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from recreplay.runtime.artifact import Artifact, open_artifact
-from recreplay.runtime.borrow import Borrow
-from recreplay.runtime.dispatch import Dispatcher
+from recreplay.runtime.borrow import Borrow, Lending
+from recreplay.runtime.dispatch import Dispatcher, check_serving
 from recreplay.runtime.errors import (
-    BorrowError,
     EnvironmentMismatchError,
     LanesLostError,
     RecReplayError,
@@ -26,14 +25,13 @@ from recreplay.runtime.fill import CHECKS, Check
 from recreplay.runtime.lanes import LanePool
 from recreplay.runtime.loading import LaneLoader
 from recreplay.runtime.manifest import Manifest
-from recreplay.runtime.mixed import MixedFill
 from recreplay.runtime.refresh import Refresher
 from recreplay.runtime.replay import Replayer
 from recreplay.runtime.selftest import SelfTest
 from recreplay.runtime.serving import Serving
 
 if TYPE_CHECKING:
-    from recreplay.runtime.lane import Lane, Prepared
+    from recreplay.runtime.lane import Lane
 
 Array = np.ndarray[Any, Any]
 
@@ -61,8 +59,8 @@ class Runtime:
         self._loader = loader
         self._lock = threading.Lock()
         self._failed = 0
-        self._borrowers: dict[int, Lane] = {}  # by thread
         self._lanes = LanePool(self._more_lanes(lane), self._new_lane, self._prove)
+        self._lending = Lending(self._lanes, self._replayer, self._count_failure)
         self._dispatcher = Dispatcher(
             self.manifest,
             self.serving,
@@ -105,6 +103,7 @@ class Runtime:
                 f"{wanted!r}; capture it again with device={wanted.partition(':')[0]!r}"
             )
         options = serving or Serving(lanes=1 if lanes is None else lanes)
+        check_serving(manifest, options)
         loader = LaneLoader(artifact, wanted, check, options.wait)
         runtime = cls(artifact, loader.lane(), loader, options, check)
         try:
@@ -126,7 +125,7 @@ class Runtime:
         """
         try:
             arrays, n = self._replayer.checker.check(inputs)
-            return self._answer(arrays, n, 1)
+            return self._answer(arrays, n)
         except BaseException:
             self._count_failure()
             raise
@@ -143,20 +142,7 @@ class Runtime:
         the model has jagged inputs or a user side, or if this thread holds a borrow already, since
         a thread that takes the last lane twice waits for itself.
         """
-        most = self._replayer.largest
-        if not 1 <= n <= most:
-            raise BorrowError(
-                f"cannot borrow {n} rows; expected 1 to {most}, the largest bucket (`run` splits "
-                "larger requests)"
-            )
-        if not self._replayer.by_rows:
-            raise BorrowError(
-                "the model has jagged inputs or a user side, whose rows are not the request's; use "
-                "`run`"
-            )
-        lane = self._take()
-        self._borrowers[threading.get_ident()] = lane
-        return Borrow(lane.prepare(n), self._run_borrowed, self._return)
+        return self._lending.borrow(n)
 
     def submit(
         self, inputs: Mapping[str, Any], *, deadline_us: int | None = None
@@ -183,11 +169,13 @@ class Runtime:
         them). Replays that run are waited for, and none sees half of the rows. Raises RefreshError
         before anything is written.
         """
+        self._lending.refuse_borrowers()
         self._refresher.update_rows(table, ids, values)
 
     def update_weights(self, weights: Mapping[str, Any]) -> None:
         """Write whole weights in place, between replays: all of them or, if one does not fit,
         none."""
+        self._lending.refuse_borrowers()
         self._refresher.update_weights(weights)
 
     def weights(self) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -216,9 +204,16 @@ class Runtime:
         }
 
     def close(self) -> None:
-        """Answer what was submitted, then free everything. Closing twice is fine."""
+        """Answer what was submitted, then free everything. Closing twice is fine.
+
+        Called by a request's own callback, it lets those that wait end by RuntimeClosedError.
+        """
+        self._lending.refuse_borrowers()
         self._dispatcher.close()
         self._lanes.close()
+        self._refresher.close()
+        if self._loader is not None:
+            self._loader.close()
 
     def __enter__(self) -> Runtime:
         return self
@@ -235,11 +230,14 @@ class Runtime:
         with self._lock:
             self._failed += 1
 
-    def _answer(self, arrays: Sequence[Array], n: int, requests: int) -> dict[str, Array]:
+    def _answer(
+        self, arrays: Sequence[Array], n: int, requests: int = 1, first_row: int = 0
+    ) -> dict[str, Array]:
         """The outputs of checked arrays, on the next lane that is free."""
-        lane = self._take()
+        self._lending.refuse_borrowers()
+        lane = self._lanes.take()
         try:
-            results = self._replayer.replay(lane, arrays, n)
+            results = self._replayer.replay(lane, arrays, n, first_row)
             lane.metrics.requests += requests
         except ReplayError:
             self._lanes.mend(lane)
@@ -249,36 +247,6 @@ class Runtime:
             raise
         self._lanes.put(lane)
         return results
-
-    def _take(self) -> Lane:
-        if self._borrowers and threading.get_ident() in self._borrowers:
-            raise BorrowError(
-                "this thread holds a borrow and would wait for itself; end its `with` block first"
-            )
-        return self._lanes.take()
-
-    def _run_borrowed(self, prepared: Prepared) -> dict[str, Array]:
-        lane = self._borrowers.get(threading.get_ident())
-        if lane is None:
-            raise BorrowError("the lane of this borrow failed and was given back; borrow again")
-        assert not isinstance(prepared.fill, MixedFill)  # `borrow` takes no other model
-        try:
-            results = self._replayer.launch(
-                lane, prepared, prepared.replay, prepared.fill.in_place()
-            )
-        except BaseException as error:
-            self._count_failure()
-            if isinstance(error, ReplayError):
-                del self._borrowers[threading.get_ident()]
-                self._lanes.mend(lane)
-            raise
-        lane.metrics.requests += 1
-        return results
-
-    def _return(self) -> None:
-        lane = self._borrowers.pop(threading.get_ident(), None)
-        if lane is not None:
-            self._lanes.put(lane)
 
     def _new_lane(self) -> Lane:
         if self._loader is None:

@@ -13,12 +13,17 @@ from recreplay.runtime.spec import IdBound
 Array = np.ndarray[Any, Any]
 
 
-def out_of_range(bound: IdBound, row: int, place: Sequence[int], value: object) -> IdRangeError:
-    """The error for one id; `place` is where in its row it is, empty where a row is one id."""
+def out_of_range(
+    bound: IdBound, row: int, place: Sequence[int], value: object, unit: str = "row"
+) -> IdRangeError:
+    """The error for one id; `place` is where in its row it is, empty where a row is one id.
+
+    `unit`: what `row` counts, `item` for jagged values that are not divided by rows yet.
+    """
     column = "" if bound.column is None else f" column {bound.column}"
     position = f", position {', '.join(map(str, place))}" if len(place) else ""
     return IdRangeError(
-        f"input {bound.input!r}{column}, row {row}{position}: id {value} is out of range; table "
+        f"input {bound.input!r}{column}, {unit} {row}{position}: id {value} is out of range; table "
         f"{bound.table!r} has {bound.rows} rows, so ids are 0 to {bound.rows - 1}"
     )
 

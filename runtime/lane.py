@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from recreplay.runtime.borrow import Views
 from recreplay.runtime.devices.base import Device, Graph, Launch
 from recreplay.runtime.feeding import Feeder, tensor_view
 from recreplay.runtime.fill import Check, Fill, Filler
@@ -55,7 +56,7 @@ class Prepared:
     replay: Launch
     replay_fed: Launch
     outputs: list[tuple[str, Array]]  # host views of the rows asked for; overwritten by the next
-    inputs: dict[str, Array]  # the same of the inputs
+    inputs: Views  # the same of the inputs
 
 
 class Lane:
@@ -121,7 +122,7 @@ class Lane:
                 captured.graph.replay,
                 captured.graph.replay_fed,
                 [(name, view[:n]) for name, view in captured.outputs],
-                {name: view[:n] for name, view in captured.inputs},
+                Views({name: view[:n] for name, view in captured.inputs}),
             )
         return found
 

@@ -110,22 +110,19 @@ class LanePool:
             try:
                 yield
             finally:
-                for lane in taken:
-                    self.put(lane)
-                gate, self._gate = self._gate, None
-                assert gate is not None
-                gate.set()
+                self._open(taken)
 
     def close(self) -> None:
         """Wait for the lanes that run, and close all. Closing twice is fine."""
         with self._writer:
             if isinstance(self._ended, RuntimeClosedError):
                 return
-            lanes = [] if self._ended else self._collect()
+            try:
+                lanes = self._collect()
+            except LanesLostError:
+                lanes = []
             self._end(RuntimeClosedError(CLOSED))
-            gate, self._gate = self._gate, None
-            if gate is not None:
-                gate.set()
+            self._open([])
             for lane in lanes:
                 lane.close()
 
@@ -136,19 +133,29 @@ class LanePool:
     def _collect(self) -> list[Lane]:
         self._gate = threading.Event()
         taken: list[Lane] = []
-        while len(taken) < self._alive:
-            try:
-                lane = self._free.get(timeout=_LOOK_AGAIN)
-            except Empty:
-                continue
-            if lane is None:
-                self._free.put(None)
-                gate, self._gate = self._gate, None
-                gate.set()
-                assert self._ended is not None
-                raise self._ended
-            taken.append(lane)
+        try:
+            while len(taken) < self._alive:
+                try:
+                    lane = self._free.get(timeout=_LOOK_AGAIN)
+                except Empty:
+                    continue
+                if lane is None:
+                    self._free.put(None)
+                    assert self._ended is not None
+                    raise self._ended
+                taken.append(lane)
+        except BaseException:  # an interrupt, too, leaves the runtime serving
+            self._open(taken)
+            raise
         return taken
+
+    def _open(self, lanes: Sequence[Lane]) -> None:
+        """Give lanes back that were collected, and let requests in again."""
+        for lane in lanes:
+            self.put(lane)
+        gate, self._gate = self._gate, None
+        if gate is not None:
+            gate.set()
 
     def _end(self, why: RecReplayError) -> None:
         self._ended = why

@@ -23,21 +23,28 @@ class LaneLoader:
 
     def __init__(self, artifact: Artifact, wanted: str, check: Check, wait: Wait = "spin") -> None:
         from recreplay.runtime.devices import open_device
+        from recreplay.runtime.modes import no_modes
         from recreplay.runtime.weight_copies import copy_names, make_copies
         from recreplay.runtime.weights import load_tensors, with_views
 
         self._artifact, self._wanted = artifact, wanted
         self._check, self._wait = check, wait
         root, manifest = artifact.path, artifact.manifest
-        device = open_device(wanted)
-        try:
-            check_environment(artifact, device.fingerprint())
-            target = device.torch_device
-            self.weights = with_views(load_tensors(root / WEIGHTS, target), manifest.tables)
-            self._constants = load_tensors(root / CONSTANTS, target)
-            self.copies = make_copies(copy_names(manifest), self.weights)
-        finally:
-            device.close()
+        with no_modes():
+            device = open_device(wanted)
+            try:
+                check_environment(artifact, device.fingerprint())
+                target = device.torch_device
+                self.weights = with_views(load_tensors(root / WEIGHTS, target), manifest.tables)
+                self._constants = load_tensors(root / CONSTANTS, target)
+                self.copies = make_copies(copy_names(manifest), self.weights)
+            finally:
+                device.close()
+
+    def close(self) -> None:
+        """Let go of the weights; lanes that are left keep what they read."""
+        for held in (self.weights, self._constants, self.copies):
+            held.clear()
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What segments read besides requests, under the names that they use."""
@@ -50,10 +57,12 @@ class LaneLoader:
         one caller at a time.
         """
         from recreplay.runtime.devices import open_device
+        from recreplay.runtime.modes import no_modes
 
         artifact = self._artifact
-        device = open_device(self._wanted, self._wait)
-        return open_lane(artifact.manifest, artifact.path, device, self.tensors(), self._check)
+        with no_modes():
+            device = open_device(self._wanted, self._wait)
+            return open_lane(artifact.manifest, artifact.path, device, self.tensors(), self._check)
 
 
 def as_segments_name(
@@ -86,6 +95,7 @@ def open_lane(
     from recreplay.runtime.segments import load_package
 
     packages = {}
+    library = None
     try:
         for key, package in manifest.packages.items():
             path = root / package.path
@@ -95,8 +105,10 @@ def open_lane(
     except BaseException:
         for loaded in packages.values():
             loaded.close()
+        if library is not None:
+            library.close()
         device.close()
         raise
-    resources: list[Closeable] = [*packages.values(), device]
-    lane.resources += resources
+    fills: list[Closeable] = [] if library is None else [library]
+    lane.resources += [*packages.values(), *fills, device]
     return lane

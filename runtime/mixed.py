@@ -74,9 +74,11 @@ class MixedChecker(RequestChecker):
 
     def check(self, request: Mapping[str, Any]) -> tuple[Sequence[Any], int]:
         order = self._order
+        if not isinstance(request, Mapping):
+            raise self.name_error(request)
         try:
             found = [request[name] for name in self._names]
-        except (KeyError, TypeError, IndexError):
+        except KeyError:
             raise self.name_error(request) from None
         if len(request) != len(self._names):
             raise self.name_error(request)

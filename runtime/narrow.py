@@ -17,12 +17,13 @@ Array = np.ndarray[Any, Any]
 
 
 def narrow_ids(
-    ids: Array, wanted: np.dtype[Any], bounds: Sequence[IdBound], clamp: bool
+    ids: Array, wanted: np.dtype[Any], bounds: Sequence[IdBound], clamp: bool, unit: str
 ) -> Array | None:
     """Integer `ids` of one input in the narrower integer dtype `wanted`.
 
     `bounds` are the input's. None if a value that no bound covers does not fit. With `clamp`, what
-    does not fit becomes the nearest number that does, which the clamping of ids then sees.
+    does not fit becomes the nearest number that does, which the clamping of ids then sees. `unit`:
+    what the first dimension counts, for messages.
     """
     limits = np.iinfo(wanted)
     bad = (ids < limits.min) | (ids > limits.max)
@@ -34,7 +35,7 @@ def narrow_ids(
         covered[where] = True
         if not clamp and bad[where].any():
             place = np.argwhere(bad[where])[0]
-            raise out_of_range(bound, place[0], place[1:], ids[where][tuple(place)])
+            raise out_of_range(bound, place[0], place[1:], ids[where][tuple(place)], unit)
     if (bad & ~covered).any():
         return None
     return ids.clip(limits.min, limits.max).astype(wanted)

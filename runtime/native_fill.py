@@ -12,6 +12,7 @@ loaded; an interpreter that lays objects out otherwise (a free-threaded one does
 from __future__ import annotations
 
 import ctypes
+from _ctypes import dlclose
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,11 @@ class FillLibrary:
         self._same_dtype = library.recreplay_same_dtype
         self._same_dtype.argtypes = [ctypes.py_object] * 2
         self.tensors = _tensors()
+        self._handle = library._handle
+
+    def close(self) -> None:
+        """Let go of the library, which the loader counts."""
+        dlclose(self._handle)
 
     def reads_arrays(self) -> bool:
         """Whether this process's numpy keeps arrays and dtypes where the library looks for them."""
@@ -111,7 +117,10 @@ def load_fill_library(path: Path) -> FillLibrary | None:
     if not path.exists():
         return None
     library = FillLibrary(path)
-    return library if library.reads_arrays() else None
+    if library.reads_arrays():
+        return library
+    library.close()
+    return None
 
 
 class NativeFill:

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recreplay.runtime.errors import RefreshError
-from recreplay.runtime.lanes import LanePool
+from recreplay.runtime.errors import RefreshError, RuntimeClosedError
+from recreplay.runtime.lanes import CLOSED, LanePool
 from recreplay.runtime.loading import LaneLoader
 from recreplay.runtime.lowered import SCALES, lower, part_names, unfit
 from recreplay.runtime.manifest import Manifest
+from recreplay.runtime.request import plain_array
 
 if TYPE_CHECKING:
     import torch
@@ -70,6 +71,7 @@ class Refresher:
             for kind in [manifest.lowered.get(name)]
         }
         self.count = 0
+        self._closed = False
 
     def describe(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         return {
@@ -81,7 +83,7 @@ class Refresher:
         import torch
 
         weight = self._find(table)
-        where = _tensor(ids, f"ids of table {table!r}")
+        where = _tensor(ids, f"ids of table {table!r}").cpu()
         rows = _tensor(values, f"rows of table {table!r}")
         if where.ndim != 1 or where.is_floating_point() or where.dtype == torch.bool:
             raise RefreshError(
@@ -140,7 +142,15 @@ class Refresher:
 
             torch.cuda.current_stream(self._tensors[names[0]].device).synchronize()
 
+    def close(self) -> None:
+        """Let go of the weights."""
+        self._closed = True
+        for held in (self._weights, self._tensors, self._copies):
+            held.clear()
+
     def _find(self, name: str) -> _Weight:
+        if self._closed:
+            raise RuntimeClosedError(CLOSED)
         try:
             return self._weights[name]
         except KeyError:
@@ -153,9 +163,17 @@ def _tensor(value: Any, what: str) -> torch.Tensor:
     import torch
 
     try:
-        return torch.as_tensor(value).detach()
+        if isinstance(value, np.ndarray):
+            value = plain_array(value)
+            # What torch does not read: other byte orders and negative strides.
+            value = np.ascontiguousarray(value, value.dtype.newbyteorder("="))
+        tensor = value if isinstance(value, torch.Tensor) else torch.as_tensor(value, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise RefreshError(f"{what}: {error}; expected an array") from error
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_nested or tensor.is_quantized:
+        kind = tensor.layout if tensor.layout != torch.strided else tensor.device
+        raise RefreshError(f"{what}: got a tensor of kind {kind}; expected one of plain numbers")
+    return tensor.detach()
 
 
 def _check_fit(what: str, value: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:

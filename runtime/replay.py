@@ -37,14 +37,17 @@ class Replayer:
         """Whether every input has a row for each row of a request."""
         return self._cutter is None
 
-    def replay(self, lane: Lane, arrays: Sequence[Array], n: int) -> dict[str, Array]:
-        """The outputs `[n, ...]` of checked arrays."""
+    def replay(
+        self, lane: Lane, arrays: Sequence[Array], n: int, first_row: int = 0
+    ) -> dict[str, Array]:
+        """The outputs `[n, ...]` of checked arrays. `first_row`: the row of the request that row 0
+        of them is, for messages."""
         if self._cutter is not None:
             return self._parts(self._cutter, lane, arrays, n)
         step = self._portions(n)
         if n <= step:
-            return self._rows(lane, arrays, n)
-        return self._split(lane, arrays, n, step)
+            return self._rows(lane, arrays, n, first_row)
+        return self._split(lane, arrays, n, step, first_row)
 
     def replay_whole(self, lane: Lane, arrays: Sequence[Array], n: int) -> dict[str, Array]:
         """The same in the bucket of `n` rows, whatever is faster."""
@@ -78,6 +81,11 @@ class Replayer:
         assert not isinstance(prepared.fill, MixedFill)
         return self.launch(lane, prepared, prepared.replay, prepared.fill.in_place(first_row))
 
+    def launch_borrowed(self, lane: Lane, prepared: Prepared) -> dict[str, Array]:
+        """The outputs of a request that was written into staging memory."""
+        assert not isinstance(prepared.fill, MixedFill)  # `borrow` takes no other model
+        return self.launch(lane, prepared, prepared.replay, prepared.fill.in_place())
+
     def launch(
         self, lane: Lane, prepared: Prepared, replay: Launch, clamped: int
     ) -> dict[str, Array]:
@@ -92,11 +100,13 @@ class Replayer:
         lane.metrics.count(prepared.bucket, prepared.rows, clamped)
         return {name: view.copy() for name, view in prepared.outputs}
 
-    def _split(self, lane: Lane, arrays: Sequence[Array], n: int, step: int) -> dict[str, Array]:
+    def _split(
+        self, lane: Lane, arrays: Sequence[Array], n: int, step: int, first_row: int
+    ) -> dict[str, Array]:
         """A request in parts of `step` rows, which is a bucket."""
         arrays, _ = self.checker.convert(arrays)  # so that messages speak of the whole request
         parts = [
-            self._rows(lane, part, len(part[0]), at * step)
+            self._rows(lane, part, len(part[0]), first_row + at * step)
             for at, part in enumerate(cut(arrays, n, step))
         ]
         if n > self.largest:

@@ -20,14 +20,13 @@ from recreplay.runtime.artifact import MANIFEST
 from recreplay.runtime.engine import Runtime
 from recreplay.runtime.errors import (
     ModelNotFoundError,
-    RecReplayError,
     RepositoryError,
     RuntimeClosedError,
 )
 from recreplay.runtime.fill import Check
 from recreplay.runtime.serving import SERVING, Serving
 
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")
 _VERSION = re.compile(r"[0-9]{1,18}")
 T = TypeVar("T")
 State = Literal["READY", "UNAVAILABLE", "LOADING"]
@@ -74,7 +73,11 @@ class ModelRepository:
 
     def names(self) -> list[str]:
         """Models on disk."""
-        return sorted(p.name for p in self.root.iterdir() if p.is_dir() and _NAME.fullmatch(p.name))
+        try:
+            found = [p.name for p in self.root.iterdir() if p.is_dir()]
+        except OSError:  # a storage that is away takes nothing from what serves
+            return []
+        return sorted(name for name in found if _NAME.fullmatch(name))
 
     def versions(self, name: str) -> list[str]:
         """Versions of a model on disk, oldest first."""
@@ -118,7 +121,7 @@ class ModelRepository:
                 self._loading.add((name, chosen))
             try:
                 served = Served(chosen, self._open(name, chosen))
-            except (RecReplayError, OSError, RuntimeError, MemoryError) as error:
+            except Exception as error:  # whatever an artifact can do to its loader
                 with self._lock:
                     self._loading.discard((name, chosen))
                     self._failed[name, chosen] = str(error)

@@ -7,6 +7,7 @@ so.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
@@ -63,15 +64,17 @@ class RequestChecker:
 
     def check(self, request: Mapping[str, Any]) -> tuple[Sequence[Any], int]:
         """The inputs in order, of whatever type, and the number of rows of the first."""
+        if type(request) is not dict and not isinstance(request, Mapping):
+            raise self.name_error(request)
         try:
             values = self._get(request)
-        except (KeyError, TypeError):
+        except KeyError:
             raise self.name_error(request) from None
         if len(request) != len(self._names):
             raise self.name_error(request)
         try:
             n = len(values[0])
-        except TypeError:
+        except Exception:  # anybody's object; `convert` says what is wrong with it
             n = 0
         return (values, n) if n else self.convert(values)
 
@@ -139,7 +142,9 @@ class RequestChecker:
                 return cast
         bounds = self._bounds[spec.name]
         if bounds and array.dtype.kind == wanted.kind == "i":
-            narrow = narrow_ids(array, wanted, bounds, self._clamp)
+            narrow = narrow_ids(
+                array, wanted, bounds, self._clamp, "item" if spec.kind == "values" else "row"
+            )
             if narrow is not None:
                 return narrow
         raise InputDtypeError(
@@ -149,19 +154,27 @@ class RequestChecker:
 
 
 def _as_numpy(value: Any, spec: InputSpec) -> Array:
-    if isinstance(value, np.ndarray):
-        return value
     try:
-        if type(value).__module__.startswith("torch"):
+        if isinstance(value, np.ndarray):
+            return plain_array(value)
+        torch = sys.modules.get("torch")
+        if torch is not None and isinstance(value, torch.Tensor):
             return _tensor_as_numpy(value)
         if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
             return np.from_dlpack(value)
-        return np.asarray(value)
+        return plain_array(np.asanyarray(value))
     except (TypeError, ValueError, RuntimeError, BufferError) as error:
         raise InputTypeError(
             f"input {spec.name!r} is a {type(value).__name__} that is no array ({error}); expected "
             f"an array {spec.describe()}"
         ) from error
+
+
+def plain_array(array: Array) -> Array:
+    """The same memory as numpy's own type. Raises TypeError where some of it is masked."""
+    if isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array):
+        raise TypeError("some of its values are masked")
+    return array.view(np.ndarray)
 
 
 def _tensor_as_numpy(tensor: Any) -> Array:

@@ -48,8 +48,13 @@ class EagerPackage:
         into = dict(zip(self._results, outputs, strict=True))
         run = bind(self._operators, values, self._results, self._device, into)
         pairs = list(outputs)
+        kind = self._device.type
 
         def launch() -> None:
+            if torch.is_autocast_enabled(kind):  # the caller's; it is no part of the model
+                with torch.autocast(kind, enabled=False):
+                    launch()
+                return
             with torch.inference_mode():
                 for out, result in zip(pairs, run(), strict=True):
                     if result is not out:

@@ -28,17 +28,22 @@ class SelfTest:
 
     def __init__(self, path: Path, manifest: Manifest, replayer: Replayer) -> None:
         self._path, self._manifest, self._replayer = path, manifest, replayer
+        # Kept, so that a lane can be proved when the artifact is gone.
+        self._smallest: dict[str, Array] = {}
 
     def all_buckets(self, lane: Lane) -> None:
         """Raise `ParityError` where a bucket does not answer as it did when captured."""
         stored = self._stored()
+        mine = f"{self._manifest.buckets[0].size}/"
+        self._smallest = {name: array for name, array in stored.items() if name.startswith(mine)}
         for parity in self._manifest.parity:
             self._test(lane, parity.bucket, stored)
 
     def smallest_bucket(self, lane: Lane, compare: bool) -> None:
         """Whether a lane still replays and, with `compare`, answers right: with refreshed weights,
         the stored answer says nothing."""
-        self._test(lane, self._manifest.buckets[0].size, self._stored(), compare)
+        stored = self._smallest or self._stored()
+        self._test(lane, self._manifest.buckets[0].size, stored, compare)
 
     def _stored(self) -> dict[str, Array]:
         from safetensors.numpy import load_file

@@ -27,14 +27,12 @@ class Reply:
         self._parts: list[dict[str, Array] | None] = [None] * parts
         self._left = parts
         self._lock = threading.Lock()
-        self._started = False
+        self._started: bool | None = None  # False: it was cancelled before
 
     def start(self) -> bool:
         """False if nobody waits any more: the request was cancelled, or a part of it failed."""
         with self._lock:
-            if not self._started:
-                self._started = self.future.set_running_or_notify_cancel()
-            return self._started and not self.future.done()
+            return self._is_live()
 
     def give(self, at: int, outputs: dict[str, Array]) -> None:
         with self._lock:
@@ -46,19 +44,22 @@ class Reply:
 
     def fail(self, error: BaseException) -> None:
         with self._lock:
-            if self.future.done():
-                return
-            if not self._started:
-                self._started = self.future.set_running_or_notify_cancel()
-                if not self._started:
-                    return
-            self.future.set_exception(error)
+            if self._is_live():
+                self.future.set_exception(error)
+
+    def _is_live(self) -> bool:
+        if self._started is None:  # which a future is to be told once
+            self._started = self.future.set_running_or_notify_cancel()
+        return self._started and not self.future.done()
 
 
 class Ticket:
-    """A request, or part `at` of one, in the queue. Times are of `time.monotonic`, in seconds."""
+    """A request, or part `at` of one, in the queue. Times are of `time.monotonic`, in seconds.
 
-    __slots__ = ("arrays", "arrived", "at", "due", "reply", "rows")
+    `first_row`: the row of the request that row 0 of the part is.
+    """
+
+    __slots__ = ("arrays", "arrived", "at", "due", "first_row", "reply", "rows")
 
     def __init__(
         self,
@@ -68,9 +69,10 @@ class Ticket:
         at: int,
         arrived: float,
         due: float | None,
+        first_row: int = 0,
     ) -> None:
         self.arrays, self.rows, self.reply, self.at = arrays, rows, reply, at
-        self.arrived, self.due = arrived, due
+        self.arrived, self.due, self.first_row = arrived, due, first_row
 
 
 class WaitingLine:

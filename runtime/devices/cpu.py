@@ -24,7 +24,7 @@ class CpuStaging:
     upload = download = staticmethod(_nothing)
 
     def __init__(self, nbytes: int) -> None:
-        self.device = torch.zeros(max(nbytes, 1), dtype=torch.uint8)
+        self.device = torch.zeros(max(nbytes, 1), dtype=torch.uint8, device="cpu")
         self.host: np.ndarray[Any, Any] = self.device.numpy()
 
     def part(self, nbytes: int) -> CpuStaging:

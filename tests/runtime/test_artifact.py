@@ -16,6 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from recreplay.capture import capture
+from recreplay.models import ncf
 from recreplay.runtime import Runtime, engine
 from recreplay.runtime.artifact import CONSTANTS, MANIFEST, SEAL, SELFTEST, WEIGHTS, open_artifact
 from recreplay.runtime.errors import (
@@ -353,6 +355,34 @@ def test_a_field_of_the_wrong_form_is_refused(copy: Path, field: str, value: Any
     reseal(copy, lambda data: data.update({field: value}))
     with pytest.raises(ArtifactError):
         Runtime.load(copy)
+
+
+@pytest.mark.usefixtures("nothing_runs")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: data["buckets"].clear(), r"has buckets \[\] and stored requests for \[.+\]"),
+        (lambda data: data["buckets"].reverse(), r"expected ascending sizes of 1 or more"),
+        (lambda data: data["buckets"][0].update(size=0), r"has buckets \[0, .*\] and stored"),
+        (lambda data: data["parity"].pop(), r"and a request for each; capture the model again$"),
+    ],
+)
+def test_buckets_without_proof_or_order_are_refused(copy: Path, change: Any, message: str) -> None:
+    reseal(copy, change)
+    with pytest.raises(ArtifactCorruptError, match=message):
+        Runtime.load(copy)
+
+
+@pytest.mark.inductor
+def test_a_library_that_the_manifest_does_not_list_is_refused(tmp_path: Path) -> None:
+    model = ncf(rows_scale=0.001)
+    capture(model, out=tmp_path / "ncf.rr", buckets=[1], compiler="inductor")
+    [folder] = [path for path in (tmp_path / "ncf.rr" / "segments").iterdir() if path.is_dir()]
+    (folder / "aaa.so").write_bytes(b"not ours")
+    with pytest.raises(
+        ArtifactCorruptError, match=rf"no digest of segments/{folder.name}/aaa.so; capture the mod"
+    ):
+        Runtime.load(tmp_path / "ncf.rr")
 
 
 # The manifest as data

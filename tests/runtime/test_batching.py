@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,16 +17,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor, nn
 
 from recreplay.runtime import Runtime
 from recreplay.runtime.batching import cut, join, pack, unpack
 from recreplay.runtime.errors import (
     DeadlineExceeded,
     IdRangeError,
+    InputDtypeError,
     InputShapeError,
     InputTypeError,
     Overloaded,
     RecReplayError,
+    ReplayError,
     RuntimeClosedError,
 )
 from recreplay.runtime.serving import Serving
@@ -273,3 +278,151 @@ def test_serving_json_is_read_back(tmp_path: Path) -> None:
     path.write_text('{"lane": 2}')
     with pytest.raises(RecReplayError, match=r"serving\.json: unknown lane; expected lanes, max_"):
         Serving.read(path)
+
+
+@pytest.mark.parametrize("start", [0, 1])
+def test_a_cancelled_request_of_chunks_is_not_replayed(
+    shop_path: Path, shop: Any, start: int
+) -> None:
+    with Runtime.load(shop_path, serving=Serving(chunk_rows=2)) as runtime:
+        held = Held(runtime)
+        first = [runtime.submit(shop.request(1)) for _ in range(start)]
+        cancelled = runtime.submit(shop.request(6))
+        time.sleep(0.05)  # the thread has what is first
+        assert cancelled.cancel() == bool(start)
+        held.release()
+        for future in first:
+            future.result(10)
+        agree(runtime.submit(shop.request(5)).result(10), shop.answer(shop.request(5)))
+
+
+def test_the_row_of_an_id_counts_from_the_start_of_a_request_of_chunks(
+    shop_path: Path, shop: Any
+) -> None:
+    wrong = shop.request(6)
+    wrong["tag"][5] = 99
+    with (
+        Runtime.load(shop_path, serving=Serving(chunk_rows=2)) as runtime,
+        pytest.raises(IdRangeError, match=r"^input 'tag', row 5: id 99 is out of range"),
+    ):
+        runtime.submit(wrong).result(10)
+
+
+def test_what_is_refused_alone_is_refused_in_a_pack(batching: Runtime, shop: Any) -> None:
+    narrow = {**shop.request(2), "dense": np.ones((2, 4), np.int16)}
+    with pytest.raises(InputDtypeError):
+        batching.run(narrow)
+    held = Held(batching)
+    futures = [batching.submit(request) for request in (shop.request(2), narrow, shop.request(2))]
+    held.release()
+    with pytest.raises(InputDtypeError, match=r"^input 'dense' has dtype int16; expected float32"):
+        futures[1].result(10)
+    for future in (futures[0], futures[2]):
+        agree(future.result(10), shop.answer(shop.request(2)))
+
+
+class Computed(nn.Module):
+    """Ids that no check covers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(10, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.table(ids * 2 + 1)
+
+
+def test_a_bad_computed_id_spoils_no_other_request_of_its_pack(captured: Any) -> None:
+    model = Computed()
+    path = captured(model, {"ids": torch.tensor([1, 2])})
+    with Runtime.load(path, serving=Serving(max_delay_us=50_000)) as runtime:
+        held = Held(runtime)
+        futures = [runtime.submit({"ids": np.array([i])}) for i in (1, 7, 2)]
+        held.release()
+        with pytest.raises(ReplayError, match="index out of range"):
+            futures[1].result(10)
+        for i, future in ((1, futures[0]), (2, futures[2])):
+            want = model.table.weight[2 * i + 1 :][:1].detach().numpy()
+            np.testing.assert_allclose(future.result(10)["output"], want)
+
+
+@pytest.mark.parametrize("given", [0, -1, 1.5, "5", True])
+def test_a_deadline_is_a_number_of_microseconds(shop_path: Path, shop: Any, given: Any) -> None:
+    with (
+        Runtime.load(shop_path) as runtime,
+        pytest.raises(RecReplayError, match=r"^deadline_us is .*; expected a whole number, 1 or"),
+    ):
+        runtime.submit(shop.request(1), deadline_us=given)
+
+
+def test_a_callback_may_close(shop_path: Path, shop: Any) -> None:
+    runtime = Runtime.load(shop_path)
+    closed = threading.Event()
+
+    def close(future: object) -> None:
+        runtime.close()
+        closed.set()
+
+    runtime.submit(shop.request(1)).add_done_callback(close)
+    assert closed.wait(10)
+    for use in (runtime.run, runtime.submit):
+        with pytest.raises(RuntimeClosedError):
+            use(shop.request(1))
+
+
+_AT_EXIT = """
+import sys
+import numpy as np
+from recreplay.runtime import Runtime
+
+runtime = Runtime.load(sys.argv[1])
+request = {"ids": np.zeros(200, np.int64)}
+futures = [runtime.submit(request) for _ in range(300)]
+futures[-1].add_done_callback(lambda future: print("answered", len(future.result()["output"])))
+raise ValueError("of the caller")
+"""
+
+
+def test_a_process_ends_as_it_would_without_us(captured: Any) -> None:
+    path = captured(Computed(), {"ids": torch.tensor([1, 2])})
+    ended = subprocess.run(
+        [sys.executable, "-c", _AT_EXIT, str(path)], capture_output=True, text=True, timeout=60
+    )
+    assert ended.returncode == 1
+    assert ended.stdout == "answered 200\n"
+    assert ended.stderr.endswith("ValueError: of the caller\n")
+
+
+_FORKED = """
+import os, sys
+import numpy as np
+from recreplay.runtime import Runtime
+
+runtime = Runtime.load(sys.argv[1])
+request = {"ids": np.zeros(3, np.int64)}
+runtime.submit(request).result()
+child = os.fork()
+if child == 0:
+    print(len(runtime.run(request)["output"]))
+    try:
+        runtime.submit(request)
+    except Exception as error:
+        print(error, flush=True)
+    runtime.close()
+    os._exit(0)
+os.waitpid(child, 0)
+runtime.submit(request).result()
+"""
+
+
+def test_a_forked_process_is_told_that_the_threads_stayed(captured: Any) -> None:
+    path = captured(Computed(), {"ids": torch.tensor([1, 2])})
+    ended = subprocess.run(
+        [sys.executable, "-c", _FORKED, str(path)], capture_output=True, text=True, timeout=60
+    )
+    assert ended.returncode == 0, ended.stderr
+    rows, said = ended.stdout.splitlines()
+    assert rows == "3"
+    assert said.startswith(
+        "this Runtime answered submitted requests before this process was forked"
+    )

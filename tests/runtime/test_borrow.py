@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import numpy as np
 import pytest
 
 from recreplay.models import dlrm
 from recreplay.runtime import Runtime
-from recreplay.runtime.errors import BorrowError, IdRangeError, RuntimeClosedError
+from recreplay.runtime.errors import (
+    BorrowError,
+    IdRangeError,
+    ReplayError,
+    RuntimeClosedError,
+)
 
 Capture = Callable[..., Path]
 MODEL = dlrm(tables=3, rows=50, lookups=4, dim=8, dense=5)
@@ -132,5 +138,71 @@ def test_other_threads_wait(runtime: Runtime) -> None:
 def test_a_closed_runtime_lends_nothing(path: Path) -> None:
     runtime = Runtime.load(path)
     runtime.close()
-    with pytest.raises(RuntimeClosedError):
-        runtime.borrow(1)
+    with pytest.raises(RuntimeClosedError), runtime.borrow(1):
+        pass
+
+
+def test_views_are_written_into_and_not_replaced(runtime: Runtime) -> None:
+    want = runtime.run(request(2))["output"]
+    with runtime.borrow(2) as borrowed:
+        for name, value in request(2).items():
+            with pytest.raises(BorrowError, match=r"write inputs\[name\]\[:\] = values"):
+                borrowed.inputs[name] = value
+            borrowed.inputs[name][:] = value
+        with pytest.raises(BorrowError, match=r"^inputs of a borrow are memory"):
+            borrowed.inputs.update(request(2))
+        np.testing.assert_array_equal(borrowed.run()["output"], want)
+
+
+def test_a_number_of_rows_that_is_none_takes_no_lane(runtime: Runtime) -> None:
+    with pytest.raises(BorrowError, match=r"^cannot borrow 2.0 rows; expected a whole number"):
+        runtime.borrow(2.0)  # type: ignore[arg-type]
+    runtime.run(request(2))
+    with runtime.borrow(np.int64(2)) as borrowed:
+        assert borrowed.inputs["dense"].shape == (2, 5)
+
+
+def test_a_borrow_lends_within_its_block_alone(runtime: Runtime) -> None:
+    borrowed = runtime.borrow(2)
+    with pytest.raises(BorrowError, match=r"^this borrow has not begun; use it as `with"):
+        _ = borrowed.inputs
+    with pytest.raises(BorrowError, match=r"^this borrow has not begun"):
+        borrowed.run()
+    runtime.run(request(2))  # nothing was taken
+
+
+def test_writers_do_not_wait_for_their_own_borrow(runtime: Runtime) -> None:
+    weight = dict(MODEL.named_parameters())["bottom.0.bias"]
+    with runtime.borrow(1):
+        with pytest.raises(BorrowError, match=r"^this thread holds a borrow"):
+            runtime.update_weights({"bottom.0.bias": weight})
+        with pytest.raises(BorrowError, match=r"^this thread holds a borrow"):
+            runtime.update_rows("tables.0.weight", [0], weight)
+        with pytest.raises(BorrowError, match=r"^this thread holds a borrow"):
+            runtime.close()
+    runtime.update_weights({"bottom.0.bias": weight})
+
+
+def test_a_borrow_ends_in_any_thread(runtime: Runtime) -> None:
+    borrowed = runtime.borrow(1)
+    borrowed.__enter__()
+    ending = Thread(target=borrowed.__exit__, args=(None, None, None))
+    ending.start()
+    ending.join(10)
+    with pytest.raises(BorrowError, match=r"^this borrow has ended"):
+        borrowed.run()
+    runtime.run(request(1))  # neither is this thread a borrower nor the lane lost
+
+
+def test_a_borrow_that_lost_its_lane_takes_no_other(runtime: Runtime, monkeypatch: Any) -> None:
+    def fail(*arguments: object) -> None:
+        raise ReplayError("broken")
+
+    with runtime.borrow(1) as lost:
+        with monkeypatch.context() as patch:
+            patch.setattr(runtime._replayer, "launch_borrowed", fail)
+            with pytest.raises(ReplayError, match="broken"):
+                lost.run()
+        with runtime.borrow(1), pytest.raises(BorrowError, match=r"^the lane of this borrow fail"):
+            lost.run()
+    runtime.run(request(1))

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import shutil
 import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -159,3 +165,64 @@ def test_compiled_lanes_share_weights_and_release_the_lock(shop: Any, tmp_path: 
         pages = Path("/proc/self/maps").read_text().count("launch.so")
         assert pages > 0
     assert "launch.so" not in Path("/proc/self/maps").read_text()  # closing unmaps it
+
+
+def test_a_lane_is_proved_where_the_artifact_is_gone(shop_path: Path, shop: Any) -> None:
+    with TemporaryDirectory() as folder:
+        path = shutil.copytree(shop_path, Path(folder) / "shop.rr")
+        runtime = Runtime.load(path)
+    with runtime:
+        lane = runtime._lanes.take()
+        break_lane(lane, times=1)
+        runtime._lanes.put(lane)
+        with pytest.raises(ReplayError):
+            runtime.run(shop.request(3))
+        agree(runtime.run(shop.request(3)), shop.answer(shop.request(3)))
+        assert runtime.stats()["lanes"] == {"alive": 1, "rebuilt": 0, "retired": 0}
+
+
+def test_a_lane_is_made_anew_wherever_the_process_has_gone(
+    shop_path: Path, shop: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(shop_path.parent)
+    with Runtime.load(shop_path.name) as runtime:
+        monkeypatch.chdir(tmp_path)
+        lane = runtime._lanes.take()
+        break_lane(lane)
+        runtime._lanes.put(lane)
+        with pytest.raises(ReplayError):
+            runtime.run(shop.request(3))
+        agree(runtime.run(shop.request(3)), shop.answer(shop.request(3)))
+        assert runtime.stats()["lanes"] == {"alive": 1, "rebuilt": 1, "retired": 0}
+
+
+def test_an_interrupted_writer_leaves_the_runtime_serving(
+    shop_path: Path, shop: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(timeout: float) -> Lane:
+        raise KeyboardInterrupt
+
+    with Runtime.load(shop_path, lanes=2) as runtime:
+        free = runtime._lanes._free
+        waiting = SimpleNamespace(get=iter([free.get, interrupt]).__next__)
+        with monkeypatch.context() as patch:
+            one = SimpleNamespace(put=free.put, get=lambda timeout: waiting.get()(timeout=timeout))
+            patch.setattr(runtime._lanes, "_free", one)
+            with pytest.raises(KeyboardInterrupt):
+                runtime.update_weights({"top.bias": shop.top.bias})
+        with ThreadPoolExecutor(2) as threads:  # both lanes are free, and nobody waits at the gate
+            for got in threads.map(runtime.run, [shop.request(3)] * 4):
+                agree(got, shop.answer(shop.request(3)))
+        runtime.update_weights({"top.bias": shop.top.bias})
+
+
+def test_a_closed_runtime_keeps_no_weights(shop_path: Path, shop: Any) -> None:
+    runtime = Runtime.load(shop_path, lanes=2)
+    assert runtime._loader is not None
+    weight = weakref.ref(runtime._loader.weights["top.weight"])
+    runtime.close()
+    gc.collect()
+    assert weight() is None
+    for write in (runtime.update_weights, lambda given: runtime.update_rows("tag.weight", [0], 0)):
+        with pytest.raises(RuntimeClosedError, match=r"^this Runtime was closed; load the artif"):
+            write({"top.bias": shop.top.bias})

@@ -148,3 +148,43 @@ def test_no_replay_sees_half_of_a_refresh(tmp_path: Path) -> None:
         for thread in threads:
             thread.join()
     assert torn == []
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (torch.ones(5).to_sparse(), r"^weight 'top.bias': got a tensor of kind torch.sparse_coo; "),
+        (torch.ones(5, device="meta"), r"^weight 'top.bias': got a tensor of kind meta; expected"),
+        (
+            np.ma.array(np.ones(5, np.float32), mask=[0, 0, 1, 0, 0]),
+            r"^weight 'top.bias': some of its values are masked; expected an array",
+        ),
+    ],
+)
+def test_tensors_without_plain_numbers_write_nothing(
+    shop_path: Path, shop: Any, value: Any, message: str
+) -> None:
+    other = torch.ones_like(shop.top.weight)
+    with Runtime.load(shop_path) as runtime:
+        with pytest.raises(RefreshError, match=message):
+            runtime.update_weights({"top.weight": other, "top.bias": value})
+        agree(runtime.run(shop.request(3)), shop.answer(shop.request(3)))
+        assert runtime.stats()["refreshes"] == 0
+
+
+def test_arrays_are_written_however_they_lie_in_memory(shop_path: Path, shop: Any) -> None:
+    model = copy_of(shop)
+    ids = np.array([5, 0, 8])
+    rows = np.random.default_rng(4).standard_normal((3, 4)).astype("f4")
+    with torch.no_grad():
+        model.tag.weight[ids] = torch.from_numpy(rows)
+    with Runtime.load(shop_path) as runtime:
+        for ids_, rows_ in (
+            (ids[::-1], rows[::-1]),
+            (ids.astype(">i8"), rows.astype(">f4")),
+            (ids.astype("u1"), np.asfortranarray(rows)),
+            (np.ma.array(ids), rows.view(np.matrix)),
+        ):
+            runtime.update_rows("tag.weight", ids, np.zeros((3, 4), "f4"))
+            runtime.update_rows("tag.weight", ids_, rows_)
+            agree(runtime.run(shop.request(20)), model.answer(shop.request(20)))

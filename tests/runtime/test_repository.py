@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from recreplay.runtime import ModelRepository, Serving
+from recreplay.runtime import ModelRepository, Runtime, Serving
 from recreplay.runtime.errors import ModelNotFoundError, RepositoryError, RuntimeClosedError
 from recreplay.runtime.repository import ModelState
 
@@ -154,3 +154,31 @@ def test_swaps_lose_nothing_and_mix_nothing(
         thread.join(timeout=30)
     assert wrong == []
     assert min(answered) > 0
+
+
+def test_whatever_a_version_does_to_its_loader_the_others_are_loaded(
+    repository: ModelRepository, shop: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(repository.root / "shop", repository.root / "a")
+    usual = Runtime.load
+
+    def load(path: Path, **options: Any) -> Runtime:
+        if path.parent.name == "a":
+            raise KeyError("float13")
+        return usual(path, **options)
+
+    monkeypatch.setattr(Runtime, "load", load)
+    [error] = repository.load_all()
+    assert str(error) == "version 1 of model 'a' was not loaded: 'float13'"
+    assert {s.name: s.state for s in repository.index()} == {"a": "UNAVAILABLE", "shop": "READY"}
+
+
+def test_what_serves_goes_on_without_its_storage(repository: ModelRepository, shop: Any) -> None:
+    repository.load_all()
+    repository.root.rename(repository.root.with_name("away"))
+    assert [(s.name, s.state) for s in repository.index()] == [("shop", "READY")]
+    assert agree(repository.run("shop", shop.request(3))[1], shop.answer(shop.request(3)))
+    with pytest.raises(ModelNotFoundError, match=r"^the repository has no model 'shop'$"):
+        repository.load("shop")
+    with pytest.raises(ModelNotFoundError, match=r"^the repository has no model 'aaa"):
+        repository.load("a" * 5000)

@@ -593,3 +593,62 @@ def test_counters_say_what_happened(shop_path: Path, shop: Any) -> None:
             "capacity_splits": 0,
             "replays": {2: 3, 8: 6},
         }
+
+
+class Lists(list[Any]):
+    """Somebody's sequence, whose length cannot be told."""
+
+    def __len__(self) -> int:
+        raise RuntimeError("no length")
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [np.zeros((4, 3)), torch.zeros(4, 3), np.zeros(3, [("dense", "f4")]), "dense", 3, None],
+    ids=repr,
+)
+def test_requests_of_no_names_are_refused(runtime: Runtime, request_: Any) -> None:
+    for use in (runtime.run, lambda given: runtime.submit(given).result(10)):
+        with pytest.raises(InputTypeError, match=r"^a request is a dict of arrays by input name"):
+            use(request_)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [torch.nn.Linear(1, 1), torch.dtype, {"a": 1}],
+    ids=repr,
+)
+def test_what_is_no_array_is_refused(runtime: Runtime, shop: Any, value: Any) -> None:
+    with pytest.raises(InputTypeError, match=r"^input 'dense' is a .*expected"):
+        runtime.run({**shop.request(1), "dense": value})
+
+
+def test_a_length_that_cannot_be_told(runtime: Runtime, shop: Any) -> None:
+    request_ = shop.request(2)
+    with pytest.raises(InputTypeError, match=r"^input 'dense' is a Lists"):
+        runtime.run({**request_, "dense": Lists(request_["dense"])})
+
+
+@pytest.mark.parametrize("kind", [np.ma.array, np.memmap, np.recarray])
+def test_kinds_of_numpy_arrays_are_read_as_arrays(
+    runtime: Runtime, shop: Any, tmp_path: Path, kind: Any
+) -> None:
+    request_ = shop.request(3)
+    dense = request_["dense"]
+    if kind is np.memmap:
+        made = np.memmap(tmp_path / "dense", np.float32, "w+", shape=dense.shape)
+        made[:] = dense
+    elif kind is np.recarray:
+        made = dense.view(np.recarray)
+    else:
+        made = kind(dense)
+    for name, want in shop.answer(request_).items():
+        got = runtime.run({**request_, "dense": made})[name]
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_masked_values_are_refused(runtime: Runtime, shop: Any) -> None:
+    request_ = shop.request(2)
+    request_["tag"] = np.ma.array(request_["tag"], mask=[False, True])
+    with pytest.raises(InputTypeError, match=r"^input 'tag' is a MaskedArray .*values are masked"):
+        runtime.run(request_)
