@@ -21,6 +21,7 @@ from torch import fx
 from torch.export import Dim
 
 from recreplay.capture.compilers.own_functions import OwnFunctions
+from recreplay.capture.compilers.unloadable import compile_unloadable
 from recreplay.capture.compilers.views_as_pointers import use_pointers
 from recreplay.runtime.aten import decode, resolve
 
@@ -162,6 +163,7 @@ def main(job_file: str, folder: str) -> None:
     settings = job["settings"]
     functions = OwnFunctions(settings["cpp.threads"])
     use_pointers()
+    compile_unloadable()
     if job["tf32"]:
         torch.set_float32_matmul_precision("high")  # what Triton kernels of products are made with
     for key, code in job["codes"].items():

@@ -1,0 +1,40 @@
+"""Packages that leave the process when they are closed.
+
+The loader keeps a library that has defined a thing which is unique in the process, as GCC marks
+what templates and inline functions hold, and one that a thread has to call when it ends, to destroy
+what it holds. A service that exchanges versions would keep the libraries of all of them, and their
+bytes on disk.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import wraps
+from typing import Any
+
+_HELD = re.compile(r"^static thread_local std::string (\w+);$", re.MULTILINE)
+
+
+def without_destructors(source: str) -> str:
+    """`source` with strings of threads that nobody destroys: 32 bytes a thread and package."""
+    return _HELD.sub(r"static thread_local std::string& \1 = *new std::string;", source)
+
+
+def compile_unloadable() -> None:
+    """Have every package of this process compiled so. Only GCC has the mark, and the flag."""
+    from torch._inductor import cpp_builder
+    from torch._inductor.codecache import AotCodeCompiler
+
+    usual, whole = cpp_builder._get_os_related_cpp_cflags, AotCodeCompiler.compile
+
+    @wraps(usual)
+    def with_flag(cpp_compiler: str) -> list[str]:
+        gcc = cpp_builder._is_gcc(cpp_compiler)
+        return [*usual(cpp_compiler), *(["fno-gnu-unique"] if gcc else [])]
+
+    @wraps(whole)
+    def compile_rest(graph: Any, wrapper_code: str, *others: Any, **settings: Any) -> Any:
+        return whole(graph, without_destructors(wrapper_code), *others, **settings)
+
+    cpp_builder._get_os_related_cpp_cflags = with_flag
+    AotCodeCompiler.compile = compile_rest  # type: ignore[method-assign]
