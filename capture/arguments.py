@@ -56,7 +56,8 @@ def forward_arguments(model: torch.nn.Module, example: Example) -> dict[str, Any
             continue
         parts = {k.removeprefix(f"{p.name}_"): k for k in rest if _owner(k, parameters) == p.name}
         if parts:
-            indexed = all(k.isdecimal() for k in parts)
+            # Keys of a dict may be numbers too, but those of a list are all that there can be.
+            indexed = {*parts} == {str(i) for i in range(len(parts))}
             values = {k: rest.pop(full) for k, full in parts.items()}
             arguments[p.name] = [values[k] for k in sorted(values, key=int)] if indexed else values
         elif p.default is p.empty:
@@ -152,7 +153,13 @@ def name_outputs(result: Any) -> dict[str, torch.Tensor]:
     if isinstance(result, torch.Tensor):
         return {"output": result}
     if isinstance(result, Mapping):
-        return {str(k): v for k, v in result.items()}
+        named = {str(k): v for k, v in result.items()}
+        if len(named) != len(result):
+            raise UnsupportedModelError(
+                f"outputs are named {list(result)}, of which several are the same as text; give "
+                "each a name of its own"
+            )
+        return named
     if isinstance(result, (tuple, list)):
         return {f"output_{i}": v for i, v in enumerate(result)}
     raise UnsupportedModelError(

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import fx
 
+from recreplay.capture.id_columns import columns_of, never_beyond
 from recreplay.capture.jagged_axis import bag_arguments
 from recreplay.capture.specialise import Program
 from recreplay.capture.views import base, slice_arguments
@@ -219,13 +220,33 @@ def id_bounds(program: Program) -> tuple[list[IdBound], list[str]]:
     bounds: dict[tuple[str, int | None], IdBound] = {}
     unchecked = []
     for lookup in find_lookups(program):
-        if str(base(lookup.ids).target).startswith("const:"):
+        if _is_constant(lookup.ids):
             continue  # the same rows whatever the request
-        at = origin(lookup.ids)
-        if at is None:
+        found = _origins(lookup.ids)
+        if not found:
             unchecked.append(lookup.weight)
-            continue
-        key = (at.input, at.column)
-        if key not in bounds or lookup.rows < bounds[key].rows:
-            bounds[key] = IdBound(at.input, at.column, lookup.rows, lookup.weight)
+        for at in found:
+            key = (at.input, at.column)
+            if key not in bounds or lookup.rows < bounds[key].rows:
+                bounds[key] = IdBound(at.input, at.column, lookup.rows, lookup.weight)
     return list(bounds.values()), unchecked
+
+
+def stays_in_table(lookup: Lookup) -> bool:
+    """Whether no request gets a lookup to read beyond its table: where tables lie end to end, what
+    is beyond one is another."""
+    ids = lookup.ids
+    return _is_constant(ids) or bool(_origins(ids)) or never_beyond(ids, lookup.rows)
+
+
+def _is_constant(ids: fx.Node) -> bool:
+    return str(base(ids).target).startswith("const:")
+
+
+def _origins(ids: fx.Node) -> list[Origin]:
+    """The columns of inputs that ids are, all of which have to be checked."""
+    at = origin(ids)
+    if at is not None:
+        return [at]
+    columns = columns_of(ids)
+    return [] if columns is None else [Origin(columns[0], c) for c in columns[1]]

@@ -30,6 +30,7 @@ from recreplay.capture.ingest import ingest
 from recreplay.capture.planning import plan_buckets, survey
 from recreplay.capture.precision import choose_precision
 from recreplay.capture.program_file import write_program
+from recreplay.capture.row_mixing import refuse_mixing
 from recreplay.capture.tune import tune_buckets
 from recreplay.capture.verify import verify
 from recreplay.capture.weight_file import write_weights
@@ -126,7 +127,7 @@ def capture(
     then.
     """
     begun = time.perf_counter()
-    sizes = _check_arguments(buckets, rewrites, strategy, streams, tune)
+    sizes = _check_arguments(buckets, rewrites, strategy, streams, threads, tune)
     compiler, notices = _choose_compiler(compiler, device)
     lowest = choose_precision(precision, table_precision, max_error, device, compiler)
     target = open_device(device)  # refuses a device that is not here before any work is done
@@ -150,6 +151,7 @@ def capture(
             user_inputs=user_inputs,
             users=users,
         )
+        refuse_mixing(ingested)
         known = survey(ingested, sizes[0], applied, lowest)
         for name in known.lowering.left:
             progress(
@@ -227,7 +229,12 @@ def capture(
 
 
 def _check_arguments(
-    buckets: Sequence[int], rewrites: Sequence[str], strategy: str | None, streams: int, tune: str
+    buckets: Sequence[int],
+    rewrites: Sequence[str],
+    strategy: str | None,
+    streams: int,
+    threads: int,
+    tune: str,
 ) -> list[int]:
     sizes = sorted(set(buckets))
     if not sizes or any(isinstance(b, bool) or not isinstance(b, int) or b < 1 for b in sizes):
@@ -241,8 +248,9 @@ def _check_arguments(
         raise CaptureError(
             f"unknown strategy {strategy!r}; expected single, feature, matching or greedy"
         )
-    if streams < 1:
-        raise CaptureError(f"streams must be 1 or more; got {streams}")
+    for name, value in (("streams", streams), ("threads", threads)):
+        if value < 1:
+            raise CaptureError(f"{name} must be 1 or more; got {value}")
     if tune not in TUNES:
         raise CaptureError(f"unknown tuning {tune!r}; expected one of {', '.join(TUNES)}")
     return sizes

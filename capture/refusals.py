@@ -91,14 +91,28 @@ def refuse_operators(exported: ExportedProgram) -> None:
                 f"{stack_line(node)}; a captured graph has fixed shapes, so compute with masks "
                 "or a fixed capacity instead"
             )
-        if isinstance(node.target, torch._ops.OpOverload) and (
-            torch.Tag.nondeterministic_seeded in node.target.tags
-            and str(node.target) not in ("aten.dropout.default", "aten.rrelu.default")
-        ):
+        if _draws(node):
             raise UnsupportedModelError(
                 f"operator {node.target} draws random numbers{stack_line(node)}; a replay must "
                 "be a function of its inputs"
             )
+
+
+def _draws(node: torch.fx.Node) -> bool:
+    """Whether an operator draws random numbers as it is called: recurrent layers and attention may,
+    and do not for a model in eval mode."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    if torch.Tag.nondeterministic_seeded not in node.target.tags:
+        return False
+    names = [argument.name for argument in node.target._schema.arguments]
+    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    for name in ("train", "training"):
+        if name in names:
+            return bool(given.get(name, False))
+    if "dropout_p" in names:
+        return bool(given.get("dropout_p", 0.0))
+    return True
 
 
 def stack_line(node: torch.fx.Node) -> str:

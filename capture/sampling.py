@@ -28,7 +28,7 @@ def sample_request(
     """`rows` random rows on the CPU, for 1 to `users` users where the model has a user side.
 
     Each value comes from the same column of the example, so that it has a meaning; floats are
-    moved by a tenth of their spread, so that no two rows are alike; bounded ids are uniform in
+    moved by a tenth of their spread, so that few rows are alike; bounded ids are uniform in
     their table. Jagged inputs have as many values per row as rows of the example do, cut to the
     capacity of the rows; with `room`, none at all or all that `bucket` (by default as many rows)
     holds.
@@ -70,9 +70,7 @@ def _draw(
     pick = torch.randint(0, flat.shape[0], (count, flat.shape[1]), generator=generator)
     values = flat.gather(0, pick)
     if values.is_floating_point():
-        spread = flat.float().std(dim=0, keepdim=True).nan_to_num(0.0)
-        noise = torch.randn(values.shape, generator=generator) * spread * 0.1
-        values = (values.float() + noise).to(values.dtype)
+        values = _moved(values, flat.float(), generator)
     values = values.reshape(count, *source.shape[1:])
     for bound in bounds:
         if bound.input == name:
@@ -82,6 +80,17 @@ def _draw(
                 limit = min(limit, torch.iinfo(where.dtype).max + 1)
             where.copy_(torch.randint(0, limit, where.shape, generator=generator))
     return values
+
+
+def _moved(values: torch.Tensor, known: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """`values` moved by a tenth of the spread of their columns in the example, `known`, within what
+    is known there: the model may make ids of them. Whole numbers, which may be ids, stay."""
+    spread = known.std(dim=0, correction=0).nan_to_num(0.0, 0.0, 0.0)
+    spread = spread * (known != known.round()).any(0)
+    noise = torch.randn(values.shape, generator=generator) * spread * 0.1
+    low = known.nan_to_num(torch.inf, torch.inf, -torch.inf).amin(0)
+    high = known.nan_to_num(-torch.inf, torch.inf, -torch.inf).amax(0)
+    return (values.float() + noise).clamp(low, high).to(values.dtype)
 
 
 def _limit(bound: IdBound, bounds: Sequence[IdBound]) -> int:

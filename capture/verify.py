@@ -89,9 +89,9 @@ def verify(
                         f"by {np.nanmax(gap):.3g} (rtol {rtol}, atol {atol}); nothing was written. "
                         f"{_advice(model)}"
                     )
-                worst_abs = max(worst_abs, float(np.nanmax(gap)))
+                worst_abs = max(worst_abs, float(np.nanmax(gap, initial=0.0)))
                 scale = np.maximum(np.abs(want), atol)
-                worst_rel = max(worst_rel, float(np.nanmax(gap / scale)))
+                worst_rel = max(worst_rel, float(np.nanmax(gap / scale, initial=0.0)))
             if rows == size and room == "typical":
                 for name, tensor in request.items():
                     stored[f"{size}/in/{name}"] = tensor.contiguous()

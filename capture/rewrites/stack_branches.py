@@ -114,13 +114,15 @@ def _cut_together(program: Program, cuts: list[fx.Node]) -> fx.Node:
     spaced."""
     source, shape = cuts[0].args[0], list(cuts[0].meta["val"].shape)
     assert isinstance(source, fx.Node)
+    whole = int(source.meta["val"].shape[0])
     begins = [int(cut.args[2]) for cut in cuts]  # type: ignore[arg-type]
+    begins = [begin + whole if begin < 0 else begin for begin in begins]  # counted from the end
     sliced = cuts[0].target is aten.slice.Tensor
     rows, row = (shape[0], shape[1:]) if sliced else (1, shape)
     step, lanes = begins[1] - begins[0], len(cuts)
     end = begins[0] + lanes * step
     spaced = step >= rows and begins == list(range(begins[0], end, step))
-    if not spaced or end > int(source.meta["val"].shape[0]):
+    if not spaced or end > whole:
         return program.call(aten.stack.default, cuts)
     piece = program.call(aten.slice.Tensor, source, 0, begins[0], end)
     if step == rows:

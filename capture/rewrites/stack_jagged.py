@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from recreplay.capture.features import dependencies
-from recreplay.capture.lookups import Lookup, find_lookups
+from recreplay.capture.lookups import Lookup, find_lookups, stays_in_table
 from recreplay.capture.rewrites.lookup_ids import ids_dtype, in_dtype, ready_together
 from recreplay.capture.specialise import Program
 from recreplay.capture.weight_stacks import WeightStack
@@ -27,7 +27,7 @@ def stack_jagged(program: Program, stacks: Sequence[WeightStack]) -> None:
     stack_of = {table: stack for stack in stacks for table in stack.members}
     groups: dict[tuple[str, object, bool], list[Lookup]] = defaultdict(list)
     for lookup in find_lookups(program):
-        if lookup.jagged and lookup.weight in stack_of:
+        if lookup.jagged and lookup.weight in stack_of and stays_in_table(lookup):
             mode, by_user = lookup.node.args[4], bool(lookup.node.meta.get("user"))
             groups[stack_of[lookup.weight].name, mode, by_user].append(lookup)
     features = dependencies(program)

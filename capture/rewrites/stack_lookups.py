@@ -17,7 +17,7 @@ import torch
 from torch import fx
 
 from recreplay.capture.features import dependencies
-from recreplay.capture.lookups import Lookup, find_lookups
+from recreplay.capture.lookups import Lookup, find_lookups, stays_in_table
 from recreplay.capture.lowering import NOTHING, Lowering
 from recreplay.capture.rewrites.lookup_ids import (
     ids_dtype,
@@ -58,7 +58,7 @@ def stack_lookups(program: Program, stacks: Sequence[WeightStack]) -> None:
     # The user side apart: its inputs have other numbers of rows, so they are staged apart.
     groups: dict[tuple[str, str, bool], list[Lookup]] = defaultdict(list)
     for lookup in find_lookups(program):
-        if lookup.stackable and lookup.weight in stack_of:
+        if lookup.stackable and lookup.weight in stack_of and stays_in_table(lookup):
             by_user = bool(lookup.node.meta.get("user"))
             groups[stack_of[lookup.weight].name, lookup.pooling, by_user].append(lookup)
     by_name = {stack.name: stack for stack in stacks}

@@ -1,0 +1,128 @@
+"""A row's scores are of that row alone, or the model is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from recreplay.runtime import Runtime
+from recreplay.runtime.errors import CaptureError, UnsupportedModelError
+
+Capture = Callable[..., Path]
+
+
+class Rows(nn.Module):
+    """What `change` makes of one score a row."""
+
+    def __init__(self, change: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.layer = nn.Linear(4, 1)
+        self.change = change
+
+    def forward(self, x: Tensor) -> Any:
+        return self.change(self.layer(x))
+
+
+EXAMPLE = {"x": torch.randn(6, 4, generator=torch.Generator().manual_seed(1))}
+MIXING = {
+    "the largest": lambda y: y - y.max(0).values,
+    "the first": lambda y: y * y[:1],
+    "softmax": lambda y: y.softmax(0),
+    "the mean": lambda y: y - y.mean(0, keepdim=True),
+    "the order": lambda y: y + torch.arange(y.shape[0])[:, None],
+    "the row before": lambda y: y.cumsum(0),
+    "how many": lambda y: y / y.shape[0],
+}
+
+
+@pytest.mark.parametrize("how", MIXING)
+@pytest.mark.parametrize("buckets", [[1], [1, 4]])
+def test_what_mixes_rows_is_refused(captured: Capture, how: str, buckets: list[int]) -> None:
+    with pytest.raises(
+        UnsupportedModelError, match=r"^output 'output' of a row depends on other rows of the requ"
+    ):
+        captured(Rows(MIXING[how]), EXAMPLE, buckets=buckets)
+
+
+OWN = {
+    "sign": torch.sign,  # rounding may turn it
+    "rounded": lambda y: (y * 1e6).round(),
+    "top": lambda y: torch.cat([y, -y, y * 0.5], 1).topk(2, 1).indices,
+    "not a number": lambda y: torch.where(y > 0, y, torch.nan),
+    "nothing": lambda y: torch.where(y > 1e9, y, torch.inf),
+    "no column": lambda y: (y, y[:, :0]),
+}
+
+
+@pytest.mark.parametrize("how", OWN)
+def test_what_does_not_is_captured(captured: Capture, how: str) -> None:
+    model = Rows(OWN[how])
+    with Runtime.load(captured(model, EXAMPLE)) as runtime, torch.inference_mode():
+        want = model(EXAMPLE["x"])
+        got = list(runtime.run({"x": EXAMPLE["x"]}).values())
+        for a, b in zip(got, want if isinstance(want, tuple) else [want], strict=True):
+            np.testing.assert_allclose(a, b.numpy(), rtol=1e-3, atol=1e-5)
+
+
+class Shared(nn.Module):
+    """The user of the first row is everybody's, as services write it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.users, self.items = nn.Embedding(9, 4), nn.Embedding(9, 4)
+
+    def forward(self, user: Tensor, item: Tensor) -> Tensor:
+        return (self.users(user[:1]) * self.items(item)).sum(1)
+
+
+def test_what_all_rows_share_is_declared(captured: Capture) -> None:
+    model = Shared()
+    example = {"user": torch.tensor([3, 3, 3]), "item": torch.tensor([1, 2, 8])}
+    different = {**example, "user": torch.tensor([3, 4, 5])}
+    with pytest.raises(UnsupportedModelError, match=r"can be declared \(user_inputs\)$"):
+        captured(model, different)
+    path = captured(model, example, user_inputs=["user"])
+    with Runtime.load(path) as runtime, torch.inference_mode():
+        got = runtime.run({"user": [3], "item": [1, 2, 8]})["output"]
+        np.testing.assert_allclose(got, model(**example).numpy(), rtol=1e-5)
+
+
+def test_a_model_that_fails_alone_is_told_so(captured: Capture) -> None:
+    class Squeezed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([x[:, :1].squeeze()[:, None], x], 1)
+
+    with pytest.raises(
+        CaptureError, match=r"^the model itself fails on a request of 1 row made of its example in"
+    ):
+        captured(Squeezed(), EXAMPLE)
+    with pytest.raises(
+        UnsupportedModelError, match=r"^output 'output' has shape \(\) for 1 row; expected \(1,\)"
+    ):
+        captured(Rows(lambda y: y.squeeze()), EXAMPLE)
+
+
+def test_shapes_that_only_look_like_rows(captured: Capture) -> None:
+    with pytest.raises(
+        UnsupportedModelError, match=r"^output 'output' has shape \(5, 5\) for 5 rows; expected \(5"
+    ):
+        captured(Rows(lambda y: y @ y.T), EXAMPLE)
+    constant = torch.ones(6)
+    with pytest.raises(
+        UnsupportedModelError, match=r"^output 'output_1' has shape \(6,\) for 5 rows; expected"
+    ):
+        captured(Rows(lambda y: (y, constant * 2)), EXAMPLE)
+
+
+def test_outputs_have_names_of_their_own(captured: Capture) -> None:
+    with pytest.raises(
+        UnsupportedModelError, match=r"^outputs are named \[1, '1'\], of which seve"
+    ):
+        captured(Rows(lambda y: {1: y, "1": -y}), EXAMPLE)
