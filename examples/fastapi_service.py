@@ -2,7 +2,8 @@
 
     ARTIFACT=dlrm.rr uvicorn fastapi_service:app --app-dir examples
 
-and ask: curl localhost:8000/score -d '{"inputs": {"dense": [[...]], "ids_0": [[...]], ...}}'
+and ask: curl localhost:8000/score -H 'content-type: application/json' \\
+    -d '{"inputs": {"dense": [[...]], "ids_0": [[...]], ...}}'
 """
 
 import os

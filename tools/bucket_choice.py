@@ -21,7 +21,7 @@ from recreplay.capture.buckets import (
     steps_of_eight,
 )
 from recreplay.runtime.errors import InputError
-from recreplay.tools.query_sizes import DISTRIBUTIONS, draw_sizes, histogram
+from recreplay.tools.query_sizes import DISTRIBUTIONS, MOST, draw_sizes, histogram
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,8 +30,7 @@ if TYPE_CHECKING:
 
 _REQUESTS, _RUNS, _WARM_UP = 17, 100, 20
 _DRAWN = 100_000  # sizes of a trace that is drawn from a distribution
-_LARGEST = 1 << 14  # rows; lists for more would take minutes to find
-_MODELLED = (1, 4, 16, 64, 256, 1024, 4096, _LARGEST)
+_MODELLED = (1, 4, 16, 64, 256, 1024, 4096, MOST)
 
 
 @dataclass(frozen=True)
@@ -101,9 +100,9 @@ def read_sizes(text: str) -> dict[int, int]:
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu" or array.size == 0:
         raise InputError(f"{path}: expected an array of whole numbers, the rows of each request")
     found = histogram(array.ravel())
-    if min(found) < 1 or max(found) > _LARGEST:
+    if min(found) < 1 or max(found) > MOST:
         raise InputError(
-            f"{path} has sizes of {min(found)} to {max(found)} rows; expected 1 to {_LARGEST}"
+            f"{path} has sizes of {min(found)} to {max(found)} rows; expected 1 to {MOST}"
         )
     return found
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from recreplay.runtime.errors import CaptureError
+from recreplay.runtime.errors import CaptureError, InputTypeError
 from recreplay.tools import input_options, options, strict, tables
 from recreplay.tools.console import NOTICE, Progress, print_json, report_notice, show
 from recreplay.tools.files import read_npz
@@ -176,6 +176,27 @@ def capture_target(
     What the user's model prints goes to stderr. In strict mode a capture with remarks is an error,
     and then leaves nothing behind.
     """
+    try:
+        return _capture_target(
+            target, out, buckets, progress, example, strict_mode, overwrite, settings
+        )
+    except SystemExit as error:  # of forward or example_inputs; it would pass for success
+        raise CaptureError(
+            f"{target.text} called sys.exit({error.code!r}) while it was captured; nothing was "
+            "written"
+        ) from error
+
+
+def _capture_target(
+    target: Target,
+    out: Path,
+    buckets: Sequence[int],
+    progress: Callable[[str], None],
+    example: dict[str, Tensor] | None,
+    strict_mode: bool,
+    overwrite: bool,
+    settings: dict[str, Any],
+) -> Manifest:
     from recreplay.capture import capture
     from recreplay.capture.writer import artifact_folder
 
@@ -212,7 +233,16 @@ def read_example(path: Path) -> dict[str, Tensor]:
     """Example inputs from an .npz file."""
     import torch
 
-    return {name: torch.from_numpy(array) for name, array in read_npz(path).items()}
+    found = {}
+    for name, array in read_npz(path).items():
+        try:
+            found[name] = torch.from_numpy(array)
+        except TypeError as error:
+            raise InputTypeError(
+                f"{path}: input {name!r} is an array of {array.dtype}, which torch does not have; "
+                "expected numbers"
+            ) from error
+    return found
 
 
 def show_summary(summary: dict[str, Any]) -> None:

@@ -5,6 +5,10 @@ Commands import torch only when they run, so that `recreplay --help` answers at 
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -31,14 +35,22 @@ INTERRUPTED = 130  # what a shell expects of a process that SIGINT ended
 
 
 class _Commands(TyperGroup):
-    """Ends every command alike: an error of ours is one line, anything else keeps its traceback."""
+    """Ends every command alike: an error of ours, or of a file, is one line; anything else is a bug
+    and keeps its traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            found = super().invoke(ctx)
+            sys.stdout.flush()  # what cannot be written is an error of the command
         except KeyboardInterrupt:
             report_error("interrupted; nothing was written", prefix="")
             raise typer.Exit(INTERRUPTED) from None
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise  # who read has left, which typer takes for an end without words
+            report_error(_file_error(error))
+            _drop_output()
+            raise typer.Exit(1) from None
         except Exception as error:
             from recreplay.runtime.errors import RecReplayError
 
@@ -46,6 +58,22 @@ class _Commands(TyperGroup):
                 raise
             report_error(str(error))
             raise typer.Exit(1) from None
+        return found
+
+
+def _file_error(error: OSError) -> str:
+    if error.filename is None or error.strerror is None:
+        return f"cannot read or write: {error}"
+    return f"cannot read or write {error.filename}: {error.strerror}"
+
+
+def _drop_output() -> None:
+    """Python writes what is left at its end, and would complain again."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with contextlib.suppress(OSError), open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 app = typer.Typer(

@@ -10,6 +10,7 @@ import typer
 from recreplay.runtime.errors import RecReplayError
 from recreplay.tools import options, tables
 from recreplay.tools.console import Progress, print_json, show
+from recreplay.tools.files import check_output
 
 
 def export(
@@ -25,6 +26,7 @@ def export(
 
     if onnx.exists() and not overwrite:
         raise RecReplayError(f"{onnx} exists already; choose another place, or --overwrite")
+    check_output(onnx)
     with Progress() as progress:
         progress(f"exporting {artifact}")
         worst = export_onnx(artifact, onnx)

@@ -66,6 +66,21 @@ def write_text(path: Path, text: str) -> None:
     _write(path, lambda file: file.write(text.encode()))
 
 
+def check_output(path: Path | None) -> None:
+    """Raises, before long work, where its result could not be written to `path`."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise RecReplayError(f"cannot write {path}: it is a directory; name a file in it")
+    there = next(p for p in path.absolute().parents if p.exists())
+    try:  # what a user may do cannot be told from modes alone
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        raise RecReplayError(
+            f"cannot write {path}: {there}: {error.strerror}; choose another place"
+        ) from error
+
+
 def folder_size(path: Path) -> int:
     """Bytes of all files below `path`."""
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

@@ -94,6 +94,23 @@ def parse_sizes(text: str, option: str) -> list[int]:
         ) from None
 
 
+def parse_numbers(
+    text: str, option: str, what: str, least: int, most: int | None = None
+) -> list[int]:
+    """Whole numbers from `1,2,4`, each in a range; `what` they are, for the error message."""
+    expected = f"{least} or more" if most is None else f"{least} to {most}"
+    try:
+        found = [int(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or min(found) < least or (most is not None and max(found) > most):
+        raise CaptureError(
+            f"{option} {text!r}: expected {what} separated by commas, each a whole number, "
+            f"{expected}"
+        )
+    return found
+
+
 def parse_rewrites(text: str | None) -> tuple[str, ...]:
     """Names of rewrites from `a,b`, from `none`, or the usual ones."""
     if text is None:

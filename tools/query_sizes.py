@@ -3,7 +3,7 @@
 DeepRecSys draws sizes from normal(256, 32), normal(165, 16) or lognormal(5.1, 0.2) (arXiv
 2001.02772, `loadGenerator.py`); Kairos replays a heavy tail on top of the latter (HPDC 2023,
 `helper.py`). All are cut to whole rows
-between 1 and 1024.
+between 1 and 1024. Sizes that were given, not drawn, are taken as they are, up to `MOST`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 LARGEST = 1024  # DeepRecSys' `max_mini_batch_size`
+MOST = 1 << 14  # rows of a request in a trace; bucket lists for more would take minutes to find
 Array = np.ndarray[Any, Any]
 Draw = Callable[[np.random.Generator, int], Array]
 

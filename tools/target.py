@@ -43,9 +43,19 @@ def load_target(text: str, args: Sequence[str] = ()) -> Target:
     with contextlib.redirect_stdout(sys.stderr):
         if text.endswith((".onnx", ".pt2")):
             return _load_saved(text, args)
-        factory, name = _find_factory(text)
-        arguments = parse_factory_args(factory, args)
-        return Target(text, name, _make(factory, name, arguments), arguments)
+        place, name = _split(text)
+        folder = Path(place).absolute().parent if place.endswith(".py") else Path.cwd()
+        try:
+            with _on_path(folder):  # factories import, too
+                factory = _find_factory(text, place, name)
+                arguments = parse_factory_args(factory, args)
+                return Target(text, name, _make(factory, name, arguments), arguments)
+        except SystemExit as error:
+            raise CaptureError(
+                f"{text} called sys.exit({error.code!r}) when it was imported or made the model; "
+                "expected a factory that returns a torch.nn.Module. What a script does when it is "
+                'run goes below if __name__ == "__main__"'
+            ) from error
 
 
 def _load_saved(text: str, args: Sequence[str]) -> Target:
@@ -59,12 +69,16 @@ def _load_saved(text: str, args: Sequence[str]) -> Target:
     return Target(text, Path(text).stem, load(text))
 
 
-def _find_factory(text: str) -> tuple[Callable[..., Any], str]:
+def _split(text: str) -> tuple[str, str]:
     place, colon, name = text.rpartition(":")
     if not colon or not place or not name:
         raise CaptureError(f"{text!r} names no model; expected {FORMS}{_suggestion(text)}")
+    return place, name
+
+
+def _find_factory(text: str, place: str, name: str) -> Callable[..., Any]:
     module = _load_file(Path(place)) if place.endswith(".py") else _load_module(place)
-    found = getattr(module, name, None)
+    found: Any = getattr(module, name, None)
     if found is None:
         raise CaptureError(f"{place} has no {name!r}{_offer(module)}")
     if not callable(found):
@@ -72,7 +86,8 @@ def _find_factory(text: str) -> tuple[Callable[..., Any], str]:
             f"{text} is a {type(found).__name__}; expected a function that returns a "
             "torch.nn.Module"
         )
-    return found, name
+    factory: Callable[..., Any] = found
+    return factory
 
 
 def _make(factory: Callable[..., Any], name: str, arguments: dict[str, Any]) -> torch.nn.Module:
@@ -93,17 +108,18 @@ def _make(factory: Callable[..., Any], name: str, arguments: dict[str, Any]) -> 
 
 
 def _load_module(name: str) -> ModuleType:
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise CaptureError(f"{name!r} is no module; expected {FORMS}")
     try:
-        with _on_path(Path.cwd()):
-            return importlib.import_module(name)
+        return importlib.import_module(name)
     except ImportError as error:
         raise CaptureError(f"cannot import {name!r}: {error}; expected {FORMS}") from error
     except (SyntaxError, ValueError, TypeError) as error:
-        raise CaptureError(f"{name!r} is no module: {error}; expected {FORMS}") from error
+        raise CaptureError(f"cannot import {name!r}: {type(error).__name__}: {error}") from error
 
 
 def _load_file(path: Path) -> ModuleType:
-    """The module in `path`, under a name of its own, with its folder on the path as Python does."""
+    """The module in `path`, under a name of its own."""
     if not path.is_file():
         raise CaptureError(f"no file at {path}")
     name = f"recreplay_target_{path.stem}"
@@ -113,16 +129,18 @@ def _load_file(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up
     try:
-        with _on_path(path.absolute().parent):
-            spec.loader.exec_module(module)
-    except (ImportError, SyntaxError) as error:
-        del sys.modules[name]
-        raise CaptureError(f"cannot import {path}: {type(error).__name__}: {error}") from error
+        spec.loader.exec_module(module)
+    except BaseException as error:
+        sys.modules.pop(name, None)
+        if isinstance(error, (ImportError, SyntaxError)):
+            raise CaptureError(f"cannot import {path}: {type(error).__name__}: {error}") from error
+        raise
     return module
 
 
 @contextlib.contextmanager
 def _on_path(folder: Path) -> Iterator[None]:
+    """As Python does with the folder of a script that it runs."""
     sys.path.insert(0, str(folder))
     try:
         yield

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import Result
 
@@ -76,6 +77,68 @@ def test_errors_are_one_line_and_bugs_keep_their_traceback(
     monkeypatch.setattr("recreplay.runtime.artifact.open_artifact", broken)
     result = invoke("inspect", tmp_path / "absent.rr")
     assert isinstance(result.exception, KeyError)
+
+
+def test_errors_of_files_are_one_line(
+    invoke: Invoke, captured: tuple[Path, Any], model_file: Path, tmp_path: Path
+) -> None:
+    words = tmp_path / "words.npz"
+    np.savez(words, dense=np.array(["a", "b"]))
+    capture = ("capture", f"{model_file}:build", "--compiler", "eager", "--buckets", "2")
+    (tmp_path / "folder").mkdir()
+    for command, message in (
+        ((*capture, "--out", "/proc/a.rr"), "/proc"),
+        (
+            (*capture, "--out", tmp_path / "a.rr", "--inputs", words),
+            f"{words}: input 'dense' is an array of <U1, which torch does not have; expected num",
+        ),
+        (
+            ("export", captured[0], "--onnx", "/proc/m.onnx"),
+            "cannot write /proc/m.onnx: /proc: No such file or directory; choose another place",
+        ),
+        (
+            ("export", captured[0], "--onnx", tmp_path / "folder", "--overwrite"),
+            f"cannot write {tmp_path / 'folder'}: it is a directory; name a file in it",
+        ),
+        (("bench", f"{model_file}:build", "--out", tmp_path), f"cannot write {tmp_path}: it is a"),
+    ):
+        result = invoke(*command)
+        assert result.exit_code == 1, result.stderr
+        last = result.stderr.splitlines()[-1]
+        assert last.startswith("error: ")
+        assert message in last
+        assert "Traceback" not in result.stderr
+
+
+def test_a_model_that_ends_the_process_does_not_pass_for_captured(
+    invoke: Invoke, tmp_path: Path
+) -> None:
+    (tmp_path / "ends.py").write_text(
+        "import sys, torch\n"
+        "class Ends(torch.nn.Module):\n"
+        "    def example_inputs(self, batch):\n"
+        "        sys.exit()\n"
+        "def build():\n"
+        "    return Ends().eval()\n"
+    )
+    result = invoke("capture", f"{tmp_path / 'ends.py'}:build", "--out", tmp_path / "a.rr")
+    assert result.exit_code == 1
+    assert "ends.py:build called sys.exit(None) while it was captured" in result.stderr
+    assert not (tmp_path / "a.rr").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_a_result_that_cannot_be_written_is_an_error(captured: tuple[Path, Any]) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*COMMAND, "inspect", str(captured[0]), "--json"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr == "error: cannot read or write: [Errno 28] No space left on device\n"
 
 
 def test_interrupt(invoke: Invoke, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -69,3 +70,36 @@ def test_a_file_that_does_not_import(tmp_path: Path) -> None:
     broken.write_text("def build(:\n")
     with pytest.raises(CaptureError, match="SyntaxError"):
         load_target(f"{broken}:build")
+
+
+def test_a_factory_imports_from_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "beside_it.py").write_text("WIDTH = 3\n")
+    (tmp_path / "lazy.py").write_text(
+        "import torch\n"
+        "def build():\n"
+        "    import beside_it\n"
+        "    return torch.nn.Linear(beside_it.WIDTH, 1)\n"
+    )
+    before = list(sys.path)
+    target = load_target(f"{tmp_path / 'lazy.py'}:build")
+    assert target.model.in_features == 3  # type: ignore[union-attr]
+    assert sys.path == before
+
+
+@pytest.mark.parametrize("text", ["import sys\nsys.exit()\n", "def build():\n    exit(3)\n"])
+def test_a_model_that_ends_the_process_is_an_error(tmp_path: Path, text: str) -> None:
+    (tmp_path / "script.py").write_text(text)
+    code = 3 if "3" in text else None
+    with pytest.raises(CaptureError, match=rf"script\.py:build called sys\.exit\({code}\) when it"):
+        load_target(f"{tmp_path / 'script.py'}:build")
+    if code is None:
+        assert "recreplay_target_script" not in sys.modules
+
+
+def test_what_an_import_raises_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "odd_package.py").write_text("raise ValueError('tables must be even')\n")
+    monkeypatch.chdir(tmp_path)
+    why = "^cannot import 'odd_package': ValueError: tables must be even$"
+    with pytest.raises(CaptureError, match=why) as caught:
+        load_target("odd_package:build")
+    assert isinstance(caught.value.__cause__, ValueError)

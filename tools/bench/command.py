@@ -12,7 +12,7 @@ from recreplay.runtime.errors import RecReplayError
 from recreplay.tools import options
 from recreplay.tools.bench.suites import Benchmark, find_suite
 from recreplay.tools.console import Progress, print_json, report_notice, show
-from recreplay.tools.files import write_json
+from recreplay.tools.files import check_output, write_json
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -79,6 +79,8 @@ def bench(
     from recreplay.tools.capture_model import read_example
 
     _check_peers(peers, cold, plot)
+    check_output(out)
+    check_output(plot)
     if suite in OWN_MODELS:
         given = {
             "models": targets,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -10,6 +11,7 @@ from recreplay.runtime.errors import RecReplayError
 
 Arrivals = Literal["exponential", "poisson"]
 ARRIVALS: tuple[Arrivals, ...] = get_args(Arrivals)
+_MOST = 10_000_000  # queries of one run: all are made before the first is sent
 
 
 def draw_gap(kind: Arrivals, rate: float, draw: np.random.Generator) -> float:
@@ -29,6 +31,18 @@ def check_arrivals(kind: str) -> Arrivals:
         if kind == known:
             return known
     raise RecReplayError(f"unknown arrivals {kind!r}; expected one of {', '.join(ARRIVALS)}")
+
+
+def check_rate(rate: float, seconds: float) -> None:
+    """Raises where there would be no end of the arrivals."""
+    for option, value in (("--rate", rate), ("--seconds", seconds)):
+        if not (isfinite(value) and value > 0):
+            raise RecReplayError(f"{option} is {value:g}; expected a finite number above 0")
+    if rate * seconds > _MOST:
+        raise RecReplayError(
+            f"--rate {rate:g} for --seconds {seconds:g} are {rate * seconds:.3g} queries; at most "
+            f"{_MOST:,} can be made"
+        )
 
 
 def arrival_times(kind: Arrivals, rate: float, seconds: float, seed: int) -> Any:

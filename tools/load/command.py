@@ -33,11 +33,12 @@ def loadgen(
 ) -> None:
     """Send queries when they are due, and say how long each took from then."""
     from recreplay.runtime import Runtime, Serving
-    from recreplay.tools.load.arrivals import arrival_times, check_arrivals
+    from recreplay.tools.load.arrivals import arrival_times, check_arrivals, check_rate
     from recreplay.tools.load.generator import run_load
     from recreplay.tools.load.queries import Queries
     from recreplay.tools.load.sizes import parse_sizes
 
+    check_rate(rate, seconds)
     prepare_for_load()
     kind, drawn = check_arrivals(arrivals), parse_sizes(sizes)
     chosen = Serving() if serving is None else Serving.read(serving)

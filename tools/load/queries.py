@@ -31,10 +31,12 @@ class Queries:
         self._sizes = sizes
         self._draw = np.random.default_rng(seed)
         artifact = Artifact(path, manifest)
-        first = sample_requests(artifact, LARGEST, 1, seed)
+        # A scheduler also asks for requests that fill the largest bucket.
+        self._most = max(LARGEST, sizes.most, manifest.buckets[-1].size)
+        first = sample_requests(artifact, self._most, 1, seed)
         nbytes = sum(array.nbytes for array in first[0].values())
         more = max(1, min(_POOL, _POOL_BYTES // nbytes)) - 1
-        self._pool = [*first, *sample_requests(artifact, LARGEST, more, seed + 1)]
+        self._pool = [*first, *sample_requests(artifact, self._most, more, seed + 1)]
 
     def next(self) -> dict[str, Any]:
         """A request of a size drawn from the distribution."""
@@ -46,7 +48,7 @@ class Queries:
         return round(sum(self._sizes(draw) for _ in range(count)) / count)
 
     def of(self, rows: int) -> dict[str, Any]:
-        """A request of so many rows, from 1 to `LARGEST`."""
+        """A request of so many rows, from 1 to what sizes and buckets have at most."""
         whole = self._pool[int(self._draw.integers(len(self._pool)))]
-        start = int(self._draw.integers(LARGEST - rows + 1))
+        start = int(self._draw.integers(self._most - rows + 1))
         return {name: array[start : start + rows] for name, array in whole.items()}

@@ -13,7 +13,8 @@ import typer
 
 from recreplay.tools import options, tables
 from recreplay.tools.console import Progress, print_json, show
-from recreplay.tools.files import write_json
+from recreplay.tools.files import check_output, write_json
+from recreplay.tools.query_sizes import MOST
 
 _PAUSE = 0.002  # seconds between requests where little arrives
 _LONELY = 300  # requests, each sent when the one before was answered
@@ -31,9 +32,13 @@ def saturate(
     """Measure closed-loop throughput by lanes, and batching at both ends of the load."""
     from recreplay.tools.bench.stamp import stamp
 
-    sizes = options.parse_sizes(rows, "--rows")
-    counts = options.parse_sizes(lanes, "--lanes")
-    waits: list[int | None] = [None, *options.parse_sizes(delays, "--delays")]
+    sizes = options.parse_numbers(rows, "--rows", "rows of a request", 1, MOST)
+    counts = options.parse_numbers(lanes, "--lanes", "numbers of lanes", 1)
+    waits: list[int | None] = [
+        None,
+        *options.parse_numbers(delays, "--delays", "batching delays in microseconds", 0),
+    ]
+    check_output(out)
     with Progress() as progress:
         report = {
             "kind": "recreplay-saturate",
@@ -112,9 +117,9 @@ def by_delay(
 
 def _requests(runtime: Any, rows: int) -> list[dict[str, Any]]:
     from recreplay.tools.load.queries import Queries
-    from recreplay.tools.load.sizes import parse_sizes
+    from recreplay.tools.load.sizes import fixed
 
-    queries = Queries(runtime.path, runtime.manifest, parse_sizes(f"fixed:{rows}"))
+    queries = Queries(runtime.path, runtime.manifest, fixed(rows))
     return [queries.next() for _ in range(17)]
 
 

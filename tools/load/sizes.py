@@ -2,41 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from recreplay.runtime.errors import RecReplayError
-from recreplay.tools.query_sizes import Draw, kairos, lognormal, normal, whole
+from recreplay.tools.query_sizes import LARGEST, MOST, Draw, kairos, lognormal, normal, whole
 
 FORMS = "fixed:N, normal:MEAN,STD, lognormal:MU,SIGMA, kairos or file:PATH"
-Sizes = Callable[[np.random.Generator], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Draws one size at a time; none is above `most`."""
+
+    draw: Draw
+    most: int
+
+    def __call__(self, rng: np.random.Generator) -> int:
+        return int(self.draw(rng, 1)[0])
 
 
 def parse_sizes(text: str) -> Sizes:
-    """A distribution by its name: what draws one size in `[1, 1024]`.
+    """What draws the sizes that a distribution, a number or a file of sizes names.
 
-    `normal:165,16` and `lognormal:5.1,0.2` are those of DeepRecSys, `kairos` is the mixture of
-    Kairos (`recreplay.tools.query_sizes` has the sources), and a file has a size a line.
+    `normal:165,16` and `lognormal:5.1,0.2` are those of DeepRecSys and `kairos` is the mixture of
+    Kairos (`recreplay.tools.query_sizes` has the sources), all cut to `[1, 1024]` as there. A file
+    has a size a line. What is given as a number is taken as it is, or refused.
     """
     kind, _, rest = text.partition(":")
     try:
         if kind == "fixed":
-            return _one(lambda draw, count, n=int(rest): np.full(count, n))  # type: ignore[misc]
+            return fixed(int(rest))
         if kind in ("normal", "lognormal"):
             a, b = (float(part) for part in rest.split(","))
-            return _one(normal(a, b) if kind == "normal" else lognormal(a, b))
+            return _cut(normal(a, b) if kind == "normal" else lognormal(a, b))
         if kind == "kairos" and not rest:
-            return _one(kairos)
+            return _cut(kairos)
         if kind == "file":
-            traced = np.array([int(line) for line in Path(rest).read_text().split()])
-            if not traced.size:
+            found = [int(line) for line in Path(rest).read_text().split()]
+            if not found:
                 raise ValueError("the file is empty")
-            return _one(lambda draw, count: draw.choice(traced, count))
+            for size in (min(found), max(found)):
+                check_size(size)
+            traced = np.array(found)
+            return Sizes(lambda rng, count: rng.choice(traced, count), max(found))
     except (ValueError, OSError) as error:
         raise RecReplayError(f"sizes {text!r}: {error}; expected {FORMS}") from error
     raise RecReplayError(f"sizes {text!r}; expected {FORMS}")
+
+
+def fixed(rows: int) -> Sizes:
+    """Every query alike."""
+    check_size(rows)
+    return Sizes(lambda rng, count: np.full(count, rows), rows)
+
+
+def check_size(rows: int) -> None:
+    if not 1 <= rows <= MOST:
+        raise ValueError(f"a size of {rows} rows is not in the range 1 to {MOST}")
 
 
 def largest(sizes: Sizes, seed: int = 0, count: int = 4096) -> int:
@@ -45,6 +70,6 @@ def largest(sizes: Sizes, seed: int = 0, count: int = 4096) -> int:
     return max(sizes(draw) for _ in range(count))
 
 
-def _one(draw: Draw) -> Sizes:
-    """One size at a time of a distribution that draws many."""
-    return lambda rng: int(whole(draw(rng, 1))[0])
+def _cut(draw: Draw) -> Sizes:
+    """A distribution has no ends of its own, so its sizes are cut to those of DeepRecSys."""
+    return Sizes(lambda rng, count: whole(draw(rng, count)), LARGEST)

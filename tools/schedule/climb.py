@@ -33,6 +33,7 @@ class RateClimb:
         self._at = max((i for i, r in enumerate(rates) if r <= start), default=0)
         self._tried: list[float] = []
         self._held: list[bool] = []
+        self.best_window: tuple[float, float] | None = None  # its p95 and its rate
 
     @property
     def rate(self) -> float:
@@ -49,6 +50,8 @@ class RateClimb:
         """The p95 of a window of queries that arrived at the present rate."""
         self._tried.append(self.rate)
         self._held.append(p95 <= self._target)
+        if self.best_window is None or p95 < self.best_window[0]:
+            self.best_window = p95, self.rate
         if p95 > self._target:
             self._at = max(0, self._at - 1)
         elif p95 < self._target / (1 + BAND):

@@ -10,7 +10,7 @@ import typer
 from recreplay.runtime.errors import RecReplayError
 from recreplay.tools import options, tables
 from recreplay.tools.console import Progress, print_json, show
-from recreplay.tools.files import write_json
+from recreplay.tools.files import check_output, write_json
 from recreplay.tools.interpreter import prepare_for_load
 
 
@@ -40,9 +40,14 @@ def schedule(
         typer.Option(help='A latency table {"rows": [...], "median_ms": {"1": [...]}}: simulated.'),
     ] = None,
     windows: Annotated[
-        int, typer.Option(help="Windows of 64 queries to measure a setting for; 0 only simulates.")
+        int,
+        typer.Option(
+            help="Windows of 64 queries to measure a setting for; 0 only simulates.", min=0
+        ),
     ] = 40,
-    seconds: Annotated[float, typer.Option(help="The most seconds for one setting.")] = 30.0,
+    seconds: Annotated[
+        float, typer.Option(help="The most seconds for one setting.", min=0.01)
+    ] = 30.0,
     seed: Annotated[int, typer.Option(help="Of arrivals, sizes and requests.")] = 0,
     as_json: options.AsJson = False,
 ) -> None:
@@ -50,6 +55,8 @@ def schedule(
     try:
         from recreplay.tools.schedule.search import Search, Workload, report
     except ImportError as error:
+        if error.name != "simpy":
+            raise
         raise RecReplayError(
             f"the simulator needs simpy ({error}); pip install 'recreplay[schedule]'"
         ) from error
@@ -59,11 +66,12 @@ def schedule(
     from recreplay.tools.schedule.latency_table import LatencyTable
     from recreplay.tools.schedule.targets import target_for
 
+    check_output(out)
     prepare_for_load()
     workload = Workload(
         parse_sizes(sizes), check_arrivals(arrivals), target_for(artifact.stem, target_ms), seed
     )
-    tried = options.parse_sizes(delays, "--delays")
+    tried = options.parse_numbers(delays, "--delays", "batching delays in microseconds", 0)
     table = None if accelerator is None else LatencyTable.read(accelerator)
     with Progress() as progress:
         search = Search(artifact, workload, cores, tried, table, progress)
@@ -71,8 +79,7 @@ def schedule(
         if windows:
             for setting in search.candidates():
                 search.execute(setting, windows, seconds)
-            if chosen.threshold is None:
-                chosen = max(search.measured, key=lambda s: search.measured[s])
+        chosen = search.choose(chosen)
     serving = chosen.serving(workload.target_ms, search.mean_ms())
     result = {
         "artifact": artifact.name,

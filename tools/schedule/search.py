@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from recreplay.runtime.artifact import open_artifact
+from recreplay.runtime.errors import RecReplayError
 from recreplay.tools.load.arrivals import Arrivals
 from recreplay.tools.load.queries import Queries
 from recreplay.tools.load.sizes import Sizes, largest
@@ -59,6 +60,9 @@ class Search:
         self.table, self.host = measure(artifact.path, self._queries, rows, cores)
         self.simulated: dict[Setting, float] = {}
         self.measured: dict[Setting, float] = {}
+        # The best window of each setting: its p95 in seconds, and the rate it had.
+        self._simulated_best: dict[Setting, tuple[float, float]] = {}
+        self._measured_best: dict[Setting, tuple[float, float]] = {}
 
     def baseline(self) -> Setting:
         """What is compared with: every query cut over all cores by the largest one, no batching."""
@@ -80,6 +84,8 @@ class Search:
                 self._load.seed,
             )
             self.simulated[setting] = found = simulation.run(SIMULATED)
+            if climb.best_window is not None:
+                self._simulated_best[setting] = climb.best_window
             self._progress(f"simulated {setting.describe()}: {found:.1f} queries/s")
         return self.simulated[setting]
 
@@ -113,6 +119,8 @@ class Search:
             self._load.seed + 1,
         )
         self.measured[setting] = found
+        if climb.best_window is not None:
+            self._measured_best[setting] = climb.best_window
         self._progress(f"measured {setting.describe()}: {found:.1f} queries/s")
         return found
 
@@ -122,6 +130,31 @@ class Search:
         yield base
         ranked = sorted(self.simulated, key=lambda s: -self.simulated[s])
         yield from [s for s in ranked if s != base and s.threshold is None][:_BEST]
+
+    def choose(self, simulated: Setting) -> Setting:
+        """What to serve with: the best that was measured; the best simulated one where none was,
+        or where it plans for an accelerator. Raises where that holds the target at no rate, since
+        a server with such a deadline would refuse nearly every request."""
+        if not self.measured or simulated.threshold is not None:
+            values, seen, how, chosen = self.simulated, self._simulated_best, "simulated", simulated
+        else:
+            values, seen, how = self.measured, self._measured_best, "measured"
+            chosen = max(values, key=lambda s: values[s])
+        if values[chosen] > 0:
+            return chosen
+        target = f"no setting holds p95 <= {self._load.target_ms:g} ms"
+        if not seen:
+            raise RecReplayError(
+                f"{target}: no window of queries was completed; nothing was written. Give more "
+                "--seconds"
+            )
+        best = min(seen, key=lambda s: seen[s])
+        p95, rate = seen[best]
+        raise RecReplayError(
+            f"{target}: the lowest p95 that was {how} is {p95 * 1e3:.4g} ms, at {rate:.4g} queries "
+            f"a second with {best.describe()}; nothing was written. Raise --target-ms, or plan for "
+            "smaller --sizes"
+        )
 
     def mean_ms(self) -> float:
         """Median time of one mean query on one lane, in milliseconds."""

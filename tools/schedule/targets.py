@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import isfinite
+
 from recreplay.runtime.errors import RecReplayError
 
 # ncf, wide_deep, mt_wide_deep, dien and dlrm_rmc2 follow from the measurements that Kairos
@@ -17,13 +19,16 @@ SLA_MS = {
     "dlrm_rmc2": 350.0,
     "dlrm_rmc3": 100.0,
 }
+LEAST_MS = 0.001  # serving.json has deadlines in whole microseconds
 
 
 def target_for(name: str, given: float | None) -> float:
     """The target that was given, or else that of the reference model of this name."""
     if given is not None:
-        if given <= 0:
-            raise RecReplayError(f"--target-ms is {given}; expected milliseconds")
+        if not (isfinite(given) and given >= LEAST_MS):
+            raise RecReplayError(
+                f"--target-ms is {given:g}; expected milliseconds, {LEAST_MS:g} or more"
+            )
         return given
     if name not in SLA_MS:
         raise RecReplayError(

@@ -18,6 +18,7 @@ from recreplay.tools.serve.protocol import (
     datatype_of,
     dtype_of,
     from_bytes,
+    refuse_extensions,
     select,
     timeout_of,
 )
@@ -122,12 +123,12 @@ class Inference(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
     async def RepositoryModelLoad(self, request: Any, context: Any) -> Any:
         if request.parameters:
             raise ProtocolError("load takes no parameters here; it loads the newest version")
-        await asyncio.to_thread(self._service.repository.load, request.model_name)
+        await asyncio.to_thread(self._service.load, request.model_name)
         return service_pb2.RepositoryModelLoadResponse()
 
     @_answered
     async def RepositoryModelUnload(self, request: Any, context: Any) -> Any:
-        await asyncio.to_thread(self._service.repository.unload, request.model_name)
+        await asyncio.to_thread(self._service.unload, request.model_name)
         return service_pb2.RepositoryModelUnloadResponse()
 
     @_answered
@@ -144,9 +145,10 @@ class Inference(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
                 yield service_pb2.ModelStreamInferResponse(infer_response=answer)
 
     async def _infer(self, request: Any) -> Any:
+        for part in (request, *request.outputs):
+            refuse_extensions(part.parameters)
         inputs = read_inputs(request)
-        parameters = request.parameters
-        timeout = parameters["timeout"].int64_param if "timeout" in parameters else None
+        timeout = _parameter(request.parameters, "timeout")
         answering, outputs = await self._service.infer(
             request.model_name, request.model_version or None, inputs, timeout_of(timeout)
         )
@@ -158,6 +160,14 @@ class Inference(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
             answer.outputs.add(name=name, datatype=datatype_of(array), shape=array.shape)
             answer.raw_output_contents.append(np.ascontiguousarray(array).tobytes())
         return answer
+
+
+def _parameter(parameters: Any, name: str) -> Any:
+    """A parameter's value, of whatever kind it is; None where there is none."""
+    if name not in parameters:
+        return None
+    kind = parameters[name].WhichOneof("parameter_choice")
+    return None if kind is None else getattr(parameters[name], kind)
 
 
 def read_inputs(request: Any) -> dict[str, Array]:
@@ -172,8 +182,7 @@ def read_inputs(request: Any) -> dict[str, Array]:
         where = f"input {item.name!r}"
         if item.name in found:
             raise ProtocolError(f"{where} is given twice")
-        if "shared_memory_region" in item.parameters:
-            raise ProtocolError("the shared memory extensions are not supported")
+        refuse_extensions(item.parameters)
         dtype = dtype_of(item.datatype, where)
         shape = list(item.shape)
         if raw:

@@ -25,7 +25,10 @@ from recreplay.tools.serve.protocol import (
 from recreplay.tools.serve.service import Service, http_status, message
 
 HEADER = "Inference-Header-Content-Length"
-_LINGER = 0.2  # seconds
+# How much of a body that is refused is still read, so that its client can read the answer.
+_DISCARDED = 64 << 20  # bytes
+_DISCARDING = 5.0  # seconds
+_SILENT = 0.2  # seconds without a byte, after which nothing is waited for
 _WINDOWS = {"gzip": 31, "deflate": 15}  # window bits of zlib, which say the format
 
 
@@ -79,7 +82,7 @@ def _answered(handler: Handler) -> Handler:
         except BodyError as error:
             # What is left of the body is not read, so the connection cannot go on. A client that
             # is still sending would miss the answer if it were closed at once.
-            await _discard(request, self._max_body)
+            await _discard(request)
             headers = {"Connection": "close"}
             return JSONResponse({"error": str(error)}, error.status, headers)
         except ClientDisconnect:
@@ -144,13 +147,13 @@ class _Api:
                 "newest version in the repository"
             )
         name = request.path_params["name"]
-        await asyncio.to_thread(self._service.repository.load, name)
+        await asyncio.to_thread(self._service.load, name)
         return Response(status_code=200)
 
     @_answered
     async def unload(self, request: Request) -> Response:
         await self._body(request)
-        await asyncio.to_thread(self._service.repository.unload, request.path_params["name"])
+        await asyncio.to_thread(self._service.unload, request.path_params["name"])
         return Response(status_code=200)
 
     @_answered
@@ -202,15 +205,18 @@ class _Api:
         return plain
 
 
-async def _discard(request: Request, most: int) -> None:
-    """Read on for a moment, and forget it."""
+async def _discard(request: Request) -> None:
+    """Read on for a while, and forget it."""
+    left, now = _DISCARDED, asyncio.get_running_loop().time
+    end = now() + _DISCARDING
     # RuntimeError: there is nothing left, the body was read to its end.
     with contextlib.suppress(TimeoutError, ClientDisconnect, RuntimeError):
-        async with asyncio.timeout(_LINGER):
+        async with asyncio.timeout(_SILENT) as clock:
             async for chunk in request.stream():
-                most -= len(chunk)
-                if most < 0:
+                left -= len(chunk)
+                if left < 0:
                     return
+                clock.reschedule(min(end, now() + _SILENT))
 
 
 def _named(request: Request) -> tuple[str, str | None]:

@@ -8,7 +8,6 @@ from typing import Any
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from recreplay.runtime.errors import ModelNotFoundError
 from recreplay.runtime.repository import Served
 from recreplay.runtime.spec import total_bytes
 from recreplay.tools.serve.service import Service
@@ -49,8 +48,7 @@ class ServiceCollector(Collector):
 
     def collect(self) -> Iterator[Any]:
         yield from self._requests()
-        live = self._live()
-        stats = {key: served.runtime.stats() for key, served in live.items()}
+        stats = self._service.stats()
         for name, text, path in _OURS:
             family = CounterMetricFamily(name, text, labels=_LABELS)
             for key, found in stats.items():
@@ -61,7 +59,7 @@ class ServiceCollector(Collector):
                 family.add_metric(key, float(value) / scale)  # type: ignore[arg-type]
             yield family
         yield from _replays(stats)
-        yield from _shape(live)
+        yield from _shape(self._service.live())
 
     def _requests(self) -> Iterator[Any]:
         counts = self._service.counts()
@@ -80,18 +78,6 @@ class ServiceCollector(Collector):
         for key, one in counts.items():
             pending.add_metric(key, one.pending)
         yield pending
-
-    def _live(self) -> dict[tuple[str, str], Served]:
-        found = {}
-        repository = self._service.repository
-        for state in repository.index():
-            if state.state == "READY":
-                try:
-                    served = repository.get(state.name)
-                except ModelNotFoundError:
-                    continue
-                found[state.name, served.version] = served
-        return found
 
 
 def _replays(stats: dict[tuple[str, str], dict[str, Any]]) -> Iterator[Any]:

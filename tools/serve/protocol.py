@@ -7,7 +7,7 @@ Pure functions between bytes and arrays; HTTP and gRPC share what is common to b
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -71,7 +71,15 @@ def from_bytes(raw: bytes | memoryview, dtype: np.dtype[Any], shape: Any, where:
         raise ProtocolError(
             f"{where} has {len(raw)} bytes; expected {expected} for shape {list(sizes)}"
         )
-    return np.frombuffer(raw, dtype).reshape(sizes)
+    return _shaped(np.frombuffer(raw, dtype), sizes, where)
+
+
+def _shaped(array: Array, sizes: tuple[int, ...], where: str) -> Array:
+    """`array`, which has as many numbers as the shape."""
+    try:
+        return array.reshape(sizes)
+    except (ValueError, OverflowError) as error:  # a size of 0 hides sizes that no array has
+        raise ProtocolError(f"{where} has shape {list(sizes)}: {error}") from error
 
 
 def check_shape(shape: Any, where: str) -> tuple[int, ...]:
@@ -87,6 +95,14 @@ def timeout_of(value: Any) -> int | None:
     if type(value) is not int or value < 0:
         raise ProtocolError(f"parameter 'timeout' is {value!r}; expected microseconds")
     return value
+
+
+def refuse_extensions(parameters: Container[str]) -> None:
+    """Of an input, an output or the request: what would change an answer, if it were known here."""
+    if "shared_memory_region" in parameters:
+        raise ProtocolError("the shared memory extensions are not supported")
+    if "classification" in parameters:
+        raise ProtocolError("the classification extension is not supported")
 
 
 def parse_infer(body: bytes, header_length: int | None) -> InferRequest:
@@ -123,12 +139,16 @@ def parse_infer(body: bytes, header_length: int | None) -> InferRequest:
         if _parameters(item).get("binary_data", everywhere)
     ]
     binary = frozenset(chosen) if names else frozenset({"*"} if everywhere else ())
-    for item in wanted:
-        if "classification" in _parameters(item):
-            raise ProtocolError("the classification extension is not supported")
-    return InferRequest(
-        str(data.get("id", "")), inputs, names, binary, timeout_of(parameters.get("timeout"))
-    )
+    return InferRequest(_id(data), inputs, names, binary, timeout_of(parameters.get("timeout")))
+
+
+def _id(data: dict[str, Any]) -> str:
+    found = data.get("id")
+    if found is None:
+        return ""
+    if type(found) not in (str, int):
+        raise ProtocolError(f"'id' is {found!r}; expected a string")
+    return str(found)
 
 
 def _name(item: Any, kind: str) -> str:
@@ -141,8 +161,7 @@ def _parameters(data: dict[str, Any]) -> dict[str, Any]:
     found = data.get("parameters") or {}
     if not isinstance(found, dict):
         raise ProtocolError("'parameters' is no object")
-    if "shared_memory_region" in found:
-        raise ProtocolError("the shared memory extensions are not supported")
+    refuse_extensions(found)
     return found
 
 
@@ -157,18 +176,35 @@ def _input(item: dict[str, Any], name: str, rest: memoryview) -> tuple[Array, me
             )
         return from_bytes(rest[:size], dtype, item.get("shape"), where), rest[size:]
     sizes = check_shape(item.get("shape"), where)
-    try:
-        values = np.array(item["data"])
-        array = values.astype(dtype)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise ProtocolError(f"{where}: {error!r}; expected 'data' with numbers") from error
-    if dtype.kind in "iu" and not (values == array).all():
-        raise ProtocolError(f"{where} has numbers that {item['datatype']} cannot hold")
+    if "data" not in item:
+        raise ProtocolError(f"{where} has no 'data'; expected numbers")
+    array = _from_json(item["data"], dtype, where)
     if array.size != prod(sizes):
         raise ProtocolError(
             f"{where} has {array.size} numbers; expected {prod(sizes)} for shape {list(sizes)}"
         )
-    return array.reshape(sizes), rest
+    return _shaped(array, sizes, where), rest
+
+
+def _from_json(data: Any, dtype: np.dtype[Any], where: str) -> Array:
+    """Numbers as they are meant, or an error: numpy would make a NaN of null, and a number of a
+    text."""
+    try:
+        values = np.array(data)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ProtocolError(f"{where}: {error!r}; expected 'data' with numbers") from error
+    large = values.dtype.kind == "O" and all(type(v) is int for v in values.flat)
+    if values.dtype.kind not in "biuf" and not large:
+        raise ProtocolError(
+            f"{where} has 'data' that are not all numbers (a null, a string or an object); "
+            "expected numbers"
+        )
+    with np.errstate(over="ignore", invalid="ignore"):
+        array = values if large else values.astype(dtype)
+    exact = dtype.kind in "biu"
+    if large or (exact and not (values == array).all()) or np.isinf(array).any():
+        raise ProtocolError(f"{where} has numbers that {_DATATYPES[dtype.name]} cannot hold")
+    return array
 
 
 def select(outputs: Mapping[str, Array], names: Sequence[str], model: str) -> dict[str, Array]:

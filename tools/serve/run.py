@@ -8,6 +8,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import ceil
 
 import uvicorn
 from prometheus_client import CollectorRegistry, start_http_server
@@ -71,7 +72,7 @@ async def serve(
         log_level="warning",
         access_log=False,
         lifespan="off",
-        timeout_graceful_shutdown=int(options.drain_seconds),
+        timeout_graceful_shutdown=ceil(options.drain_seconds),
     )
     http = _Http(config)
     registry = CollectorRegistry()
@@ -85,24 +86,35 @@ async def serve(
         raise RecReplayError(f"cannot listen: {error}; choose other ports, or 0 for any") from error
     serving = asyncio.create_task(http.serve(sockets=[bound]))
     listening(Ports(bound.getsockname()[1], grpc_port, metrics.server_address[1]))
+    stopped = asyncio.create_task(stop.wait())
+    loading = asyncio.create_task(_load(service, report))
     try:
-        await asyncio.to_thread(prepare_for_load)
-        for failure in await asyncio.to_thread(service.start):
-            report(str(failure))
-        report("ready" if service.is_ready() else "not ready: no model could be loaded")
-        await stop.wait()
+        await asyncio.wait((loading, stopped), return_when=asyncio.FIRST_COMPLETED)
+        if loading.done():
+            loading.result()
+            await stopped
     finally:
         report("stopping: answering what was accepted")
-        service.stopping = True
+        service.stopping = True  # which also ends the loading after the model that it is at
         http.should_exit = True
         # gRPC's core cancels calls that no handler has taken yet when it is stopped
         # (grpc/grpc#41785), so for a moment they are taken and refused.
         await asyncio.sleep(_REFUSING)
         await asyncio.gather(serving, grpc.stop(options.drain_seconds))
+        await asyncio.gather(loading, return_exceptions=True)
         await asyncio.to_thread(repository.close)
         metrics.shutdown()
         metrics.server_close()
         thread.join()
+
+
+async def _load(service: Service, report: Callable[[str], None]) -> None:
+    """Load every model and say what became of it, unless the server is to stop meanwhile."""
+    await asyncio.to_thread(prepare_for_load)
+    for failure in await asyncio.to_thread(service.start):
+        report(str(failure))
+    if not service.stopping:
+        report("ready" if service.is_ready() else "not ready: no model could be loaded")
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -22,6 +22,7 @@ from recreplay.runtime.errors import (
     RepositoryError,
     RuntimeClosedError,
 )
+from recreplay.runtime.repository import Served
 
 Array = np.ndarray[Any, Any]
 
@@ -59,13 +60,52 @@ class Service:
         self.ready = False
         self.stopping = False
         self._counts: dict[tuple[str, str], Counts] = {}
+        self._live: dict[str, Served] = {}  # what `stats` reads; no disk is asked for it
+        self._ended: dict[tuple[str, str], dict[str, Any]] = {}  # counters of closed runtimes
         self._lock = threading.Lock()
 
     def start(self) -> list[RepositoryError]:
-        """Load every model; what failed. Ready if any model serves, or there is none."""
-        failed = self.repository.load_all()
-        self.ready = not failed or len(failed) < len(self.repository.names())
+        """Load every model; what failed. Ready if any model serves, or there is none. A server
+        that is to stop loads no further one."""
+        failed: list[RepositoryError] = []
+        names = self.repository.names()
+        for name in names:
+            if self.stopping:
+                return failed
+            try:
+                self.load(name)
+            except RepositoryError as error:
+                failed.append(error)
+        self.ready = not failed or len(failed) < len(names)
         return failed
+
+    def load(self, name: str) -> None:
+        """Load the newest version of a model in the live one's place."""
+        try:
+            self.repository.load(name)
+        finally:
+            self._follow(name)
+
+    def unload(self, name: str) -> None:
+        try:
+            self.repository.unload(name)
+        finally:
+            self._follow(name)
+
+    def live(self) -> dict[tuple[str, str], Served]:
+        """The live versions by model and version."""
+        with self._lock:
+            return {(name, served.version): served for name, served in self._live.items()}
+
+    def stats(self) -> dict[tuple[str, str], dict[str, Any]]:
+        """`Runtime.stats` of each version, live or not, summed over the times it was loaded: a
+        counter that starts again would show as a rate that never was."""
+        with self._lock:
+            found = dict(self._ended)
+            for name, served in self._live.items():
+                key = name, served.version
+                found[key] = _added(found.get(key, {}), served.runtime.stats())
+        return found
 
     def is_ready(self) -> bool:
         return self.ready and not self.stopping
@@ -117,7 +157,8 @@ class Service:
     def statistics(self, name: str, version: str | None) -> dict[str, Any]:
         """One model's statistics in the form of Triton's statistics extension."""
         served = self.repository.get(name, version)
-        stats = served.runtime.stats()
+        # One that took the live one's place a moment ago is noted when that has been closed.
+        stats = self.stats().get((name, served.version)) or served.runtime.stats()
         counts = self._of(name, served.version)
         queue = stats["queue"]
         replays = sum(stats["replays"].values())
@@ -142,9 +183,34 @@ class Service:
             "memory_usage": [],
         }
 
+    def _follow(self, name: str) -> None:
+        """Take note of what is live now; what was, has been closed and keeps its counters here."""
+        with self._lock:
+            try:
+                now = self.repository.get(name)
+            except ModelNotFoundError:
+                now = None
+            before = self._live.pop(name, None)
+            if now is not None:
+                self._live[name] = now
+            if before is not None and before is not now:
+                key = name, before.version
+                self._ended[key] = _added(self._ended.get(key, {}), before.runtime.stats())
+
     def _of(self, name: str, version: str) -> Counts:
         with self._lock:
             return self._counts.setdefault((name, version), Counts())
+
+
+def _added(one: dict[Any, Any], other: dict[Any, Any]) -> dict[Any, Any]:
+    """Sums of numbers under the same keys, at any depth."""
+    found = dict(one)
+    for key, value in other.items():
+        if isinstance(value, dict):
+            found[key] = _added(found.get(key, {}), value)
+        elif isinstance(value, (int, float)):
+            found[key] = found.get(key, 0) + value
+    return found
 
 
 def message(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -55,10 +56,65 @@ def test_sizes_are_those_that_were_published(text: str, mean: float, p50: int, p
 
 
 def test_sizes_from_a_file(tmp_path: Path) -> None:
-    (tmp_path / "trace.txt").write_text("3\n5\n2000\n")
+    """Sizes that were observed are not changed, also above what the distributions draw."""
+    (tmp_path / "trace.txt").write_text("3\n5\n16384\n")
     sizes = parse_sizes(f"file:{tmp_path / 'trace.txt'}")
     draw = np.random.default_rng(0)
-    assert {sizes(draw) for _ in range(200)} == {3, 5, 1024}
+    assert {sizes(draw) for _ in range(200)} == {3, 5, 16384}
+
+
+@pytest.mark.parametrize("form", ["fixed", "file"])
+@pytest.mark.parametrize("size", [0, -3, 16385, 2**70])
+def test_sizes_that_no_request_has_are_refused(tmp_path: Path, form: str, size: int) -> None:
+    (tmp_path / "trace.txt").write_text(f"3\n{size}\n")
+    text = f"fixed:{size}" if form == "fixed" else f"file:{tmp_path / 'trace.txt'}"
+    why = f"a size of {size} rows is not in the range 1 to 16384; expected fixed:N, "
+    with pytest.raises(RecReplayError, match=re.escape(why)):
+        parse_sizes(text)
+
+
+def test_requests_above_a_thousand_rows_are_sent(shop_path: Path) -> None:
+    command = ["loadgen", str(shop_path), "--rate", "40", "--seconds", "0.2", "--sizes"]
+    done = CliRunner().invoke(app, [*command, "fixed:2000", "--json"])
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    assert report["answered"] > 0
+    assert report["stats"]["rows"] == 2000 * report["answered"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--rate", "inf"], "--rate is inf; expected a finite number above 0"),
+        (["--seconds", "inf"], "--seconds is inf; expected a finite number above 0"),
+        (["--rate", "1e9"], "--rate 1e+09 for --seconds 10 are 1e+10 queries; at most 10,000,000"),
+    ],
+)
+def test_a_load_without_an_end_is_refused(
+    shop_path: Path, options: list[str], message: str
+) -> None:
+    done = CliRunner().invoke(app, ["loadgen", str(shop_path), *options])
+    assert done.exit_code == 1
+    assert done.stderr.startswith(f"error: {message}")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--rows", "8,0"], "--rows '8,0': expected rows of a request separated by commas, each "),
+        (["--rows", "20000"], "a whole number, 1 to 16384"),
+        (["--lanes", "0"], "--lanes '0': expected numbers of lanes separated by commas, each a "),
+        (["--delays", "-5"], "--delays '-5': expected batching delays in microseconds separated "),
+        (["--delays", "x"], "--delays 'x': expected batching delays in microseconds separated by"),
+        (["--out", "."], "cannot write .: it is a directory; name a file in it"),
+        (["--out", "/proc/no/s.json"], "cannot write /proc/no/s.json: /proc: No such file or dir"),
+    ],
+)
+def test_saturate_refuses_before_it_measures(options: list[str], message: str) -> None:
+    done = CliRunner().invoke(app, ["saturate", "nothing.rr", *options])
+    assert done.exit_code == 1
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
 
 
 @pytest.mark.parametrize("text", ["zipf", "fixed:x", "normal:1", "file:/nowhere", "kairos:2", ""])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -243,3 +244,49 @@ def test_an_accelerator_is_planned_for_without_one(shop_path: Path, tmp_path: Pa
     report = json.loads(done.stdout)["report"]
     assert report["chosen"]["threshold"] is not None
     assert report["qps_chosen"] is None
+
+
+NEVER = r"^error: no setting holds p95 <= 0\.01 ms: the lowest p95 that was {} is [\d.e+]+ ms, at "
+
+
+@pytest.mark.parametrize(("windows", "how"), [("0", "simulated"), ("1", "measured")])
+def test_a_target_that_no_setting_holds_writes_nothing(
+    shop_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, windows: str, how: str
+) -> None:
+    monkeypatch.setattr("recreplay.tools.schedule.climb._TARGETS", 0)
+    out = tmp_path / "serving.json"
+    command = ["schedule", str(shop_path), "--target-ms", "0.01", "--sizes", "fixed:12"]
+    command += ["--out", str(out), "--windows", windows, "--seconds", "5", "--delays", "0"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 1
+    said = done.stderr.splitlines()[-1]
+    assert re.match(NEVER.format(how), said), said
+    assert "; nothing was written. Raise --target-ms, or plan for smaller --sizes" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("given", [0.0, -1.0, 0.0009, float("nan"), float("inf")])
+def test_a_target_that_no_deadline_can_say_is_refused(given: float) -> None:
+    with pytest.raises(RecReplayError, match=r"^--target-ms is .*; expected milliseconds, 0\.001"):
+        target_for("mine", given)
+
+
+def test_a_negative_number_of_windows_is_refused(shop_path: Path) -> None:
+    done = CliRunner().invoke(app, ["schedule", str(shop_path), "--windows", "-1"])
+    assert done.exit_code == 2
+    assert "greater than or equal to 0" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--delays", "-5"], "--delays '-5': expected batching delays in microseconds separated "),
+        (["--sizes", "fixed:0"], "sizes 'fixed:0': a size of 0 rows is not in the range 1 to 16"),
+        (["--out", "/"], "cannot write /: it is a directory; name a file in it"),
+    ],
+)
+def test_schedule_refuses_before_it_measures(options: list[str], message: str) -> None:
+    command = ["schedule", "nothing.rr", "--target-ms", "5", *options]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 1
+    assert done.stderr.startswith(f"error: {message}")

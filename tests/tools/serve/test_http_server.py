@@ -44,8 +44,20 @@ def scores(answer: httpx.Response) -> Any:
         ({"datatype": "FP8"}, "input 'dense' has datatype 'FP8'; expected one of BOOL, "),
         ({"shape": [2, -1]}, "input 'dense' has shape [2, -1]; expected a list of sizes"),
         ({"shape": [3, 4]}, "input 'dense' has 8 numbers; expected 12 for shape [3, 4]"),
-        ({"data": ["x"] * 8}, "input 'dense': ValueError("),
-        ({"data": None}, "input 'dense' has 1 numbers"),
+        ({"data": ["x"] * 8}, "input 'dense' has 'data' that are not all numbers (a null, a str"),
+        ({"data": ["1"] * 8}, "input 'dense' has 'data' that are not all numbers (a null, a str"),
+        ({"data": [None] * 8}, "input 'dense' has 'data' that are not all numbers (a null, a st"),
+        ({"data": [1.0] * 7 + [None]}, "input 'dense' has 'data' that are not all numbers (a nu"),
+        ({"data": None}, "input 'dense' has 'data' that are not all numbers (a null, a string "),
+        ({"data": [[1], [2, 3]]}, "input 'dense': ValueError("),
+        ({"data": [1e39] * 8}, "input 'dense' has numbers that FP32 cannot hold"),
+        ({"data": [10**400] * 8}, "input 'dense' has numbers that FP32 cannot hold"),
+        ({"datatype": "INT64", "data": [2**70] * 8}, "has numbers that INT64 cannot hold"),
+        ({"datatype": "BOOL", "data": [2] * 8}, "has numbers that BOOL cannot hold"),
+        ({"shape": [0, 2**70], "data": []}, f"input 'dense' has shape [0, {2**70}]: "),
+        ({"shape": [0, 2**40, 2**40], "data": []}, "input 'dense' has shape [0, 10995116"),
+        ({"id": [1]}, "'id' is [1]; expected a string"),
+        ({"outputs": [{"name": "score", "parameters": {"classification": 2}}]}, "classification"),
         ({"parameters": {"binary_data_size": 9}}, "has binary_data_size 9; 0 bytes are left"),
         ({"parameters": {"shared_memory_region": "a"}}, "shared memory extensions are not"),
         ({"outputs": [{"name": "y"}]}, "unexpected inference output 'y' for model 'shop'"),
@@ -54,7 +66,7 @@ def scores(answer: httpx.Response) -> Any:
 def test_malformed_requests(server: Any, shop: Any, change: dict[str, Any], text: str) -> None:
     asked = body(shop.request(2))
     for key, value in change.items():
-        if key in ("inputs", "outputs"):
+        if key in ("inputs", "outputs", "id"):
             asked[key] = value
         else:
             asked["inputs"][0][key] = value
@@ -87,6 +99,23 @@ def test_bodies_that_cannot_be_read(
         answer = b"".join(iter(lambda: line.recv(65536), b"")).decode()
     assert answer.startswith(f"HTTP/1.1 {status} ")
     assert '{"error":' in answer
+
+
+def test_an_id_comes_back_and_null_is_none(server: Any, shop: Any) -> None:
+    url = f"{server.url}/v2/models/shop/infer"
+    for given, expected in (("r1", "r1"), (7, "7"), (None, None)):
+        answer = httpx.post(url, json=body(shop.request(2), id=given)).json()
+        assert answer.get("id") == expected
+
+
+def test_a_client_that_sends_too_much_reads_why(server: Any) -> None:
+    """Many times --max-body, and more than the buffers between client and server hold."""
+    head = "POST /v2/models/shop/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 30000000\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.http), timeout=10) as line:
+        line.sendall(head.encode() + b" " * 30_000_000)  # fails where the server closes too early
+        answer = b"".join(iter(lambda: line.recv(65536), b"")).decode()
+    assert answer.startswith("HTTP/1.1 413 ")
+    assert "the request has more than 200000 bytes (--max-body)" in answer
 
 
 def test_a_small_body_that_unpacks_to_a_large_one(server: Any) -> None:

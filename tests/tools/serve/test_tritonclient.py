@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import threading
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+grpc = pytest.importorskip("grpc")
 grpcclient = pytest.importorskip("tritonclient.grpc")
 httpclient = pytest.importorskip("tritonclient.http")
 utils = pytest.importorskip("tritonclient.utils")
@@ -154,6 +156,34 @@ def test_errors_are_exact(server: Any, shop: Any, kind: str) -> None:
         client.infer("nothing", [])
     assert "model 'nothing' is not loaded" in caught.value.message()
     agree(ask(client, kind, request), shop.answer(request))
+
+
+def test_grpc_refuses_what_http_does(server: Any, shop: Any) -> None:
+    client = connect(server, "grpc")
+    inputs = []
+    for name, array in shop.request(2).items():
+        kind = utils.np_to_triton_dtype(array.dtype)
+        inputs.append(grpcclient.InferInput(name, list(array.shape), kind))
+        inputs[-1].set_data_from_numpy(array)
+    shared = grpcclient.InferRequestedOutput("score")
+    shared.set_shared_memory("region", 8)
+    top = grpcclient.InferRequestedOutput("score", class_count=2)
+    empty = grpcclient.InferInput("dense", [0, 2**62, 2**62], "FP32")
+    empty._raw_content = b""
+    for options, message in (
+        ({"outputs": [top]}, "the classification extension is not supported"),
+        ({"outputs": [shared]}, "the shared memory extensions are not supported"),
+        ({"inputs": [empty]}, "input 'dense' has shape [0, 4611686018427387904, "),
+    ):
+        with pytest.raises(utils.InferenceServerException, match=f"^.*{re.escape(message)}") as got:
+            client.infer("shop", **{"inputs": inputs, **options})
+        assert "INVALID_ARGUMENT" in got.value.status()
+    asked = grpcclient.service_pb2.ModelInferRequest(model_name="shop")
+    asked.parameters["timeout"].string_param = "5"
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc}") as line:
+        stub = grpcclient.service_pb2_grpc.GRPCInferenceServiceStub(line)
+        with pytest.raises(grpc.RpcError, match="parameter 'timeout' is '5'; expected microsecond"):
+            stub.ModelInfer(asked)
 
 
 @pytest.mark.parametrize("kind", KINDS)

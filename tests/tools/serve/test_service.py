@@ -1,0 +1,158 @@
+"""What HTTP, gRPC and /metrics share, without a server: loading, counters, the end."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+pytest.importorskip("starlette")
+pytest.importorskip("tritonclient.grpc")
+
+from prometheus_client import CollectorRegistry, generate_latest
+
+from recreplay.runtime import ModelRepository
+from recreplay.tools.cli import app
+from recreplay.tools.serve.metrics import ServiceCollector
+from recreplay.tools.serve.run import Ports, ServerOptions, serve
+from recreplay.tools.serve.service import Service
+
+
+@pytest.fixture
+def root(shop_path: Path, tmp_path: Path) -> Path:
+    shutil.copytree(shop_path, tmp_path / "models" / "shop" / "1")
+    return tmp_path / "models"
+
+
+def metrics(service: Service) -> dict[str, float]:
+    registry = CollectorRegistry()
+    registry.register(ServiceCollector(service))
+    lines = generate_latest(registry).decode().splitlines()
+    found = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    return {name: float(value) for name, value in found}
+
+
+REPLAYS = 'nv_inference_exec_count_total{model="shop",version="1"}'
+LANES = 'recreplay_lanes{model="shop",version="1"}'
+
+
+def test_metrics_ask_no_disk(root: Path, shop: Any) -> None:
+    service = Service(ModelRepository(root))
+    assert service.start() == []
+    root.rename(root.with_name("away"))
+    asyncio.run(service.infer("shop", None, shop.request(2), None))
+    found = metrics(service)
+    assert (found[REPLAYS], found[LANES]) == (1, 1)
+    service.repository.close()
+
+
+def test_counters_go_on_where_a_version_is_loaded_again(root: Path, shop: Any) -> None:
+    service = Service(ModelRepository(root))
+    service.start()
+    asyncio.run(service.infer("shop", None, shop.request(2), None))
+    before = metrics(service)[REPLAYS]
+    service.load("shop")
+    assert metrics(service)[REPLAYS] == before == 1
+    asyncio.run(service.infer("shop", None, shop.request(2), None))
+    assert metrics(service)[REPLAYS] == 2
+    assert service.statistics("shop", "1")["execution_count"] == 2
+    service.unload("shop")
+    found = metrics(service)
+    assert found[REPLAYS] == 2
+    assert LANES not in found
+    service.repository.close()
+
+
+def test_statistics_of_a_version_that_is_about_to_take_over(root: Path, shop: Any) -> None:
+    service = Service(ModelRepository(root))
+    service.start()
+    shutil.copytree(root / "shop" / "1", root / "shop" / "2")
+    service.repository.load("shop")  # as `Service.load` does before the old one is closed
+    asyncio.run(service.infer("shop", None, shop.request(2), None))
+    assert service.statistics("shop", None)["execution_count"] == 1
+    service.repository.close()
+
+
+@pytest.mark.parametrize(
+    ("command", "module", "missing"),
+    [
+        (["serve"], "recreplay.tools.serve.run", "uvicorn"),
+        (["schedule"], "recreplay.tools.schedule.search", "simpy"),
+    ],
+)
+def test_only_what_is_not_installed_is_said_to_be_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str], module: str, missing: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)  # stands for a module of ours that is broken
+    done = CliRunner().invoke(app, [*command, str(tmp_path)])
+    assert isinstance(done.exception, ImportError)
+    for name in (module, "recreplay.tools.schedule.simulate"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, missing, None)
+    done = CliRunner().invoke(app, [*command, str(tmp_path)])
+    assert done.exit_code == 1
+    assert f"pip install 'recreplay[{command[0]}]'" in done.stderr
+
+
+def test_a_stop_while_models_load_loads_no_further_one(root: Path) -> None:
+    shutil.copytree(root / "shop", root / "two")
+    repository = ModelRepository(root)
+    asked, go = threading.Event(), threading.Event()
+    loaded = []
+    load = repository.load
+
+    def slow(name: str, version: str | None = None) -> Any:
+        asked.set()
+        assert go.wait(30)
+        loaded.append(name)
+        return load(name, version)
+
+    repository.load = slow  # type: ignore[method-assign]
+    said: list[str] = []
+
+    async def main() -> None:
+        stop = asyncio.Event()
+        options = ServerOptions(http_port=0, grpc_port=0, metrics_port=0, drain_seconds=1)
+        task = asyncio.create_task(serve(repository, options, said.append, _nothing, stop))
+        await asyncio.to_thread(asked.wait, 30)
+        stop.set()
+        await asyncio.sleep(0.05)
+        assert said == ["stopping: answering what was accepted"]  # at once
+        go.set()
+        await task
+
+    asyncio.run(main())
+    assert loaded == ["shop"]
+    assert said == ["stopping: answering what was accepted"]
+
+
+def _nothing(_: Ports) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["--grpc-port", "99999"], 2, "Invalid value for '--grpc-port'"),
+        (["--http-port", "99999"], 2, "Invalid value for '--http-port'"),
+        (["--http-port", "-1"], 2, "Invalid value for '--http-port'"),
+        (["--metrics-port", "65536"], 2, "Invalid value for '--metrics-port'"),
+        (["--max-body", "0"], 2, "Invalid value for '--max-body'"),
+        (["--read-seconds", "0"], 2, "Invalid value for '--read-seconds'"),
+        (["--drain-seconds", "-1"], 2, "Invalid value for '--drain-seconds'"),
+        (["--drain-seconds", "inf"], 1, "error: --drain-seconds is inf; expected a finite"),
+        (["--check", "wrong"], 1, "error: --check 'wrong'; expected one of error, clamp, off"),
+    ],
+)
+def test_options_that_no_server_can_have(
+    tmp_path: Path, options: list[str], code: int, message: str
+) -> None:
+    done = CliRunner().invoke(app, ["serve", str(tmp_path), *options])
+    assert done.exit_code == code
+    assert message in done.stderr
