@@ -102,7 +102,13 @@ def named_leaves(arguments: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     named = {}
     for path, leaf in pytree.tree_flatten_with_path(dict(arguments))[0]:
         keys = [str(getattr(k, "key", getattr(k, "idx", None))) for k in path]
-        named["_".join(keys)] = leaf
+        name = "_".join(keys)
+        if name in named:
+            raise CaptureError(
+                f"two example inputs are named {name!r}: names of nested ones are their keys, "
+                "joined by '_'; give the keys of one other names"
+            )
+        named[name] = leaf
     return named
 
 

@@ -39,44 +39,63 @@ _KEEPS = {
     aten.contiguous.default,
     aten.alias.default,
 }
+# Operators that put the elements of several together.
+_JOINS = {aten.stack.default, aten.cat.default}
 _INPUT = "input:"
+_Place = tuple[str, int | None]  # an input, and its column where it has columns
 
 
-def columns_of(ids: fx.Node) -> tuple[str, tuple[int, ...]] | None:
-    """The input `[B, C]` that `ids` are taken from and their columns of it, or None.
+def columns_of(ids: fx.Node) -> tuple[_Place, ...] | None:
+    """The inputs `[B]`, and columns of inputs `[B, C]`, that `ids` are taken from, or None.
 
-    Found by taking the numbers of columns in the place of ids. Inputs of other shapes are None.
+    Found by taking the numbers of these places in the place of ids. Inputs of other shapes are
+    None.
     """
-    taken = _take(ids)
-    if taken is None or not isinstance(taken[1], torch.Tensor):
+    places: list[_Place] = []
+    taken = _take(ids, places)
+    if not isinstance(taken, torch.Tensor):
         return None
-    return taken[0], tuple(sorted(set(taken[1].flatten().tolist())))
+    return tuple(places[i] for i in sorted(set(taken.flatten().tolist())))
 
 
-def _take(node: fx.Node) -> tuple[str, object] | None:
+def _take(node: fx.Node, places: list[_Place]) -> object:
+    """What `node` gives where each id is the number of its place, which is added to `places`."""
     if node.op == "placeholder":
-        name, value = str(node.target), node.meta["val"]
-        if not name.startswith(_INPUT) or value.ndim != 2:
-            return None
-        rows, columns = value.shape
-        return name.removeprefix(_INPUT), torch.arange(columns).expand(rows, columns)
-    before = node.args[0] if node.args else None
-    if node.target not in _TAKES | _KEEPS or not isinstance(before, fx.Node):
+        return _numbers(node, places)
+    if node.target not in _TAKES | _KEEPS | _JOINS:
         return None
-    taken = _take(before)
-    if taken is None or node.target in _KEEPS:
-        return taken
-    name, numbers = taken
-    shape = aten.reshape.default  # of a marker, whose memory is another's
-    function = shape if node.target in (aten.view.default, aten._unsafe_view.default) else None
-    return name, (function or node.target)(numbers, *node.args[1:], **node.kwargs)  # type: ignore[operator]
+    given = node.args[0]
+    before = [given] if isinstance(given, fx.Node) else given
+    if not isinstance(before, (list, tuple)):
+        return None
+    taken = [_take(b, places) if isinstance(b, fx.Node) else None for b in before]
+    if not taken or any(t is None for t in taken):
+        return None
+    if node.target in _KEEPS:
+        return taken[0]
+    view = node.target in (aten.view.default, aten._unsafe_view.default)
+    function = aten.reshape.default if view else node.target  # a marker's memory is another's
+    first = taken if node.target in _JOINS else taken[0]
+    return function(first, *node.args[1:], **node.kwargs)  # type: ignore[operator]
+
+
+def _numbers(node: fx.Node, places: list[_Place]) -> torch.Tensor | None:
+    name, value = str(node.target), node.meta["val"]
+    if not name.startswith(_INPUT) or value.ndim not in (1, 2):
+        return None
+    name, begin = name.removeprefix(_INPUT), len(places)
+    if value.ndim == 1:
+        places.append((name, None))
+        return torch.full(tuple(value.shape), begin)
+    places += [(name, column) for column in range(value.shape[1])]
+    return torch.arange(begin, len(places)).expand(*value.shape)
 
 
 def never_beyond(ids: fx.Node, rows: int) -> bool:
     """Whether the model computes ids that a table of so many rows has, whatever the request."""
-    while _passes(ids):
+    while _holds(ids, rows) and _passes(ids):
         ids = ids.args[0]  # type: ignore[assignment]
-    if ids.meta["val"].is_floating_point():  # where NaN is within every range
+    if not _holds(ids, rows):
         return False
     if ids.target is aten.remainder.Scalar:
         return isinstance(ids.args[1], int) and 0 < ids.args[1] <= rows
@@ -84,6 +103,15 @@ def never_beyond(ids: fx.Node, rows: int) -> bool:
         low, high = (*ids.args[1:], None, None)[:2]
         return isinstance(low, int) and isinstance(high, int) and 0 <= low <= high < rows
     return False
+
+
+def _holds(ids: fx.Node, rows: int) -> bool:
+    """Whether a value is of integers that no id of so many rows is too large for."""
+    value = ids.meta.get("val")
+    if not isinstance(value, torch.Tensor):  # several, of which only one are ids
+        return ids.target in _TAKES
+    whole = not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
+    return whole and torch.iinfo(value.dtype).max >= rows - 1
 
 
 def _passes(node: fx.Node) -> bool:

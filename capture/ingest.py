@@ -62,7 +62,7 @@ def ingest(
 
     `example_inputs`: named tensors `{name: [B, ...]}`, or a tuple in the order of `forward`'s
     parameters; B must be 2 or more. A list or dict parameter `p` is given as `p_0`, `p_1`, … or
-    `p_key`. Not needed for an `ExportedProgram` that carries its own. Inputs of `jagged` have a
+    `p_key`, or nested as `forward` takes it, which tells a list from a dict of such keys. Not needed for an `ExportedProgram` that carries its own. Inputs of `jagged` have a
     first dimension of their own, see `Jagged`; by default what the model's own `jagged_inputs`, a
     dict of values to offsets, says. `user_inputs` are given as if every row had a user
     of its own, as the model takes them; `users` is how many a request may have.
@@ -90,7 +90,8 @@ def ingest(
     batch = check_rows(example, declared)
     # torch.export takes one tensor given twice for one input.
     arguments = pytree.tree_map(torch.clone, arguments)
-    shapes = pytree.tree_unflatten(dynamic_shapes(declared), pytree.tree_structure(arguments))
+    nesting = pytree.tree_structure(arguments)  # names do not say it: `p_0` may be of a dict
+    shapes = pytree.tree_unflatten(dynamic_shapes(declared), nesting)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of its own deprecations
         with LastCall() as last:
@@ -103,8 +104,9 @@ def ingest(
         exported = functional(exported)
 
     def eager(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        nested = pytree.tree_unflatten([inputs[name] for name in example], nesting)
         with torch.inference_mode():
-            return name_outputs(model(**forward_arguments(model, inputs)))
+            return name_outputs(model(**nested))
 
     name = type(model).__name__
     return _with_users(_finish(name, exported, declared, example, eager), users)

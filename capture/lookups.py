@@ -248,5 +248,4 @@ def _origins(ids: fx.Node) -> list[Origin]:
     at = origin(ids)
     if at is not None:
         return [at]
-    columns = columns_of(ids)
-    return [] if columns is None else [Origin(columns[0], c) for c in columns[1]]
+    return [Origin(name, column) for name, column in columns_of(ids) or ()]

@@ -151,8 +151,8 @@ def capture(
             user_inputs=user_inputs,
             users=users,
         )
-        refuse_mixing(ingested)
         known = survey(ingested, sizes[0], applied, lowest)
+        refuse_mixing(ingested, known.bounds, rtol, atol)
         for name in known.lowering.left:
             progress(
                 f"table {name} stays in fp32: it is read by more than plain lookups, which "

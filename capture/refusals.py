@@ -105,14 +105,16 @@ def _draws(node: torch.fx.Node) -> bool:
         return False
     if torch.Tag.nondeterministic_seeded not in node.target.tags:
         return False
-    names = [argument.name for argument in node.target._schema.arguments]
-    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    arguments = node.target._schema.arguments
+    given = {
+        **{a.name: a.default_value for a in arguments if a.has_default_value()},
+        **dict(zip((a.name for a in arguments), node.args, strict=False)),
+        **node.kwargs,
+    }
     for name in ("train", "training"):
-        if name in names:
-            return bool(given.get(name, False))
-    if "dropout_p" in names:
-        return bool(given.get("dropout_p", 0.0))
-    return True
+        if name in given:
+            return given[name] is not False  # None is for some operators that it does
+    return bool(given.get("dropout_p", True) != 0.0)
 
 
 def stack_line(node: torch.fx.Node) -> str:

@@ -8,59 +8,59 @@ rows (the first row, the largest one) does not show in it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 
 from recreplay.capture.division import division_of, starts_of
+from recreplay.capture.eager_model import run_eager
 from recreplay.capture.ingest import Ingested
 from recreplay.capture.sampling import sample_request
 from recreplay.capture.user_side import for_eager
-from recreplay.runtime.errors import CaptureError, UnsupportedModelError
-from recreplay.runtime.spec import InputSpec
-
-Array = np.ndarray[Any, Any]
+from recreplay.runtime.errors import UnsupportedModelError
+from recreplay.runtime.spec import IdBound, InputSpec
 
 _ROWS, _CUT = 5, 1  # a single row is what models forget
 _TRIES = 2  # rounding can turn what is next to a threshold; a model that mixes rows always does
-_FAR = 0.01  # of a value, and a tenth of it of the largest one: sums of other sizes are rounded so
 
 
-def refuse_mixing(model: Ingested) -> None:
-    """Raise UnsupportedModelError where rows get other outputs alone than among others, and
-    CaptureError where the model itself fails. Requests are made of values of the example."""
-    mixed = [_mixed(model, seed) for seed in range(_TRIES)]
+def refuse_mixing(model: Ingested, bounds: Sequence[IdBound], rtol: float, atol: float) -> None:
+    """Raise `UnsupportedModelError` where rows get other outputs alone than among others, by more
+    than a replay may differ, and `CaptureError` where the model itself fails."""
+    mixed = [_mixed(model, bounds, rtol, atol, seed) for seed in range(_TRIES)]
+    if not all(mixed):
+        return
     name, far = mixed[0] or ("", 0.0)
-    if all(mixed):
-        users = "" if model.users else "; inputs that all rows share can be declared (user_inputs)"
-        raise UnsupportedModelError(
-            f"output {name!r} of a row depends on other rows of the request, or on how many there "
-            f"are: the outputs of {_ROWS} rows and those of the same rows in two parts differ by "
-            f"{far:.3g}. Requests are padded, cut and packed, so each row has to be scored by "
-            f"itself; compare rows outside of the model{users}"
-        )
+    users = "" if model.users else "; inputs that all rows share can be declared (user_inputs)"
+    raise UnsupportedModelError(
+        f"output {name!r} of a row depends on other rows of the request, or on how many there "
+        f"are: the outputs of {_ROWS} rows and those of the same rows in two parts differ by "
+        f"{far:.3g}; expected the same (rtol {rtol}, atol {atol}). Requests are padded, cut and "
+        f"packed, so each row has to be scored by itself; compare rows outside of the model{users}"
+    )
 
 
-def _mixed(model: Ingested, seed: int) -> tuple[str, float] | None:
+def _mixed(
+    model: Ingested, bounds: Sequence[IdBound], rtol: float, atol: float, seed: int
+) -> tuple[str, float] | None:
     """The first output that differs, and by how much."""
     request = sample_request(
-        model.inputs, (), model.example, _ROWS, seed, users=model.users, bucket=_ROWS
+        model.inputs, bounds, model.example, _ROWS, seed, users=model.users, bucket=_ROWS
     )
     whole = for_eager(model.inputs, request, _ROWS)
-    together = _run(model, whole, _ROWS)
+    together = run_eager(model, whole, _ROWS)
     parts = [
-        _run(model, _rows_of(model.inputs, whole, start, stop), stop - start)
+        run_eager(model, _rows_of(model.inputs, whole, start, stop), stop - start)
         for start, stop in ((0, _CUT), (_CUT, _ROWS))
     ]
-    for name, value in together.items():
-        alone = np.concatenate([part[name] for part in parts])
-        with np.errstate(invalid="ignore"):
-            gap = np.nan_to_num(np.abs(value - alone), nan=0.0, posinf=0.0)
+    for name, outputs in together.items():
+        value = outputs.astype(np.float64)
+        alone = np.concatenate([part[name] for part in parts]).astype(np.float64)
+        # Sums of other numbers of rows are rounded otherwise, by as much as their terms are large.
         scale = np.max(np.abs(value), initial=0.0, where=np.isfinite(value))
-        far = gap > _FAR * np.abs(alone) + 0.1 * _FAR * scale
-        if far.any() or (np.isfinite(value) != np.isfinite(alone)).any():
-            return name, float(gap.max(initial=0.0))
+        same = np.isclose(value, alone, rtol, atol + rtol * scale, equal_nan=True)
+        if not same.all():
+            return name, float(np.max(np.abs(value[~same] - alone[~same])))
     return None
 
 
@@ -81,25 +81,3 @@ def _rows_of(
             for name in members:
                 part[name] = whole[name][starts[start] : starts[stop]]
     return part
-
-
-def _run(model: Ingested, inputs: Mapping[str, torch.Tensor], rows: int) -> dict[str, Array]:
-    device = next(iter(model.example.values())).device
-    names = [spec.name for spec in model.inputs if spec.name in inputs]
-    count = f"{rows} row{'s'[: rows != 1]}"
-    try:
-        outputs = model.eager({name: inputs[name].to(device) for name in names})
-    except Exception as error:
-        raise CaptureError(
-            f"the model itself fails on a request of {count} made of its example inputs: "
-            f"{type(error).__name__}: {error}; it has to take any number of rows, one too, and any "
-            "values of the example's columns beside each other"
-        ) from error
-    for spec in model.outputs:
-        got = tuple(outputs[spec.name].shape) if spec.name in outputs else None
-        if got != (rows, *spec.row):
-            raise UnsupportedModelError(
-                f"output {spec.name!r} has shape {got} for {count}; expected "
-                f"{(rows, *spec.row)}, one row per row of the inputs"
-            )
-    return {k: v.detach().cpu().numpy().astype(np.float64) for k, v in outputs.items()}

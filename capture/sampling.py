@@ -70,7 +70,7 @@ def _draw(
     pick = torch.randint(0, flat.shape[0], (count, flat.shape[1]), generator=generator)
     values = flat.gather(0, pick)
     if values.is_floating_point():
-        values = _moved(values, flat.float(), generator)
+        values = _moved(values, flat.double(), generator)
     values = values.reshape(count, *source.shape[1:])
     for bound in bounds:
         if bound.input == name:
@@ -85,12 +85,11 @@ def _draw(
 def _moved(values: torch.Tensor, known: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """`values` moved by a tenth of the spread of their columns in the example, `known`, within what
     is known there: the model may make ids of them. Whole numbers, which may be ids, stay."""
-    spread = known.std(dim=0, correction=0).nan_to_num(0.0, 0.0, 0.0)
-    spread = spread * (known != known.round()).any(0)
+    spread = known.std(dim=0, correction=0).nan_to_num(0.0)  # of one value, or with infinity: none
+    moves = (known != known.round()).any(0) & (spread > 0)
     noise = torch.randn(values.shape, generator=generator) * spread * 0.1
-    low = known.nan_to_num(torch.inf, torch.inf, -torch.inf).amin(0)
-    high = known.nan_to_num(-torch.inf, torch.inf, -torch.inf).amax(0)
-    return (values.float() + noise).clamp(low, high).to(values.dtype)
+    moved = (values.double() + noise).clamp(known.amin(0), known.amax(0)).to(values.dtype)
+    return torch.where(moves, moved, values)
 
 
 def _limit(bound: IdBound, bounds: Sequence[IdBound]) -> int:
