@@ -11,6 +11,7 @@ import pytest
 
 from recreplay.capture import capture
 from recreplay.capture.compilers import get_compiler, inductor
+from recreplay.capture.compilers.package_cache import PackageCache
 from recreplay.capture.compilers.inductor import AUTOTUNED
 from recreplay.capture.segments import SegmentCode
 from recreplay.models import MODELS
@@ -46,6 +47,8 @@ def test_kernels_are_measured_one_segment_at_a_time(
 ) -> None:
     monkeypatch.setattr(inductor, "_Worker", Worker)
     monkeypatch.setattr(inductor, "_wait", lambda *_: None)
+    monkeypatch.setattr(inductor, "_fingerprint", lambda device: {"device": device})
+    monkeypatch.setattr(PackageCache, "keep", lambda *_: None)  # nothing was compiled
     monkeypatch.setattr(inductor, "usable_cores", lambda: 3)
     jobs.clear()
     compiler = get_compiler(name, threads=2, tf32=True)
