@@ -11,8 +11,8 @@ import pytest
 
 from recreplay.capture import capture
 from recreplay.capture.compilers import get_compiler, inductor
-from recreplay.capture.compilers.package_cache import PackageCache
 from recreplay.capture.compilers.inductor import AUTOTUNED
+from recreplay.capture.compilers.package_cache import PackageCache
 from recreplay.capture.segments import SegmentCode
 from recreplay.models import MODELS
 from recreplay.runtime.errors import CompilerError
