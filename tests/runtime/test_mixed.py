@@ -381,7 +381,7 @@ def feed_with(**changes: Any) -> Arrays:
         (
             {"clicks": np.array([0, 1, 2, 3, 2**32 + 4])},
             IdRangeError,
-            "input 'clicks', row 4: id 4294967300 is out of range; table 'clicks.weight' has 25 "
+            "input 'clicks', item 4: id 4294967300 is out of range; table 'clicks.weight' has 25 "
             "rows, so ids are 0 to 24",
         ),
         (
