@@ -62,10 +62,11 @@ def ingest(
 
     `example_inputs`: named tensors `{name: [B, ...]}`, or a tuple in the order of `forward`'s
     parameters; B must be 2 or more. A list or dict parameter `p` is given as `p_0`, `p_1`, … or
-    `p_key`, or nested as `forward` takes it, which tells a list from a dict of such keys. Not needed for an `ExportedProgram` that carries its own. Inputs of `jagged` have a
-    first dimension of their own, see `Jagged`; by default what the model's own `jagged_inputs`, a
-    dict of values to offsets, says. `user_inputs` are given as if every row had a user
-    of its own, as the model takes them; `users` is how many a request may have.
+    `p_key`, or nested as `forward` takes it, which tells a list from a dict of such keys. Not
+    needed for an `ExportedProgram` that carries its own. Inputs of `jagged` have a first dimension
+    of their own, see `Jagged`; by default what the model's own `jagged_inputs`, a dict of values to
+    offsets, says. `user_inputs` are given as if every row had a user of its own, as the model takes
+    them; `users` is how many a request may have.
     """
 
     def told(example: Mapping[str, torch.Tensor]) -> dict[str, Declared]:

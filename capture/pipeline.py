@@ -151,8 +151,10 @@ def capture(
             user_inputs=user_inputs,
             users=users,
         )
+        refuse_mixing(ingested, (), rtol, atol)
         known = survey(ingested, sizes[0], applied, lowest)
-        refuse_mixing(ingested, known.bounds, rtol, atol)
+        if known.bounds:  # rows of the example may be alike, so that mixing them does not show
+            refuse_mixing(ingested, known.bounds, rtol, atol)
         for name in known.lowering.left:
             progress(
                 f"table {name} stays in fp32: it is read by more than plain lookups, which "

@@ -36,11 +36,22 @@ def find_bags(graph: Graph) -> Graph:
         except DiffersError as error:
             raise UnsupportedModelError(
                 f"{step} joins a sequence, which is supported only as torch.onnx.export(dynamo="
-                f"True) writes embedding_bag with float32 tables; in its {loop}, {error}: export "
-                "the model again, or pool without a sequence"
+                f"True) writes embedding_bag with float32 tables; in its {loop}, {error}: "
+                f"{_advice(loop)}"
             ) from error
         steps.append(_bag(step, found, made, graph.constants))
     return replace(graph, steps=tuple(steps)).pruned()
+
+
+def _advice(loop: Step) -> str:
+    body = loop.attributes.get("body")
+    if isinstance(body, Graph) and any(step.op == "Loop" for step in body.steps):
+        return (
+            "it has a loop of its own, as torch leaves out the ids of a padding_idx; capture the "
+            "PyTorch model itself, or export it without padding_idx (for a sum, with zeros in that "
+            "row of the table)"
+        )
+    return "export the model again, or pool without a sequence"
 
 
 def _bag(

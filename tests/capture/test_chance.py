@@ -77,9 +77,16 @@ def test_a_compiled_recurrent_layer(captured: Capture) -> None:
         np.testing.assert_allclose(got, model(history).numpy(), rtol=1e-4, atol=1e-5)
 
 
+def recur(layer: Any, x: Tensor) -> Tensor:
+    """As a layer in training mode does."""
+    start = torch.zeros(1, x.shape[0], 6)
+    return torch.gru(x, start, layer._flat_weights, True, 1, 0.2, True, False, True)[0]
+
+
 @pytest.mark.parametrize(
     ("draw", "operator"),
     [
+        (recur, r"aten\.gru\.input"),
         (lambda layer, x: functional.dropout(x, 0.5, training=True), r"aten\.native_dropout"),
         (
             lambda layer, x: functional.scaled_dot_product_attention(x, x, x, dropout_p=0.1),
@@ -94,4 +101,4 @@ def test_what_draws_whatever_the_mode_is_refused(
     with pytest.raises(
         UnsupportedModelError, match=rf"^operator {operator}.* draws random numbers"
     ):
-        captured(Sequence(nn.Identity(), draw), {"history": torch.randn(4, 5, 8)})
+        captured(Sequence(nn.GRU(8, 6), draw), {"history": torch.randn(4, 5, 8)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from recreplay.capture.sampling import sample_request
 from recreplay.runtime import Runtime
-from recreplay.runtime.errors import IdRangeError, ReplayError
+from recreplay.runtime.errors import CaptureError, IdRangeError, ReplayError
+from recreplay.runtime.spec import InputSpec
 
 Capture = Callable[..., Path]
 ROWS = (10, 50, 50)
@@ -60,6 +63,25 @@ def test_columns_are_checked(captured: Capture, how: str, dtype: torch.dtype) ->
             runtime.run(given)
 
 
+def test_ids_put_together_of_inputs_are_checked_in_each(captured: Capture) -> None:
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(20, 4)
+
+        def forward(self, tag: Tensor, x: Tensor) -> Tensor:
+            return self.table(torch.cat([tag[:, None], torch.stack([x[:, 2], x[:, 0]], 1)], 1))
+
+    given = {"tag": torch.tensor([3, 19, 0]), "x": torch.tensor([[1, 99, 3]] * 3)}
+    with Runtime.load(captured(Joined(), given)) as runtime:
+        bounds = [(b.input, b.column, b.rows) for b in runtime.manifest.bounds]
+        assert sorted(bounds, key=str) == [("tag", None, 20), ("x", 0, 20), ("x", 2, 20)]
+        runtime.run(given)
+        given["tag"][2] = 20
+        with pytest.raises(IdRangeError, match=r"^input 'tag', row 2: id 20 is out of range"):
+            runtime.run(given)
+
+
 class Bag(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -84,6 +106,7 @@ def test_several_columns_of_one_lookup_are_checked_each(captured: Capture) -> No
 COMPUTED: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
     "modulo": (lambda x: x % 10, True),
     "clamped": (lambda x: x.clamp(0, 9), True),
+    "narrow": (lambda x: (x % 10).to(torch.uint8), True),
     "too many": (lambda x: x % 11, False),
     "shifted": (lambda x: x + 1, False),
 }
@@ -106,6 +129,65 @@ def test_computed_ids_never_read_another_table(captured: Capture, how: str) -> N
         else:
             with pytest.raises(ReplayError, match="index out of range"):
                 runtime.run(given)
+
+
+def test_ids_of_an_operator_with_several_results(captured: Capture) -> None:
+    model = Tables(lambda x: [*x.topk(2, 1).indices.unbind(1), x.max(1).indices])
+    given = {"x": torch.tensor([[7, 49, 3], [8, 1, 49], [4, 0, 0]])}
+    with Runtime.load(captured(model, given, rewrites=("stack_lookups",))) as runtime:
+        assert len(runtime.manifest.unchecked) == 3
+        got = runtime.run(given)["output"]
+        np.testing.assert_array_equal(got, model(given["x"]).detach().numpy())
+
+
+def test_ids_that_a_small_type_does_not_hold_are_not_stacked(captured: Capture) -> None:
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tables = nn.ModuleList(nn.Embedding(200, 4) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            wrapped = (x[:, 0] % 200).to(torch.int8).long()  # 199 becomes -57
+            return self.tables[0](x[:, 1]) + self.tables[1](wrapped)
+
+    given = {"x": torch.tensor([[1, 199], [127, 4], [3, 5]])}
+    with Runtime.load(captured(Wrapped(), given, rewrites=("stack_lookups",))) as runtime:
+        given["x"][1, 0] = 199
+        with pytest.raises(ReplayError, match="index out of range"):
+            runtime.run(given)
+
+
+def test_a_model_that_cannot_take_sampled_ids_is_told_so(captured: Capture) -> None:
+    """The ids of one table bound a column that the model makes ids of a smaller one of."""
+    model = Tables(lambda x: [x.max(1).values, x[:, 0], x[:, 1]])
+    with pytest.raises(
+        CaptureError,
+        match=r"^the model itself fails on a request of 5 rows made of its example inputs: IndexErr"
+        r"or: index out of range in self\. It has to take any number of rows, .* or clamp ids that",
+    ):
+        captured(model, {"x": torch.randint(0, 10, (6, 3))})
+
+
+def test_floats_that_capture_makes_up_stay_within_their_columns() -> None:
+    """As exact as they are: whole numbers may be ids, beyond what float32 holds too."""
+    inputs = (InputSpec("x", "float64", (4,)), InputSpec("y", "float32", (2,)))
+    x = torch.tensor(
+        [[2.0**40, 0.25, torch.inf, torch.nan], [2.0**40 + 1, 0.75, 1.5, 0.5]], dtype=torch.float64
+    )
+    known = {"x": x, "y": torch.tensor([[0.3, 0.1], [0.3, 0.9]])}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made = sample_request(inputs, (), known, 50, seed=1)
+        sample_request(inputs, (), {k: v[:1] for k, v in known.items()}, 3, seed=1)
+    values = made["x"].numpy()
+    assert set(values[:, 0]) == {2.0**40, 2.0**40 + 1}
+    assert set(values[:, 2]) == {np.inf, 1.5}
+    assert set(values[~np.isnan(values[:, 3]), 3]) == {0.5}
+    assert set(made["y"][:, 0].tolist()) == {float(np.float32(0.3))}
+    for some, low, high in ((values[:, 1], 0.25, 0.75), (made["y"].numpy()[:, 1], 0.1, 0.9)):
+        assert np.float32(low) <= some.min()
+        assert some.max() <= np.float32(high)
+        assert len(set(some.tolist())) > 10
 
 
 def test_ids_made_of_floats_stay_in_what_the_example_has(captured: Capture) -> None:

@@ -223,6 +223,8 @@ def test_a_wrong_example_is_refused(example: Any, message: str) -> None:
         ({"buckets": [2, 2]}, r"^buckets has repeats: \[2, 2\]$"),
         ({"strategy": "best"}, r"^unknown strategy 'best'; expected single, feature, matching or"),
         ({"streams": 0}, r"^streams must be 1 or more; got 0$"),
+        ({"threads": 0}, r"^threads must be 1 or more; got 0$"),
+        ({"threads": -3}, r"^threads must be 1 or more; got -3$"),
         ({"rewrites": ["magic"]}, r"^unknown rewrite 'magic'; expected some of stack_lookups"),
         ({"compiler": "gcc"}, r"^unknown compiler 'gcc'; expected one of eager, inductor"),
     ],

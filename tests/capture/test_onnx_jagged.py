@@ -389,6 +389,30 @@ def test_the_refusal_names_the_operator(tmp_path: Path) -> None:
         load_onnx(tmp_path / "m.onnx")
 
 
+@pytest.mark.parametrize("mode", ["sum", "mean"])
+def test_bags_that_leave_out_ids_are_refused_by_what_does_it(tmp_path: Path, mode: str) -> None:
+    bag = nn.EmbeddingBag(20, 4, mode=mode, padding_idx=3).eval()
+    for name in ("torch.onnx", "onnxscript", "onnx_ir"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            bag,
+            (torch.randint(0, 20, (3, 5)),),
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    program.save(str(tmp_path / "m.onnx"))
+    message = (
+        r"^operator ConcatFromSequence .* joins a sequence, .*: it has a loop of its own, as torch "
+        r"leaves out the ids of a padding_idx; capture the PyTorch model itself, or export it with"
+    )
+    with pytest.raises(UnsupportedModelError, match=message):
+        load_onnx(tmp_path / "m.onnx")
+
+
 def test_what_stands_around_the_loop_is_looked_at_too(tmp_path: Path) -> None:
     whole = onnx.load(bag_file(tmp_path / "m.onnx"))
     for at, node in enumerate(whole.graph.node):

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from recreplay.capture import Jagged
 from recreplay.runtime import Runtime
-from recreplay.runtime.errors import CaptureError, UnsupportedModelError
+from recreplay.runtime.errors import CaptureError, ParityError, UnsupportedModelError
 
 Capture = Callable[..., Path]
 
@@ -39,6 +40,8 @@ MIXING = {
     "the order": lambda y: y + torch.arange(y.shape[0])[:, None],
     "the row before": lambda y: y.cumsum(0),
     "how many": lambda y: y / y.shape[0],
+    "a little": lambda y: y + 1e-2 * y.mean(0),
+    "only where infinite": lambda y: torch.where(y < y.max(0).values, -torch.inf, torch.inf),
 }
 
 
@@ -71,6 +74,16 @@ def test_what_does_not_is_captured(captured: Capture, how: str) -> None:
             np.testing.assert_allclose(a, b.numpy(), rtol=1e-3, atol=1e-5)
 
 
+def test_what_only_shows_in_more_rows_is_told_apart_from_steps(captured: Capture) -> None:
+    with pytest.raises(
+        ParityError,
+        match=r"^bucket 8, 1 rows: output 'output' differs from the eager model by 1 .* Capture "
+        r"with compiler='eager' and rewrites=\(\): where that is right, one of the two is the cause"
+        r"; else the model scores a row otherwise in another number of rows, and each row has to",
+    ):
+        captured(Rows(lambda y: y + y.shape[0] // 6), EXAMPLE, buckets=[8])
+
+
 class Shared(nn.Module):
     """The user of the first row is everybody's, as services write it."""
 
@@ -94,6 +107,40 @@ def test_what_all_rows_share_is_declared(captured: Capture) -> None:
         np.testing.assert_allclose(got, model(**example).numpy(), rtol=1e-5)
 
 
+def test_rows_of_the_example_may_be_alike(captured: Capture) -> None:
+    zeros = torch.zeros(3, dtype=torch.int64)
+    with pytest.raises(UnsupportedModelError, match=r"^output 'output' of a row depends on other"):
+        captured(Shared(), {"user": zeros, "item": zeros})
+
+
+class Pooled(nn.Module):
+    """A history of any length, for each row or for each user."""
+
+    def __init__(self, mixing: bool) -> None:
+        super().__init__()
+        self.table, self.mixing = nn.EmbeddingBag(20, 4, mode="sum"), mixing
+
+    def forward(self, values: Tensor, offsets: Tensor, x: Tensor) -> Tensor:
+        bags = self.table(values, offsets[:-1])
+        return (bags[:1] if self.mixing else bags) * x
+
+
+@pytest.mark.parametrize("users", [0, 1, 3])
+def test_jagged_rows_are_cut_too(captured: Capture, users: int) -> None:
+    example = {
+        "values": torch.tensor([1, 2, 19, 4, 7, 3]),
+        "offsets": torch.tensor([0, 1, 3, 6]),
+        "x": torch.randn(3, 4),
+    }
+    told: dict[str, Any] = {"jagged": [Jagged("values", offsets="offsets")]}
+    if users:
+        told |= {"user_inputs": ["values", "offsets"], "users": users}
+    captured(Pooled(False), example, **told)
+    if users != 1:  # else the first row's history is everybody's
+        with pytest.raises(UnsupportedModelError, match=r"^output 'output' of a row depends on ot"):
+            captured(Pooled(True), example, **told)
+
+
 def test_a_model_that_fails_alone_is_told_so(captured: Capture) -> None:
     class Squeezed(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -103,6 +150,9 @@ def test_a_model_that_fails_alone_is_told_so(captured: Capture) -> None:
         CaptureError, match=r"^the model itself fails on a request of 1 row made of its example in"
     ):
         captured(Squeezed(), EXAMPLE)
+    model = Rows(lambda y: torch.cat([y.expand(-1, 4)[:, None].squeeze(), y], 1))
+    with pytest.raises(CaptureError, match=r"^the model itself fails on a request of 1 row made"):
+        captured(model, EXAMPLE, buckets=[1])
     with pytest.raises(
         UnsupportedModelError, match=r"^output 'output' has shape \(\) for 1 row; expected \(1,\)"
     ):
