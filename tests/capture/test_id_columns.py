@@ -204,3 +204,11 @@ def test_ids_made_of_floats_stay_in_what_the_example_has(captured: Capture) -> N
     x = torch.rand(8, 3, generator=torch.Generator().manual_seed(2))
     with Runtime.load(captured(Quantised(), {"x": x}, buckets=[1, 64])) as runtime:
         assert runtime.run({"x": x})["output"].shape == (8, 4)
+
+
+def test_ids_that_count_from_one(captured: Capture) -> None:
+    """Zeros, which staging memory begins with, are none of them."""
+    model = Tables(lambda x: [x[:, 0] - 1, x[:, 1] - 1, x[:, 2]])
+    given = {"x": torch.tensor([[1, 50, 3], [10, 2, 49], [5, 1, 0]])}
+    with Runtime.load(captured(model, given)) as runtime, torch.inference_mode():
+        np.testing.assert_array_equal(runtime.run(given)["output"], model(given["x"]).numpy())
