@@ -9,14 +9,8 @@ from torch import fx
 
 aten = torch.ops.aten
 
-# Operators that give elements of their first argument, by where these are and not by what they are.
-_TAKES = {
-    aten.select.int,
-    aten.slice.Tensor,
-    aten.unbind.int,
-    aten.split.Tensor,
-    aten.split_with_sizes.default,
-    aten.chunk.default,
+# Operators that give all elements of their argument, in another shape.
+RESHAPES = {
     aten.view.default,
     aten.reshape.default,
     aten._unsafe_view.default,
@@ -29,16 +23,26 @@ _TAKES = {
     aten.permute.default,
     aten.transpose.int,
     aten.t.default,
-    operator.getitem,
 }
-# Operators that change no id and move none.
-_KEEPS = {
+# Operators that give their argument as it is, in a memory or an integer type of its own.
+COPIES = {
     aten._to_copy.default,
     aten.to.dtype,
     aten.clone.default,
     aten.contiguous.default,
-    aten.alias.default,
 }
+# Operators that give elements of their first argument, by where these are and not by what they are.
+_TAKES = {
+    *RESHAPES,
+    aten.select.int,
+    aten.slice.Tensor,
+    aten.unbind.int,
+    aten.split.Tensor,
+    aten.split_with_sizes.default,
+    aten.chunk.default,
+    operator.getitem,
+}
+_KEEPS = {*COPIES, aten.alias.default}
 # Operators that put the elements of several together.
 _JOINS = {aten.stack.default, aten.cat.default}
 _INPUT = "input:"

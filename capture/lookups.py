@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import fx
 
-from recreplay.capture.id_columns import columns_of, never_beyond
+from recreplay.capture.id_columns import COPIES, RESHAPES, columns_of, never_beyond
 from recreplay.capture.jagged_axis import bag_arguments
 from recreplay.capture.specialise import Program
 from recreplay.capture.views import base, slice_arguments
@@ -20,24 +20,7 @@ Pooling = Literal["none", "sum", "mean"]
 Bags = Literal["regular", "jagged"]
 
 # Operators that pass ids on unchanged: each id of the output is an id of the input.
-_MOVES = {
-    aten.view.default,
-    aten.reshape.default,
-    aten._unsafe_view.default,
-    aten.squeeze.dim,
-    aten.squeeze.dims,
-    aten.squeeze.default,
-    aten.unsqueeze.default,
-    aten.flatten.using_ints,
-    aten._to_copy.default,
-    aten.to.dtype,
-    aten.clone.default,
-    aten.contiguous.default,
-    aten.expand.default,
-    aten.permute.default,
-    aten.transpose.int,
-    aten.t.default,
-}
+_MOVES = RESHAPES | COPIES
 
 
 @dataclass(frozen=True)

@@ -143,10 +143,9 @@ class Refresher:
             torch.cuda.current_stream(self._tensors[names[0]].device).synchronize()
 
     def close(self) -> None:
-        """Let go of the weights."""
+        """Let go of the weights; those of the loader are the loader's to let go of."""
         self._closed = True
-        for held in (self._weights, self._tensors, self._copies):
-            held.clear()
+        self._weights.clear()
 
     def _find(self, name: str) -> _Weight:
         if self._closed:
@@ -171,7 +170,9 @@ def _tensor(value: Any, what: str) -> torch.Tensor:
     except (TypeError, ValueError, RuntimeError) as error:
         raise RefreshError(f"{what}: {error}; expected an array") from error
     if tensor.layout != torch.strided or tensor.is_meta or tensor.is_nested or tensor.is_quantized:
-        kind = tensor.layout if tensor.layout != torch.strided else tensor.device
+        others = {"nested": tensor.is_nested, "quantized": tensor.is_quantized}
+        named = next((name for name, is_so in others.items() if is_so), str(tensor.layout))
+        kind = "meta" if tensor.is_meta else named
         raise RefreshError(f"{what}: got a tensor of kind {kind}; expected one of plain numbers")
     return tensor.detach()
 
