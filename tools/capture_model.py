@@ -176,31 +176,12 @@ def capture_target(
     What the user's model prints goes to stderr. In strict mode a capture with remarks is an error,
     and then leaves nothing behind.
     """
-    try:
-        return _capture_target(
-            target, out, buckets, progress, example, strict_mode, overwrite, settings
-        )
-    except SystemExit as error:  # of forward or example_inputs; it would pass for success
-        raise CaptureError(
-            f"{target.text} called sys.exit({error.code!r}) while it was captured; nothing was "
-            "written"
-        ) from error
-
-
-def _capture_target(
-    target: Target,
-    out: Path,
-    buckets: Sequence[int],
-    progress: Callable[[str], None],
-    example: dict[str, Tensor] | None,
-    strict_mode: bool,
-    overwrite: bool,
-    settings: dict[str, Any],
-) -> Manifest:
     from recreplay.capture import capture
     from recreplay.capture.writer import artifact_folder
+    from recreplay.tools.target import no_exit
 
-    with contextlib.redirect_stdout(sys.stderr):
+    exits = no_exit(target.text, "while it was captured; nothing was written")
+    with exits, contextlib.redirect_stdout(sys.stderr):
         if not strict_mode:
             return capture(
                 target.model,

@@ -45,17 +45,15 @@ def load_target(text: str, args: Sequence[str] = ()) -> Target:
             return _load_saved(text, args)
         place, name = _split(text)
         folder = Path(place).absolute().parent if place.endswith(".py") else Path.cwd()
-        try:
-            with _on_path(folder):  # factories import, too
-                factory = _find_factory(text, place, name)
-                arguments = parse_factory_args(factory, args)
-                return Target(text, name, _make(factory, name, arguments), arguments)
-        except SystemExit as error:
-            raise CaptureError(
-                f"{text} called sys.exit({error.code!r}) when it was imported or made the model; "
-                "expected a factory that returns a torch.nn.Module. What a script does when it is "
-                'run goes below if __name__ == "__main__"'
-            ) from error
+        rule = (
+            "when it was imported or made the model; expected a factory that returns a "
+            "torch.nn.Module. What a script does when it is run goes below "
+            'if __name__ == "__main__"'
+        )
+        with no_exit(text, rule), _on_path(folder):  # factories import, too
+            factory = _find_factory(text, place, name)
+            arguments = parse_factory_args(factory, args)
+            return Target(text, name, _make(factory, name, arguments), arguments)
 
 
 def _load_saved(text: str, args: Sequence[str]) -> Target:
@@ -136,6 +134,15 @@ def _load_file(path: Path) -> ModuleType:
             raise CaptureError(f"cannot import {path}: {type(error).__name__}: {error}") from error
         raise
     return module
+
+
+@contextlib.contextmanager
+def no_exit(text: str, when: str) -> Iterator[None]:
+    """The model's code may not end the command, which would pass for success."""
+    try:
+        yield
+    except SystemExit as error:
+        raise CaptureError(f"{text} called sys.exit({error.code!r}) {when}") from error
 
 
 @contextlib.contextmanager

@@ -21,8 +21,9 @@ from torch import fx
 from torch.export import Dim
 
 from recreplay.capture.compilers.own_functions import OwnFunctions
-from recreplay.capture.compilers.unloadable import compile_unloadable
-from recreplay.capture.compilers.views_as_pointers import use_pointers
+from recreplay.capture.compilers.unloadable import leave_out_marks, without_destructors
+from recreplay.capture.compilers.views_as_pointers import views_as_pointers
+from recreplay.capture.compilers.wrapper_source import edit_wrappers
 from recreplay.runtime.aten import decode, resolve
 
 aten = torch.ops.aten
@@ -162,8 +163,8 @@ def main(job_file: str, folder: str) -> None:
     job = json.loads(Path(job_file).read_text())
     settings = job["settings"]
     functions = OwnFunctions(settings["cpp.threads"])
-    use_pointers()
-    compile_unloadable()
+    edit_wrappers(views_as_pointers, without_destructors)
+    leave_out_marks()
     if job["tf32"]:
         torch.set_float32_matmul_precision("high")  # what Triton kernels of products are made with
     for key, code in job["codes"].items():

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from functools import wraps
-from typing import Any
 
 _HELD = re.compile(r"^static thread_local std::string (\w+);$", re.MULTILINE)
 
@@ -20,21 +19,15 @@ def without_destructors(source: str) -> str:
     return _HELD.sub(r"static thread_local std::string& \1 = *new std::string;", source)
 
 
-def compile_unloadable() -> None:
-    """Have every package of this process compiled so. Only GCC has the mark, and the flag."""
+def leave_out_marks() -> None:
+    """Have every package of this process compiled without the mark. Only GCC knows it."""
     from torch._inductor import cpp_builder
-    from torch._inductor.codecache import AotCodeCompiler
 
-    usual, whole = cpp_builder._get_os_related_cpp_cflags, AotCodeCompiler.compile
+    usual = cpp_builder._get_os_related_cpp_cflags
 
     @wraps(usual)
     def with_flag(cpp_compiler: str) -> list[str]:
         gcc = cpp_builder._is_gcc(cpp_compiler)
         return [*usual(cpp_compiler), *(["fno-gnu-unique"] if gcc else [])]
 
-    @wraps(whole)
-    def compile_rest(graph: Any, wrapper_code: str, *others: Any, **settings: Any) -> Any:
-        return whole(graph, without_destructors(wrapper_code), *others, **settings)
-
     cpp_builder._get_os_related_cpp_cflags = with_flag
-    AotCodeCompiler.compile = compile_rest  # type: ignore[method-assign]

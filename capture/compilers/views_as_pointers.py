@@ -8,8 +8,6 @@ batch 1 (one AVX-512 core).
 from __future__ import annotations
 
 import re
-from functools import wraps
-from typing import Any
 
 _VIEW = re.compile(
     r"^ *auto (\w+) = wrap_with_raii_handle_if_needed\("
@@ -37,16 +35,3 @@ def _inlined(source: str, view: re.Match[str]) -> str:
     )
     rest = re.sub(rf"^ *{name}\.reset\(\);\n", "", while_held + later, flags=re.MULTILINE)
     return source if re.search(rf"\b{name}\b", before + rest) else before + rest
-
-
-def use_pointers() -> None:
-    """Have every package of this process compiled so."""
-    from torch._inductor.codecache import AotCodeCompiler
-
-    whole = AotCodeCompiler.compile
-
-    @wraps(whole)
-    def compile_rest(graph: Any, wrapper_code: str, *others: Any, **settings: Any) -> Any:
-        return whole(graph, views_as_pointers(wrapper_code), *others, **settings)
-
-    AotCodeCompiler.compile = compile_rest  # type: ignore[method-assign]

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from recreplay.capture.compilers.views_as_pointers import use_pointers, views_as_pointers
+from recreplay.capture.compilers.views_as_pointers import views_as_pointers
+from recreplay.capture.compilers.wrapper_source import edit_wrappers
 
 VIEW = (
     "    auto {0} = wrap_with_raii_handle_if_needed("
@@ -95,7 +96,7 @@ def test_torch_still_writes_them_as_we_read_them(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(AotCodeCompiler, "compile", catch)
     example = (torch.zeros(4, 3, dtype=torch.int64),)
     exported = torch.export.export(Tables().eval(), example)
-    for change in (lambda: None, use_pointers):
+    for change in (lambda: None, lambda: edit_wrappers(views_as_pointers)):
         change()
         with pytest.raises(Exception, match="caught"):
             torch._inductor.aoti_compile_and_package(exported)
