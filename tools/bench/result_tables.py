@@ -1,8 +1,8 @@
 """Tables of result files in Markdown pages, so that no page says what no file says.
 
 A page holds `<!-- results: FILE -->`, the table, and `<!-- end -->`; after the file's name may come
-names of models, which leaves the others out. `python -m recreplay.tools.bench.result_tables PAGE`
-writes the tables of a page anew, of `tools/bench/results`.
+names of models, which leaves the others out. `python -m recreplay.tools.bench.result_tables PAGE`,
+in a checkout, writes the tables of a page anew.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from recreplay.tools.bench.report import machine
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path("tools/bench/results")  # of a checkout; no installation has them
 _PLACE = re.compile(r"(<!-- results: (\S+\.json)((?: \w+)*) -->)\n.*?(<!-- end -->)", re.DOTALL)
 _TITLES = {
     "dlrm": "DLRM, 26 tables × 20 lookups",
@@ -53,7 +53,7 @@ _LAUNCH_ROWS = 64
 Row = Sequence[str]
 
 
-def fill_page(text: str, results: Path = RESULTS) -> str:
+def fill_page(text: str, results: Path) -> str:
     """The page with each of its tables made of its file in the folder `results`.
 
     Raises ValueError where a page asks for a model that its file does not have, KeyError where
@@ -316,7 +316,7 @@ _RENDER: dict[str, Callable[[dict[str, Any]], list[str]]] = {
 
 def main() -> None:
     for path in map(Path, sys.argv[1:]):
-        path.write_text(fill_page(path.read_text()))
+        path.write_text(fill_page(path.read_text(), RESULTS))
 
 
 if __name__ == "__main__":
