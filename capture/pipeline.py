@@ -32,7 +32,7 @@ from recreplay.capture.precision import choose_precision
 from recreplay.capture.program_file import write_program
 from recreplay.capture.row_mixing import refuse_mixing
 from recreplay.capture.tune import tune_buckets
-from recreplay.capture.verify import verify
+from recreplay.capture.verify import stored_requests, verify
 from recreplay.capture.weight_file import write_weights
 from recreplay.capture.writer import artifact_folder, save_tensors, seal
 from recreplay.runtime.artifact import CONSTANTS, FILLER, SELFTEST, Artifact
@@ -185,6 +185,8 @@ def capture(
         )
         if cxx_compiler() is not None:
             build_c_library("fill.c", folder / FILLER)
+        stored = stored_requests(ingested, sizes, known.bounds)
+        save_tensors(folder / SELFTEST, stored)  # lanes are recorded on them
         assembly = Assembly(folder, ingested, blank, device, threads, progress)
         if tune == "off":
             planned = plan_buckets(ingested, sizes, given, known, progress)
@@ -217,12 +219,12 @@ def capture(
         lane = LaneLoader(Artifact(folder, manifest), device, "error").lane()
         try:
             checker = make_checker(manifest, "error")
-            parity, stored = verify(
-                ingested, lane, checker, sizes, known.bounds, rtol, atol, lowest
+            parity, answers = verify(
+                ingested, lane, checker, stored, sizes, known.bounds, rtol, atol, lowest
             )
         finally:
             lane.close()
-        save_tensors(folder / SELFTEST, stored)
+        save_tensors(folder / SELFTEST, stored | answers)
         write_graph(folder, [p.graph for p in planned])
         write_program(folder, ingested)
         gc.collect()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,24 +27,36 @@ _SHARE_OF_BOUND = 0.1
 Array = np.ndarray[Any, Any]
 
 
+def stored_requests(
+    model: Ingested, sizes: Sequence[int], bounds: Sequence[IdBound]
+) -> dict[str, torch.Tensor]:
+    """A request for each bucket that fills it, as `BUCKET/in/NAME`."""
+    return {
+        f"{size}/in/{name}": tensor.contiguous()
+        for size in sizes
+        for name, tensor in _request(model, bounds, size, size, "typical", 0).items()
+    }
+
+
 def verify(
     model: Ingested,
     lane: Lane,
     checker: RequestChecker,
+    stored: Mapping[str, torch.Tensor],
     sizes: Sequence[int],
     bounds: Sequence[IdBound],
     rtol: float,
     atol: float,
     precision: Precision,
 ) -> tuple[list[Parity], dict[str, torch.Tensor]]:
-    """A parity record for each bucket, and one request with its answer to store for load.
+    """A parity record for each bucket, and the answers to the stored requests.
 
     Raises `ParityError` where a replay differs from eager by more than `atol + rtol * |eager|` or,
     with lowered precision, by more than `max_error` times the scale of the output: its largest
     size in a few random requests. The answer stored is that of eager or, with lowered precision,
     the replay's own, which says more about what another machine computes.
     """
-    parity, stored = [], {}
+    parity, answers = [], {}
     scales = _scales(model, bounds, sizes[-1])
     most = precision.max_error
     for size in sizes:
@@ -52,17 +64,13 @@ def verify(
         worst = dict.fromkeys(scales, 0.0)
         requests = 0
         for rows, room in _cases(model, size):
-            request = sample_request(
-                model.inputs,
-                bounds,
-                model.example,
-                rows,
-                seed=1000 * size + requests,
-                users=model.users,
-                room=room,
-                bucket=size,
-            )
             requests += 1
+            keep = rows == size and room == "typical"
+            request = (
+                {spec.name: stored[f"{size}/in/{spec.name}"] for spec in model.inputs}
+                if keep
+                else _request(model, bounds, size, rows, room, requests)
+            )
             expected = _eager(model, request, rows)
             _poison(lane)
             prepared = lane.prepare_in(size, rows)
@@ -94,20 +102,34 @@ def verify(
                 worst_abs = max(worst_abs, float(np.nanmax(gap, initial=0.0)))
                 scale = np.maximum(np.abs(want), atol)
                 worst_rel = max(worst_rel, float(np.nanmax(gap / scale, initial=0.0)))
-            if rows == size and room == "typical":
-                for name, tensor in request.items():
-                    stored[f"{size}/in/{name}"] = tensor.contiguous()
+            if keep:
                 for spec in model.outputs:
                     own = dict(prepared.outputs)[spec.name]
                     answer = expected[spec.name] if most is None else own
-                    stored[f"{size}/out/{spec.name}"] = torch.from_numpy(answer.copy())
+                    answers[f"{size}/out/{spec.name}"] = torch.from_numpy(answer.copy())
         slack = 0.0 if most is None or precision.trunk == "fp32" else most * _SHARE_OF_BOUND
         outputs = tuple(
             OutputParity(name, far, scales[name], atol + slack * scales[name])
             for name, far in worst.items()
         )
         parity.append(Parity(size, requests, worst_abs, worst_rel, rtol, atol, outputs))
-    return parity, stored
+    return parity, answers
+
+
+def _request(
+    model: Ingested, bounds: Sequence[IdBound], size: int, rows: int, room: Room, number: int
+) -> dict[str, torch.Tensor]:
+    """One of the requests that bucket `size` is proved with; number 0 is the stored one."""
+    return sample_request(
+        model.inputs,
+        bounds,
+        model.example,
+        rows,
+        seed=1000 * size + number,
+        users=model.users,
+        room=room,
+        bucket=size,
+    )
 
 
 def _eager(model: Ingested, request: dict[str, torch.Tensor], rows: int) -> dict[str, Array]:

@@ -17,7 +17,7 @@ from recreplay.runtime.feeding import Feeder, tensor_view
 from recreplay.runtime.fill import Check, Fill, Filler
 from recreplay.runtime.manifest import Bucket, Manifest
 from recreplay.runtime.metrics import Metrics
-from recreplay.runtime.mixed import MixedFill, MixedFiller, make_fillers
+from recreplay.runtime.mixed import MixedFill, MixedFiller, make_checker, make_fillers
 from recreplay.runtime.native_fill import FillLibrary, NativeFill
 from recreplay.runtime.plan import check_plan
 from recreplay.runtime.record import issue
@@ -72,8 +72,11 @@ class Lane:
         packages: Mapping[str, LoadedPackage],
         tensors: Mapping[str, torch.Tensor],
         check: Check,
+        stored: Mapping[str, Array],
         library: FillLibrary | None = None,
     ) -> None:
+        """`stored`: a request for each bucket, as an artifact keeps them. Recording runs what it
+        records, and a model may compute ids of its inputs that zeros do not give."""
         self._in = device.staging(max(total_bytes(b.inputs) for b in manifest.buckets))
         self._out = device.staging(max(total_bytes(b.outputs) for b in manifest.buckets))
         arena = max(total_bytes(b.buffers) for b in manifest.buckets)
@@ -86,17 +89,21 @@ class Lane:
         self.resources: list[Closeable] = []  # what goes when the lane goes, in this order
         self._captured: dict[int, _Captured] = {}
         fillers = make_fillers(manifest, self._in.host, check, library)
+        checker = make_checker(manifest, "error")
         for bucket in sorted(manifest.buckets, key=lambda b: b.size, reverse=True):
             launches = self._bind(bucket, packages, tensors)
             check_plan(bucket.plan)
             part = self._in.part(total_bytes(bucket.inputs))
             outputs_part = self._out.part(total_bytes(bucket.outputs))
             queue = partial(issue, bucket.plan, launches, part, outputs_part)
+            filler = fillers[bucket.size]
+            inputs_of = {s.name: stored[f"{bucket.size}/in/{s.name}"] for s in manifest.inputs}
+            arrays, rows = checker.check(inputs_of)
+            filler.prepare(rows)(arrays)
             with products_in(manifest.precision):
                 graph = device.record(bucket.plan.streams, queue)
             inputs = [(slot.name, slot.view(self._in.host)) for slot in bucket.inputs]
             outputs = [(slot.name, slot.view(self._out.host)) for slot in bucket.outputs]
-            filler = fillers[bucket.size]
             feeder = None
             if isinstance(filler, Filler):
                 feeder = cache(partial(Feeder, bucket, filler, part, device))

@@ -6,7 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from recreplay.runtime.artifact import CONSTANTS, FILLER, WEIGHTS, Artifact, check_environment
+from recreplay.runtime.artifact import (
+    CONSTANTS,
+    FILLER,
+    SELFTEST,
+    WEIGHTS,
+    Artifact,
+    check_environment,
+)
 from recreplay.runtime.fill import Check
 from recreplay.runtime.manifest import Manifest
 from recreplay.runtime.serving import Wait
@@ -87,9 +94,12 @@ def open_lane(
 ) -> Lane:
     """A lane over tensors that are on its device already; the device is the lane's from now on.
 
-    `root` is the folder of the packages. `tensors` are named as segments name them. Closing the
-    lane, and failing to open it, closes the device and the packages.
+    `root` is the folder of the packages and of the stored requests, which graphs are recorded on.
+    `tensors` are named as segments name them. Closing the lane, and failing to open it, closes the
+    device and the packages.
     """
+    from safetensors.numpy import load_file
+
     from recreplay.runtime.lane import Closeable, Lane
     from recreplay.runtime.native_fill import load_fill_library
     from recreplay.runtime.segments import load_package
@@ -101,7 +111,8 @@ def open_lane(
             path = root / package.path
             packages[key] = load_package(package.compiler, path, device.torch_device)
         library = load_fill_library(root / FILLER)
-        lane = Lane(manifest, device, packages, tensors, check, library)
+        stored = load_file(root / SELFTEST)
+        lane = Lane(manifest, device, packages, tensors, check, stored, library)
     except BaseException:
         for loaded in packages.values():
             loaded.close()

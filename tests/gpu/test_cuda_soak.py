@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from recreplay.capture import capture
 from recreplay.models import dlrm
@@ -66,6 +67,33 @@ def test_a_bad_id_is_an_error_and_the_next_request_is_right(artifact: Path) -> N
         with pytest.raises(IdRangeError, match="input 'ids_3', row 2, position 4"):
             runtime.run(bad)
         np.testing.assert_allclose(runtime.run(good)["output"], want, rtol=1e-4, atol=1e-5)
+
+
+class FromOne(nn.Module):
+    """Its ids count from one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(20, 4)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.table(ids - 1).sum(1)
+
+
+def test_graphs_are_recorded_on_a_request(tmp_path: Path) -> None:
+    """Zeros, which staging memory begins with, would have ended the context in the warm-up."""
+    model = FromOne().eval()
+    ids = torch.tensor([[1, 20], [7, 3], [1, 1]])
+    capture(
+        model,
+        out=tmp_path / "m.rr",
+        example_inputs={"ids": ids},
+        device="cuda",
+        buckets=[1, 4],
+        compiler="eager",
+    )
+    with Runtime.load(tmp_path / "m.rr") as runtime, torch.inference_mode():
+        np.testing.assert_allclose(runtime.run({"ids": ids})["output"], model(ids), rtol=1e-6)
 
 
 def test_capture_goes_on_while_another_thread_uses_the_device(artifact: Path) -> None:
