@@ -20,7 +20,9 @@ import torch._inductor
 from torch import fx
 from torch.export import Dim
 
+from recreplay.capture.compilers.input_checks import without_input_checks
 from recreplay.capture.compilers.own_functions import OwnFunctions
+from recreplay.capture.compilers.package_interface import compile_interface_once
 from recreplay.capture.compilers.unloadable import leave_out_marks, without_destructors
 from recreplay.capture.compilers.views_as_pointers import views_as_pointers
 from recreplay.capture.compilers.wrapper_source import edit_wrappers
@@ -163,8 +165,9 @@ def main(job_file: str, folder: str) -> None:
     job = json.loads(Path(job_file).read_text())
     settings = job["settings"]
     functions = OwnFunctions(settings["cpp.threads"])
-    edit_wrappers(views_as_pointers, without_destructors)
+    edit_wrappers(views_as_pointers, without_destructors, without_input_checks)
     leave_out_marks()
+    compile_interface_once(without_destructors, Path(job["scratch"]))
     if job["tf32"]:
         torch.set_float32_matmul_precision("high")  # what Triton kernels of products are made with
     for key, code in job["codes"].items():
