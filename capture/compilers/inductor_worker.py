@@ -1,12 +1,14 @@
-"""The process that compiles: segment code in, unpacked AOTInductor packages out.
+"""A process that compiles: segment code in, unpacked AOTInductor packages out.
 
-Run as `python -m recreplay.capture.compilers.inductor_worker JOB.json FOLDER`.
+Run as `python -m recreplay.capture.compilers.inductor_worker` by `compile_workers`, which writes
+the path of a job to its standard input, and reads what becomes of it.
 """
 
 from __future__ import annotations
 
 import json
 import operator
+import select
 import shutil
 import sys
 import tempfile
@@ -20,6 +22,7 @@ import torch._inductor
 from torch import fx
 from torch.export import Dim
 
+from recreplay.capture.compilers.compile_workers import COMPILED, DONE, PATIENCE
 from recreplay.capture.compilers.input_checks import without_input_checks
 from recreplay.capture.compilers.own_functions import OwnFunctions
 from recreplay.capture.compilers.package_interface import compile_interface_once
@@ -161,28 +164,53 @@ def compile_module(module: Module, settings: dict[str, Any], scratch: str, targe
         shutil.copytree(inside, target)
 
 
-def main(job_file: str, folder: str) -> None:
-    job = json.loads(Path(job_file).read_text())
-    settings = job["settings"]
-    functions = OwnFunctions(settings["cpp.threads"])
-    edit_wrappers(views_as_pointers, without_destructors, without_input_checks)
-    leave_out_marks()
-    compile_interface_once(without_destructors, Path(job["scratch"]))
-    if job["tf32"]:
-        torch.set_float32_matmul_precision("high")  # what Triton kernels of products are made with
-    for key, code in job["codes"].items():
-        if "dynamic" in code:
-            dynamic = code["dynamic"]
-            module = build_module(dynamic["data"], job["device"], (dynamic["low"], dynamic["high"]))
-        else:
-            module = build_module(code["static"], job["device"])
-        targets = {str(node.target) for node in module.graph.graph.nodes}
-        chosen = settings | functions.settings(targets, "bfloat16" in json.dumps(code))
-        if job["device"] != "cpu":
-            chosen |= concatenation_settings(module.graph.graph)
-        compile_module(module, chosen, job["scratch"], Path(folder) / key)
-        print(f"compiled {key}", flush=True)
+class Compiler:
+    """Does jobs, one after the other; changes inductor in this process as packages need it."""
+
+    def __init__(self, scratch: str) -> None:
+        self._scratch = scratch
+        self._functions: dict[int, OwnFunctions] = {}
+        edit_wrappers(views_as_pointers, without_destructors, without_input_checks)
+        leave_out_marks()
+        compile_interface_once(without_destructors, Path(scratch))
+
+    def compile(self, job: dict[str, Any]) -> None:
+        settings = job["settings"]
+        threads = settings["cpp.threads"]
+        if threads not in self._functions:
+            self._functions[threads] = OwnFunctions(threads)
+        functions = self._functions[threads]
+        # What Triton kernels of products are made with.
+        torch.set_float32_matmul_precision("high" if job["tf32"] else "highest")
+        for key, code in job["codes"].items():
+            module = _module(code, job["device"])
+            targets = {str(node.target) for node in module.graph.graph.nodes}
+            chosen = settings | functions.settings(targets, "bfloat16" in json.dumps(code))
+            if job["device"] != "cpu":
+                chosen |= concatenation_settings(module.graph.graph)
+            compile_module(module, chosen, self._scratch, Path(job["target"]) / key)
+            print(COMPILED, key, flush=True)
+
+
+def _module(code: dict[str, Any], device: str) -> Module:
+    if "static" in code:
+        return build_module(code["static"], device)
+    dynamic = code["dynamic"]
+    return build_module(dynamic["data"], device, (dynamic["low"], dynamic["high"]))
+
+
+def main() -> None:
+    """Do the jobs that are named on standard input, until it ends or brings none for a while."""
+    compiler = None
+    while select.select([sys.stdin], [], [], PATIENCE)[0]:
+        path = sys.stdin.readline().strip()
+        if not path:
+            break
+        job = json.loads(Path(path).read_text())
+        compiler = compiler or Compiler(job["scratch"])
+        compiler.compile(job)
+        print(DONE, flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])
+    main()

@@ -28,35 +28,22 @@ def test_on_a_cpu_it_is_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-class Worker:
-    """Keeps its job, and has none of the process that does it."""
-
-    def __init__(self, base: Path, job: dict[str, Any], *_: object) -> None:
-        jobs.append(json.loads(json.dumps(job)))
-
-    def stop(self) -> None:
-        pass
-
-
-jobs: list[dict[str, Any]] = []
-
-
 @pytest.mark.parametrize(("name", "workers"), [("inductor", 3), (AUTOTUNED, 1)])
 def test_kernels_are_measured_one_segment_at_a_time(
     name: str, workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inductor, "_Worker", Worker)
-    monkeypatch.setattr(inductor, "_wait", lambda *_: None)
+    jobs: list[dict[str, Any]] = []
+    monkeypatch.setattr(inductor, "compile_in_processes", lambda given, *_: jobs.extend(given))
     monkeypatch.setattr(inductor, "_fingerprint", lambda device: {"device": device})
     monkeypatch.setattr(PackageCache, "keep", lambda *_: None)  # nothing was compiled
     monkeypatch.setattr(inductor, "usable_cores", lambda: 3)
-    jobs.clear()
     compiler = get_compiler(name, threads=2, tf32=True)
     codes = {f"code{i}": SegmentCode((), (), (), (), ()) for i in range(4)}
     packages = compiler.compile(codes, tmp_path, "cuda", print)
     assert {package.compiler for package in packages.values()} == {"inductor"}
     assert [len(job["codes"]) for job in jobs] == ([2, 1, 1] if workers == 3 else [4])
     for job in jobs:
+        assert json.loads(json.dumps(job)) == job
         assert job["settings"]["cpp.threads"] == 2
         assert job["settings"]["max_autotune"] == (name == AUTOTUNED)
         assert job["tf32"]

@@ -1,0 +1,112 @@
+"""Processes that compile: what they are told, what they say, and how long they are kept."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from recreplay.capture.compilers import compile_workers
+from recreplay.capture.compilers.compile_workers import compile_in_processes
+from recreplay.runtime.errors import CompilerError
+
+# In the place of the one with inductor in it. Its package is the number of its process.
+PROCESS = """
+import json, os, sys
+for line in sys.stdin:
+    job = json.load(open(line.strip()))
+    for key in job["codes"]:
+        if key == "bad":
+            sys.exit("a thing that no compiler knows")
+        with open(os.path.join(job["target"], key), "w") as file:
+            file.write(str(os.getpid()))
+        print("a word of a library")
+        print("compiled", key)
+    print("done", flush=True)
+"""
+Compile = Callable[..., list[int]]
+
+
+@pytest.fixture
+def compile_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Compile]:
+    """Compiles keys, given as one list a job; returns the process of each key."""
+    (tmp_path / "stand_in.py").write_text(PROCESS)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(compile_workers, "_MODULE", "stand_in")
+    monkeypatch.setattr(compile_workers, "usable_cores", lambda: 2)
+    kept: list[compile_workers.Worker] = []
+    monkeypatch.setattr(compile_workers, "_kept", kept)
+
+    def compile_keys(*jobs: list[str], keep: bool = True, **variables: str) -> list[int]:
+        keys = [key for job in jobs for key in job]
+        told = [{"codes": dict.fromkeys(job), "target": str(tmp_path)} for job in jobs]
+        said: list[str] = []
+        compile_in_processes(told, {**os.environ, **variables}, keep, said.append, len(keys))
+        assert said[-1].startswith(f"compiled {len(keys)} of {len(keys)} segments")
+        return [int((tmp_path / key).read_text()) for key in keys]
+
+    yield compile_keys
+    for worker in kept:
+        worker.stop()
+
+
+def test_jobs_have_a_process_each(compile_keys: Compile) -> None:
+    a, b, c = compile_keys(["a", "b"], ["c"])
+    assert a == b != c
+    assert os.getpid() not in (a, c)
+
+
+def test_the_next_jobs_go_to_the_same_processes(compile_keys: Compile) -> None:
+    first = compile_keys(["a"], ["b"])
+    assert compile_keys(["c"], ["d"]) == first
+    assert compile_keys(["e"])[0] in first
+    assert sorted(compile_keys(["a"], ["b"])) == sorted(first)  # one that had rested still does
+
+
+def test_no_more_are_kept_than_there_are_cores(compile_keys: Compile) -> None:
+    before = compile_keys(["a"], ["b"], ["c"], ["d"])
+    assert set(compile_keys(["a"], ["b"], ["c"], ["d"])) & set(before) == set(before[2:])
+
+
+def test_processes_that_are_not_kept_end(compile_keys: Compile) -> None:
+    (process,) = compile_keys(["a"], keep=False)
+    with pytest.raises(ProcessLookupError):
+        os.kill(process, 0)
+
+
+@pytest.mark.parametrize("how", ["killed", "rested too long", "another environment"])
+def test_others_are_started_anew(
+    compile_keys: Compile, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    before = compile_keys(["a"])
+    variables = {}
+    if how == "killed":
+        os.kill(before[0], signal.SIGKILL)
+        time.sleep(0.2)
+    elif how == "rested too long":
+        monkeypatch.setattr(compile_workers, "_SURE", 0)
+    else:
+        variables["TORCHINDUCTOR_CPP_WRAPPER"] = "1"
+    assert compile_keys(["a"], **variables) != before
+
+
+def test_one_that_dies_tells_its_last_words(compile_keys: Compile) -> None:
+    kept = compile_keys(["a"])
+    message = r"failed on a segment \(exit code 1\); `recreplay doctor` .*\na thing that no comp"
+    with pytest.raises(CompilerError, match=message):
+        compile_keys(["b", "bad"], ["c"])
+    assert compile_keys(["d"]) != kept
+
+
+def test_a_fork_of_this_process_leaves_them_alone(compile_keys: Compile) -> None:
+    (process,) = compile_keys(["a"])
+    child = os.fork()
+    if child == 0:
+        compile_workers._stop(compile_workers._kept)
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert compile_keys(["b"]) == [process]
