@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import tempfile
@@ -73,6 +74,13 @@ def pytest_configure(config: pytest.Config) -> None:
         folder = tempfile.mkdtemp(prefix="recreplay-tests-")
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
         os.environ["XDG_CACHE_HOME"] = folder
+
+
+def pytest_collection_finish() -> None:
+    """What all tests have imported is not looked through by every collection of garbage: a quarter
+    of the time of those that capture."""
+    gc.collect()
+    gc.freeze()
 
 
 @contextmanager
