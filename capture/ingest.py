@@ -28,6 +28,7 @@ from recreplay.capture.declared import Declared, Jagged, declare, jagged_of
 from recreplay.capture.functional import functional
 from recreplay.capture.jagged_axis import check_jagged
 from recreplay.capture.refusals import LastCall, refusal, refuse_operators
+from recreplay.capture.stand_ins import exchange_stand_ins
 from recreplay.runtime.errors import CaptureError, RecReplayError, UnsupportedModelError
 from recreplay.runtime.spec import DTYPES, USER_INDEX, InputSpec, OutputSpec
 
@@ -102,6 +103,7 @@ def ingest(
                 raise
             except Exception as error:
                 raise refusal(error, last, batch) from error
+        exchange_stand_ins(exported.graph)
         exported = functional(exported)
 
     def eager(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
