@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch._inductor import codecache
 
 from recreplay.capture import capture
+from recreplay.capture.cache_folder import cache_folder
 from recreplay.capture.compilers import package_interface
 from recreplay.capture.compilers.package_interface import compile_interface_once
 from recreplay.runtime import Runtime
@@ -22,14 +24,14 @@ class Scaled(nn.Module):
         return torch.relu(x * 3 - 1)
 
 
-@pytest.fixture(autouse=True)
-def cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+def kept() -> list[zipfile.ZipFile]:
+    """The interfaces that captures of this run of tests have kept."""
+    found = map(zipfile.ZipFile, cache_folder("packages").iterdir())
+    return [package for package in found if "interface.o" in package.namelist()]
 
 
 @pytest.mark.inductor
-def test_the_interface_is_kept_for_later_packages(tmp_path: Path, cache_home: Path) -> None:
+def test_the_interface_is_kept_for_later_packages(tmp_path: Path) -> None:
     x = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
     capture(
         Scaled().eval(),
@@ -38,25 +40,41 @@ def test_the_interface_is_kept_for_later_packages(tmp_path: Path, cache_home: Pa
         buckets=[4],
         compiler="inductor",
     )
-    kept = [zipfile.ZipFile(path) for path in (cache_home / "recreplay" / "packages").iterdir()]
-    interfaces = [found for found in kept if "interface.o" in found.namelist()]
-    assert len(interfaces) == 1
-    assert len(kept) == 2
-    source = next(f for f in interfaces[0].namelist() if f.endswith(".cpp"))
-    assert b"AOTInductorModelContainerRun" in interfaces[0].read(source)
+    (source,) = [name for name in kept()[0].namelist() if name.endswith(".cpp")]
+    assert b"AOTInductorModelContainerRun" in kept()[0].read(source)
     with Runtime.load(tmp_path / "m.rr") as runtime:
         np.testing.assert_array_equal(runtime.run({"x": x})["output"], Scaled()(x).numpy())
 
 
 @pytest.mark.inductor
-def test_otherwise_packages_are_compiled_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("ending", ["", "\n#error no\n"])
+def test_where_it_does_not_compile_packages_are_compiled_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
 ) -> None:
+    from torch._inductor.cpp_builder import CppTorchDeviceOptions
+    from torch._inductor.cpu_vec_isa import pick_vec_isa
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(codecache, "CppBuilder", codecache.CppBuilder)  # put back afterwards
-    monkeypatch.setattr(package_interface, "_DEFINED", "\n#error no\n")
+    monkeypatch.setattr(package_interface, "_DEFINED", package_interface._DEFINED + ending)
     compile_interface_once(lambda source: source, tmp_path)
-    x = torch.ones(2, 3)
-    exported = torch.export.export(Scaled(), (x,))
-    made = torch._inductor.aoti_compile_and_package(exported, package_path=str(tmp_path / "m.pt2"))
-    torch.testing.assert_close(torch._inductor.aoti_load_package(made)(x), Scaled()(x))
-    assert not list(tmp_path.rglob("interface.o"))
+    options = CppTorchDeviceOptions(
+        vec_isa=pick_vec_isa(), device_type="cpu", aot_mode=True, compile_only=True
+    )
+    interface = Path(torch._inductor.__file__).parent / "codegen/aoti_runtime/interface.cpp"
+    source = tmp_path / "m.wrapper.cpp"
+    includes = "#include <torch/csrc/inductor/aoti_include/cpu.h>\n"
+    source.write_text(f"{includes}{interface.read_text()}\nint model;\n")
+    written = source.read_bytes()
+
+    def command(sources: str | list[str], options: Any) -> str:
+        return codecache.CppBuilder("m.wrapper", sources, options, str(tmp_path)).get_command_line()
+
+    compiled = command(str(source), options)
+    linked = command(
+        [str(tmp_path / "m.wrapper.o")],
+        CppTorchDeviceOptions(vec_isa=pick_vec_isa(), device_type="cpu", aot_mode=True),
+    )
+    assert (str(source) in compiled) == bool(ending)
+    assert ("interface.o" in linked) == (not ending)
+    assert source.read_bytes() == written  # which inductor looks for again
