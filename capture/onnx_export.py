@@ -26,7 +26,7 @@ from recreplay.capture.division import division_of
 from recreplay.capture.ingest import dynamic_shapes
 from recreplay.capture.program_file import read_program
 from recreplay.capture.user_side import for_eager
-from recreplay.runtime.artifact import SELFTEST, open_artifact
+from recreplay.runtime.artifact import SELFTEST, open_artifact, stored_request
 from recreplay.runtime.errors import CaptureError, ParityError
 from recreplay.runtime.manifest import Manifest
 from recreplay.runtime.spec import InputSpec
@@ -182,7 +182,7 @@ def _compare(runtime: Any, model: Path, requests: Path, manifest: Manifest) -> d
     worst = dict.fromkeys(names, 0.0)
     for parity in manifest.parity:
         size = parity.bucket
-        asked = {s.name: stored[f"{size}/in/{s.name}"] for s in manifest.inputs}
+        asked = stored_request(stored, size)
         request = for_eager(manifest.inputs, asked, size)
         taken = {i.name for i in session.get_inputs()}
         answers = session.run(names, {k: v.numpy() for k, v in request.items() if k in taken})

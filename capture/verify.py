@@ -13,6 +13,7 @@ from recreplay.capture.ingest import Ingested
 from recreplay.capture.precision import Precision
 from recreplay.capture.sampling import Room, sample_request
 from recreplay.capture.user_side import for_eager
+from recreplay.runtime.artifact import stored_request
 from recreplay.runtime.errors import ParityError
 from recreplay.runtime.lane import Lane
 from recreplay.runtime.manifest import OutputParity, Parity
@@ -67,7 +68,7 @@ def verify(
             requests += 1
             keep = rows == size and room == "typical"
             request = (
-                {spec.name: stored[f"{size}/in/{spec.name}"] for spec in model.inputs}
+                stored_request(stored, size)
                 if keep
                 else _request(model, bounds, size, rows, room, requests)
             )

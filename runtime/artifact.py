@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from recreplay.runtime.errors import (
     ArtifactCorruptError,
@@ -26,6 +27,7 @@ CONSTANTS = "constants.safetensors"
 SELFTEST = "selftest.safetensors"
 LAUNCHER = "segments/launch.so"  # calls AOTInductor packages on the CPU
 FILLER = "fill.so"  # fills staging memory; only where capture had a C compiler
+T = TypeVar("T")
 _AGAIN = "capture the model again"
 
 
@@ -33,6 +35,12 @@ _AGAIN = "capture the model again"
 class Artifact:
     path: Path
     manifest: Manifest
+
+
+def stored_request(stored: Mapping[str, T], bucket: int) -> dict[str, T]:
+    """The request of a bucket, by input name, of what `SELFTEST` holds."""
+    prefix = f"{bucket}/in/"
+    return {k.removeprefix(prefix): v for k, v in stored.items() if k.startswith(prefix)}
 
 
 def file_digest(path: Path) -> str:

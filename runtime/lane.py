@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from recreplay.runtime.artifact import stored_request
 from recreplay.runtime.borrow import Views
 from recreplay.runtime.devices.base import Device, Graph, Launch
 from recreplay.runtime.feeding import Feeder, tensor_view
@@ -97,8 +98,7 @@ class Lane:
             outputs_part = self._out.part(total_bytes(bucket.outputs))
             queue = partial(issue, bucket.plan, launches, part, outputs_part)
             filler = fillers[bucket.size]
-            inputs_of = {s.name: stored[f"{bucket.size}/in/{s.name}"] for s in manifest.inputs}
-            arrays, rows = checker.check(inputs_of)
+            arrays, rows = checker.check(stored_request(stored, bucket.size))
             filler.prepare(rows)(arrays)
             with products_in(manifest.precision):
                 graph = device.record(bucket.plan.streams, queue)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recreplay.runtime.artifact import SELFTEST
+from recreplay.runtime.artifact import SELFTEST, stored_request
 from recreplay.runtime.errors import ParityError
 from recreplay.runtime.manifest import Manifest
 from recreplay.runtime.metrics import Metrics
@@ -54,8 +54,7 @@ class SelfTest:
         self, lane: Lane, size: int, stored: Mapping[str, Array], compare: bool = True
     ) -> None:
         parity = next(p for p in self._manifest.parity if p.bucket == size)
-        inputs = {s.name: stored[f"{size}/in/{s.name}"] for s in self._manifest.inputs}
-        arrays, n = self._replayer.checker.check(inputs)
+        arrays, n = self._replayer.checker.check(stored_request(stored, size))
         counted, lane.metrics = lane.metrics, Metrics()  # a test is no request
         try:
             outputs = self._replayer.replay_whole(lane, arrays, n)

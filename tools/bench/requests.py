@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from recreplay.runtime.artifact import SELFTEST, Artifact
+from recreplay.runtime.artifact import SELFTEST, Artifact, stored_request
 
 if TYPE_CHECKING:
     from recreplay.tools.target import Target
@@ -37,9 +37,8 @@ def random_requests(
     from recreplay.capture.sampling import sample_request
 
     manifest = artifact.manifest
-    prefix = f"{manifest.buckets[-1].size}/in/"
     stored = load_file(artifact.path / SELFTEST)
-    example = {k.removeprefix(prefix): v for k, v in stored.items() if k.startswith(prefix)}
+    example = stored_request(stored, manifest.buckets[-1].size)
     return [
         sample_request(manifest.inputs, manifest.bounds, example, rows, s, users=manifest.users)
         for s in seeds

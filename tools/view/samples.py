@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from recreplay.runtime.artifact import SELFTEST, Artifact
+from recreplay.runtime.artifact import SELFTEST, Artifact, stored_request
 
 Array = np.ndarray[Any, Any]
 
@@ -20,9 +20,8 @@ def sample_requests(
     from recreplay.capture.sampling import sample_request
 
     manifest = artifact.manifest
-    prefix = f"{manifest.buckets[-1].size}/in/"
     stored = load_file(artifact.path / SELFTEST)
-    example = {k.removeprefix(prefix): v for k, v in stored.items() if k.startswith(prefix)}
+    example = stored_request(stored, manifest.buckets[-1].size)
     return [
         {
             name: value.numpy()

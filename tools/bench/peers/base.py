@@ -104,8 +104,7 @@ class Subject:
         """The largest request that the artifact stores, for models that make none."""
         from safetensors.torch import load_file
 
-        from recreplay.runtime.artifact import SELFTEST, open_artifact
+        from recreplay.runtime.artifact import SELFTEST, open_artifact, stored_request
 
-        prefix = f"{open_artifact(self.artifact).manifest.buckets[-1].size}/in/"
-        stored = load_file(self.artifact / SELFTEST)
-        return {k.removeprefix(prefix): v for k, v in stored.items() if k.startswith(prefix)}
+        largest = open_artifact(self.artifact).manifest.buckets[-1].size
+        return stored_request(load_file(self.artifact / SELFTEST), largest)
