@@ -20,7 +20,8 @@ Rule = Callable[..., "fx.Node | None"]
 
 
 def exchange_stand_ins(graph: fx.Graph) -> None:
-    """Change `graph`, of an exported program, where it is known how; the rest stays as it is."""
+    """Change `graph`, of an exported program that nobody else has, where it is known how; the rest
+    stays as it is."""
     for node in list(graph.nodes):
         rule = _RULES.get(node.target)
         if rule is None or not _is_plain(node):

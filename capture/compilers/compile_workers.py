@@ -38,9 +38,9 @@ class Worker:
     """A process that does one job after the other."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        self.scratch = make_scratch()
+        self._scratch = make_scratch()
         self._started = (os.getpid(), dict(environment))
-        self._log = self.scratch / "log"
+        self._log = self._scratch / "log"
         self._jobs = 0
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
@@ -54,23 +54,20 @@ class Worker:
         assert self._process.stdout is not None
         self._stdin, self.stdout = self._process.stdin, self._process.stdout
         self._unfinished = b""  # line of what it says
-        self._idle_since = time.monotonic()
+        self._spoke = time.monotonic()
 
     def begin(self, job: Mapping[str, object]) -> None:
         self._jobs += 1
-        path = self.scratch / f"job{self._jobs}.json"
-        path.write_text(json.dumps({**job, "scratch": str(self.scratch)}))
+        path = self._scratch / f"job{self._jobs}.json"
+        path.write_text(json.dumps({**job, "scratch": str(self._scratch)}))
         with contextlib.suppress(OSError):  # it died, which `lines` tells
             self._stdin.write(f"{path}\n".encode())
             self._stdin.flush()
 
-    def rest(self) -> None:
-        """Wait for the next job."""
-        self._idle_since = time.monotonic()
-
     def serves(self, environment: Mapping[str, str]) -> bool:
-        """Whether it waits for a job of this process, and in the same environment."""
-        alive = self._process.poll() is None and time.monotonic() - self._idle_since < _SURE
+        """Whether it waits for a job of this process, and in the same environment: the last thing
+        that it said is that it was done."""
+        alive = self._process.poll() is None and time.monotonic() - self._spoke < _SURE
         return alive and self._started == (os.getpid(), dict(environment))
 
     def lines(self) -> list[str]:
@@ -79,6 +76,7 @@ class Worker:
         said = os.read(self.stdout.fileno(), 1 << 16)
         if not said:
             self._fail()
+        self._spoke = time.monotonic()
         *lines, self._unfinished = (self._unfinished + said).split(b"\n")
         return [line.decode() for line in lines]
 
@@ -99,7 +97,7 @@ class Worker:
         self.stdout.close()
         with contextlib.suppress(OSError):  # what it did not read
             self._stdin.close()
-        drop_scratch(self.scratch)
+        drop_scratch(self._scratch)
 
 
 def compile_in_processes(
@@ -124,8 +122,6 @@ def compile_in_processes(
     if not keep:
         _stop(workers)
         return
-    for worker in workers:
-        worker.rest()
     with _keeping:
         _kept.extend(workers)
         surplus = _kept[: -usable_cores()]
@@ -169,4 +165,4 @@ def _wait(workers: Sequence[Worker], total: int, progress: Callable[[str], None]
                 if DONE in lines:
                     waiting.unregister(key.fileobj)
             spent = time.monotonic() - begun
-            progress(f"{COMPILED} {done} of {total} segments after {spent:.0f} s")
+            progress(f"compiled {done} of {total} segments after {spent:.0f} s")

@@ -101,11 +101,13 @@ class InductorCompiler:
             }
             for number in range(min(len(waiting), cores))
         ]
+        if device == "cpu":
+            compile_in_processes(jobs, dict(os.environ), True, progress, len(codes))
+            return
         scratch = make_scratch()
         try:
-            on_cpu = device == "cpu"
-            environment = dict(os.environ) if on_cpu else cuda_link_environment(scratch / "driver")
-            compile_in_processes(jobs, environment, on_cpu, progress, len(codes))
+            environment = cuda_link_environment(scratch / "driver")
+            compile_in_processes(jobs, environment, False, progress, len(codes))
         finally:
             drop_scratch(scratch)
 

@@ -7,7 +7,6 @@ rest of a package two.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,7 +57,7 @@ def compile_interface_once(edit: Callable[[str], str], scratch: Path) -> None:
             return wrapper
         linked[target] = str(made)
         # Not in its place: inductor finds that again and would not write it anew.
-        left = Path(tempfile.mkdtemp(dir=scratch)) / Path(wrapper).name
+        left = made.parent / Path(wrapper).name
         left.write_text(includes + _MODEL + _DECLARED + model)
         return str(left)
 
@@ -78,7 +77,7 @@ class _Objects:
         from torch._inductor.cpp_builder import CppBuilder
         from torch._inductor.exc import CppCompileError
 
-        folder = Path(tempfile.mkdtemp(dir=self._scratch))
+        folder = self._scratch / f"interface{len(self._made)}"
         written = folder / "interface.cpp"
         builder = CppBuilder(written.stem, str(written), options, str(folder))
         told = builder.get_command_line().replace(str(folder), "")
@@ -86,7 +85,7 @@ class _Objects:
             cache = PackageCache({}, {"command": told})
             made: Path | None = folder / "interface.o"
             if not cache.take({"interface": source}, folder):
-                folder.mkdir(exist_ok=True)
+                folder.mkdir()
                 written.write_text(source)
                 try:
                     builder.build()
