@@ -38,17 +38,18 @@ class Lending:
 
     def __init__(self, lanes: LanePool, replayer: Replayer, failed: Callable[[], None]) -> None:
         self.lanes, self.replayer, self.failed = lanes, replayer, failed
-        self.borrowers: set[int] = set()
+        self.borrowers: set[int] = set()  # look here first: without any, nobody is refused
 
     def refuse_borrowers(self) -> None:
         """Raise BorrowError where this thread holds a borrow, and would wait for itself."""
-        if self.borrowers and threading.get_ident() in self.borrowers:
+        if threading.get_ident() in self.borrowers:
             raise BorrowError(
                 "this thread holds a borrow and would wait for itself; end its `with` block first"
             )
 
     def borrow(self, n: int) -> Borrow:
-        self.refuse_borrowers()
+        if self.borrowers:
+            self.refuse_borrowers()
         most = self.replayer.largest
         try:
             rows = operator.index(n)
@@ -87,7 +88,8 @@ class Borrow:
 
     def __enter__(self) -> Borrow:
         lending = self._lending
-        lending.refuse_borrowers()
+        if lending.borrowers:
+            lending.refuse_borrowers()
         lane = lending.lanes.take()
         try:
             self._prepared: Prepared = lane.prepare(self._rows)
@@ -105,9 +107,11 @@ class Borrow:
 
     def run(self) -> dict[str, Array]:
         """Check ids, pad, replay; new arrays `[n, ...]` by output name. May be called again."""
-        lane, lending, prepared = self._held(), self._lending, self._prepared
+        lane, lending = self._lane, self._lending
+        if lane is None:
+            raise BorrowError(self._ended)
         try:
-            results = lending.replayer.launch_borrowed(lane, prepared)
+            results = lending.replayer.launch_borrowed(lane, self._prepared)
         except BaseException as error:
             lending.failed()
             if isinstance(error, ReplayError):
@@ -127,11 +131,6 @@ class Borrow:
         if lane is not None:
             self._end("this borrow has ended; call run inside of its `with` block")
             self._lending.lanes.put(lane)
-
-    def _held(self) -> Lane:
-        if self._lane is None:
-            raise BorrowError(self._ended)
-        return self._lane
 
     def _end(self, why: str) -> None:
         self._lane, self._ended = None, why

@@ -234,7 +234,8 @@ class Runtime:
         self, arrays: Sequence[Array], n: int, requests: int = 1, first_row: int = 0
     ) -> dict[str, Array]:
         """The outputs of checked arrays, on the next lane that is free."""
-        self._lending.refuse_borrowers()
+        if self._lending.borrowers:
+            self._lending.refuse_borrowers()
         lane = self._lanes.take()
         try:
             results = self._replayer.replay(lane, arrays, n, first_row)

@@ -29,7 +29,7 @@ from recreplay.runtime.tf32 import products_in
 Array = np.ndarray[Any, Any]
 
 
-_PREPARED = 1024  # numbers of rows whose views are kept
+_PREPARED = 2048  # views that are kept, two of them for most numbers of rows
 
 
 class Closeable(Protocol):
@@ -53,6 +53,7 @@ class Prepared:
 
     bucket: int
     rows: int
+    counted_as: tuple[int, int]  # bucket and rows
     fill: Fill | NativeFill | MixedFill
     replay: Launch
     replay_fed: Launch
@@ -109,11 +110,16 @@ class Lane:
                 feeder = cache(partial(Feeder, bucket, filler, part, device))
             self._captured[bucket.size] = _Captured(filler, graph, feeder, inputs, outputs)
         self._sizes = sorted(self._captured)
-        self._prepared: dict[tuple[int, int], Prepared] = {}  # by bucket and rows
+        # By bucket and rows, and by rows alone what the smallest bucket has for so many.
+        self._prepared: dict[tuple[int, int] | int, Prepared] = {}
 
     def prepare(self, n: int) -> Prepared:
         """The smallest bucket that holds `n` rows, and its views of so many."""
-        return self.prepare_in(self._sizes[bisect_left(self._sizes, n)], n)
+        found = self._prepared.get(n)
+        if found is None:
+            found = self.prepare_in(self._sizes[bisect_left(self._sizes, n)], n)
+            self._prepared[n] = found
+        return found
 
     def prepare_in(self, size: int, n: int) -> Prepared:
         """Bucket `size`, whether or not a smaller one would do."""
@@ -125,6 +131,7 @@ class Lane:
             found = self._prepared[size, n] = Prepared(
                 size,
                 n,
+                (size, n),
                 captured.filler.prepare(n),
                 captured.graph.replay,
                 captured.graph.replay_fed,

@@ -1,15 +1,19 @@
 """The lanes of a runtime: whoever replays takes one, and writers of weights take all of them.
 
-Taking a lane is the only locking that a request pays for. A writer closes the gate, waits until
-every lane has come back, writes, and opens it: no replay sees half of a write.
+A request takes a lane off a list and puts it back, and locks nothing unless there is none. Then
+threads stand in line, and are woken one by one. A thread that runs may be sooner than one that
+wakes up, which keeps lanes busy, but only until the first in line has waited for 5 ms:
+else one thread would take the same lane again and again, and the others never. A writer closes the
+gate, waits until every lane has come back, writes, and opens it: no replay sees half of a write.
 """
 
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from queue import Empty, SimpleQueue
+from contextlib import contextmanager, suppress
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from recreplay.runtime.errors import LanesLostError, RecReplayError, RuntimeClosedError
@@ -18,8 +22,29 @@ from recreplay.runtime.metrics import Metrics, total
 if TYPE_CHECKING:
     from recreplay.runtime.lane import Lane
 
+_PATIENCE = 0.005  # seconds that the first in line lets others pass: as long as Python's own lock
 _LOOK_AGAIN = 0.05  # seconds; how long a writer waits before it asks whether a lane was retired
 CLOSED = "this Runtime was closed; load the artifact again"
+
+
+class _Place:
+    """In the line of threads that found no lane."""
+
+    __slots__ = ("_asleep", "since")
+
+    def __init__(self) -> None:
+        self.since = monotonic()
+        self._asleep = threading.Lock()
+        self._asleep.acquire()
+
+    def sleep(self, timeout: float) -> bool:
+        """Until it is woken, or was meanwhile; False where the time was up before."""
+        return self._asleep.acquire(timeout=timeout)
+
+    def wake(self) -> None:
+        """Called by one thread at a time."""
+        if self._asleep.locked():
+            self._asleep.release()
 
 
 class LanePool:
@@ -35,7 +60,10 @@ class LanePool:
         make: Callable[[], Lane],
         prove: Callable[[Lane], None],
     ) -> None:
-        self._free: SimpleQueue[Lane | None] = SimpleQueue()  # None: no lane will ever come
+        # Whoever takes one takes the last that came back, whose memory is in the caches still.
+        self._free = list(lanes)
+        self._line: deque[_Place] = deque()
+        self._moving = threading.Lock()  # of the line
         self._alive = len(lanes)
         self._make, self._prove = make, prove
         self._gate: threading.Event | None = None
@@ -44,8 +72,6 @@ class LanePool:
         self._ended: RecReplayError | None = None
         self._metrics = [lane.metrics for lane in lanes]
         self.rebuilt = self.retired = 0
-        for lane in lanes:
-            self._free.put(lane)
 
     @property
     def alive(self) -> int:
@@ -59,15 +85,21 @@ class LanePool:
         gate = self._gate
         if gate is not None:
             gate.wait()
-        lane = self._free.get()
-        if lane is None:
-            self._free.put(None)
-            assert self._ended is not None
-            raise self._ended
+        try:
+            if not self._line or monotonic() - self._line[0].since < _PATIENCE:
+                return self._free.pop()
+        except IndexError:  # there is none, or the line has gone meanwhile
+            pass
+        lane = self._stand_in_line()
+        assert lane is not None  # without a timeout
         return lane
 
     def put(self, lane: Lane) -> None:
-        self._free.put(lane)
+        self._free.append(lane)
+        # Whoever waits stands in line before he looks for the last time: he is seen or sees it.
+        if self._line:
+            with self._moving:
+                self._wake_first()
 
     def mend(self, lane: Lane) -> None:
         """Give back a lane whose replay failed: as it is if it still answers right, else made anew;
@@ -135,15 +167,9 @@ class LanePool:
         taken: list[Lane] = []
         try:
             while len(taken) < self._alive:
-                try:
-                    lane = self._free.get(timeout=_LOOK_AGAIN)
-                except Empty:
-                    continue
-                if lane is None:
-                    self._free.put(None)
-                    assert self._ended is not None
-                    raise self._ended
-                taken.append(lane)
+                lane = self._stand_in_line(_LOOK_AGAIN)
+                if lane is not None:
+                    taken.append(lane)
         except BaseException:  # an interrupt, too, leaves the runtime serving
             self._open(taken)
             raise
@@ -157,6 +183,34 @@ class LanePool:
         if gate is not None:
             gate.set()
 
+    def _stand_in_line(self, timeout: float = -1.0) -> Lane | None:
+        """The next lane that comes back when it is this thread's turn; None after `timeout` seconds
+        without one. Raises what ended the pool."""
+        place = _Place()
+        with self._moving:
+            self._line.append(place)
+        try:
+            while True:
+                with self._moving:
+                    if self._ended is not None:
+                        raise self._ended
+                    if self._line[0] is place and self._free:
+                        with suppress(IndexError):  # who did not stand in line was sooner
+                            return self._free.pop()
+                if not place.sleep(timeout):
+                    return None
+        finally:
+            with self._moving:
+                self._line.remove(place)
+                if self._free:
+                    self._wake_first()
+
+    def _wake_first(self) -> None:
+        if self._line:
+            self._line[0].wake()
+
     def _end(self, why: RecReplayError) -> None:
         self._ended = why
-        self._free.put(None)
+        with self._moving:
+            for place in self._line:
+                place.wake()

@@ -9,7 +9,7 @@ from recreplay.runtime.plan import Plan
 from recreplay.runtime.spec import IdBound, InputSpec, OutputSpec, Slot
 
 FORMAT = "recreplay"
-VERSION = 6
+VERSION = 7
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,34 +12,29 @@ class Metrics:
     """Of one lane: written by whoever has the lane, read by anybody through `total`."""
 
     requests: int = 0
-    rows: int = 0
-    failed: int = 0
     split_requests: int = 0  # above the largest bucket
     portioned_requests: int = 0  # that a bucket holds, but smaller ones answer sooner
-    padded_rows: int = 0
     clamped_ids: int = 0
     capacity_moves: int = 0  # replays in a larger bucket than their rows need, for their values
     capacity_splits: int = 0  # requests in more parts than their rows need
-    replays: dict[int, int] = field(default_factory=dict)  # by bucket
+    replays: dict[tuple[int, int], int] = field(default_factory=dict)  # by bucket and rows
 
-    def count(self, size: int, n: int, clamped: int) -> None:
-        self.replays[size] = self.replays.get(size, 0) + 1
-        self.padded_rows += size - n
-        self.rows += n
-        self.clamped_ids += clamped
+    def count(self, bucket_and_rows: tuple[int, int], clamped: int) -> None:
+        self.replays[bucket_and_rows] = self.replays.get(bucket_and_rows, 0) + 1
+        if clamped:
+            self.clamped_ids += clamped
 
     def snapshot(self) -> dict[str, Any]:
+        """The counters, with the rows that requests had and those that were padded."""
+        counted = {f.name: getattr(self, f.name) for f in fields(self)}
+        buckets: dict[int, int] = {}
+        for (size, _), times in sorted(self.replays.items()):
+            buckets[size] = buckets.get(size, 0) + times
         return {
-            "requests": self.requests,
-            "rows": self.rows,
-            "failed": self.failed,
-            "split_requests": self.split_requests,
-            "portioned_requests": self.portioned_requests,
-            "padded_rows": self.padded_rows,
-            "clamped_ids": self.clamped_ids,
-            "capacity_moves": self.capacity_moves,
-            "capacity_splits": self.capacity_splits,
-            "replays": dict(sorted(self.replays.items())),
+            **counted,
+            "rows": sum(rows * times for (_, rows), times in self.replays.items()),
+            "padded_rows": sum((s - rows) * times for (s, rows), times in self.replays.items()),
+            "replays": buckets,
         }
 
 
@@ -47,10 +42,10 @@ def total(parts: Sequence[Metrics]) -> Metrics:
     """The sum of the counters of several lanes."""
     whole = Metrics()
     for part in parts:
-        for field_ in fields(Metrics):
-            if field_.name != "replays":
-                value = getattr(whole, field_.name) + getattr(part, field_.name)
-                setattr(whole, field_.name, value)
-        for size, count in part.replays.copy().items():
-            whole.replays[size] = whole.replays.get(size, 0) + count
+        for counter in fields(Metrics):
+            if counter.name != "replays":
+                value = getattr(whole, counter.name) + getattr(part, counter.name)
+                setattr(whole, counter.name, value)
+        for key, times in part.replays.copy().items():
+            whole.replays[key] = whole.replays.get(key, 0) + times
     return whole

@@ -6,7 +6,7 @@ through here; one call takes 33 µs instead of 34. Lanes in processes would need
 request and back, and their own copy of torch.
 
 The C interface is `torch/csrc/inductor/aoti_runtime/interface.h`; a library beside the packages
-(`launch.c` in `recreplay.capture.compilers`) makes it one foreign call.
+(`launch.c` in `recreplay.capture.compilers`) makes it one call.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from recreplay.runtime.artifact import LAUNCHER
+from recreplay.runtime.builtin_call import NO_ARGUMENT, builtin
 from recreplay.runtime.errors import ArtifactCorruptError
 
 _MAX_ALIVE = 1  # model instances of a container; each lane has containers of its own
@@ -35,6 +36,7 @@ class _Call(ctypes.Structure):
         ("sources", ctypes.c_void_p),
         ("handles", ctypes.c_void_p),
         ("count", ctypes.c_size_t),
+        ("name", ctypes.c_char_p),
     )
 
 
@@ -99,18 +101,10 @@ class NativePackage:
             ctypes.addressof(addresses),
             ctypes.addressof(handles),
             len(sources),
+            self._name.encode(),
         )
-        launch, argument, name = self._launcher.recreplay_launch, ctypes.byref(call), self._name
         kept = (tensors, addresses, handles)  # what the call points to
-
-        def launch_segment(kept: object = kept) -> None:
-            code = launch(argument)
-            if code:
-                raise RuntimeError(
-                    f"segment {name} failed (code {code}); what it said is on stderr"
-                )
-
-        return launch_segment
+        return builtin(self._launcher.recreplay_launch, NO_ARGUMENT, call, kept)
 
     def close(self) -> None:
         """Free what torch holds for it, and let go of the libraries, which the loader counts."""

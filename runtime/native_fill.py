@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from recreplay.runtime.blocks import Block
+from recreplay.runtime.builtin_call import NO_ARGUMENT, ONE_ARGUMENT, builtin
 from recreplay.runtime.fill import Fill, Filler
 from recreplay.runtime.id_check import IdCheck, column_check, whole_check
 from recreplay.runtime.spec import DTYPES
@@ -78,10 +79,7 @@ class FillLibrary:
 
     def __init__(self, path: Path) -> None:
         library = ctypes.PyDLL(str(path))
-        self.fill = library.recreplay_fill
-        self.fill.argtypes = [ctypes.py_object, ctypes.c_void_p]
-        self.in_place = library.recreplay_in_place
-        self.in_place.argtypes = [ctypes.c_void_p]
+        self.fill, self.in_place = library.recreplay_fill, library.recreplay_in_place
         self._reads = library.recreplay_reads
         self._reads.argtypes = [ctypes.py_object, *[ctypes.c_void_p] * 2, ctypes.c_int32]
         self._reads.argtypes += [ctypes.c_void_p] * 2
@@ -126,12 +124,11 @@ def load_fill_library(path: Path) -> FillLibrary | None:
 class NativeFill:
     """Copies requests of one number of rows into staging; made by `Filler.prepare`."""
 
-    __slots__ = ("_argument", "_checks", "_filler", "_in_place", "_kept", "_n", "_native", "_other")
+    __slots__ = ("_checks", "_fill", "_filler", "_in_place", "_n", "_other")
 
     def __init__(self, library: FillLibrary, filler: Filler, n: int) -> None:
         self._filler = filler
         self._n = n
-        self._native, self._in_place = library.fill, library.in_place
         self._other: Fill | None = None
         self._checks: list[IdCheck] = []
         inputs: dict[str, _Input] = {}
@@ -158,8 +155,9 @@ class NativeFill:
             ctypes.addressof(array),
             ctypes.addressof(values),
         )
-        self._argument = ctypes.addressof(call)
-        self._kept = (call, array, values, rows)  # what the argument points to
+        kept = (array, values, rows)  # what the call points to
+        self._fill = builtin(library.fill, ONE_ARGUMENT, call, kept)
+        self._in_place = builtin(library.in_place, NO_ARGUMENT, call, kept)
 
     def __call__(self, values: Sequence[Any], first_row: int = 0) -> int:
         """Copy, pad, check; returns how many ids were clamped.
@@ -168,17 +166,18 @@ class NativeFill:
 
         Raises TypeError or ValueError as `Fill` does.
         """
-        code = self._native(tuple(values), self._argument)
+        code = self._fill(tuple(values))
         if code == _OTHER_ARRAYS:
             if self._other is None:
                 self._other = Fill(self._filler, self._n)
             return self._other(values, first_row)
-        return self._checked(code, first_row)
+        return self._checked(code, first_row) if code or self._checks else 0
 
     def in_place(self, first_row: int = 0) -> int:
         """Pad and check a request that was written into staging; returns how many ids were
         clamped."""
-        return self._checked(self._in_place(self._argument), first_row)
+        code = self._in_place()
+        return self._checked(code, first_row) if code or self._checks else 0
 
     def _checked(self, code: int, first_row: int) -> int:
         if code == _BAD_IDS:

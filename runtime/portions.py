@@ -40,16 +40,13 @@ def best_portion(costs: Mapping[int, float], rows: int) -> int:
 
 
 class Portions:
-    """`best_portion` of an artifact's buckets, looked up once for each number of rows."""
+    """`best_portion` by `costs`, looked up once for each number of rows."""
 
-    def __init__(self, manifest: Manifest) -> None:
-        self._costs = measured_us(manifest)
-        self._largest = manifest.buckets[-1].size
+    def __init__(self, costs: Mapping[int, float]) -> None:
+        self._costs = costs
         self._known: dict[int, int] = {}
 
     def __call__(self, rows: int) -> int:
-        if not self._costs:
-            return self._largest
         step = self._known.get(rows)
         if step is None:
             if len(self._known) >= 4096:  # rows are the caller's, and without bound

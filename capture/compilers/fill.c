@@ -107,6 +107,8 @@ enum { FILLED, OTHER_ARRAYS, BAD_IDS };
 
 extern void *PyTuple_GetItem(void *, ptrdiff_t); /* Python's stable ABI */
 extern ptrdiff_t PyTuple_Size(void *);
+extern void *PyLong_AsVoidPtr(void *);
+extern void *PyLong_FromLong(long);
 extern void *PyObject_CallFunctionObjArgs(void *, ...);
 extern void Py_DecRef(void *);
 extern void PyErr_Clear(void);
@@ -287,7 +289,7 @@ static int32_t filled(const struct recreplay_fill *fill) {
 
 /* `values`: a tuple of arrays and tensors, which keeps them. Nothing is copied before all of them
    have proved right. */
-int32_t recreplay_fill(void *values, const struct recreplay_fill *fill) {
+static int32_t fill_with(void *values, const struct recreplay_fill *fill) {
   if (PyTuple_Size(values) != (ptrdiff_t)fill->count) return OTHER_ARRAYS;
   for (size_t i = 0; i < fill->count; i++) {
     struct view view;
@@ -306,7 +308,7 @@ int32_t recreplay_fill(void *values, const struct recreplay_fill *fill) {
 }
 
 /* The same for a request that was written into the staging memory. */
-int32_t recreplay_in_place(const struct recreplay_fill *fill) {
+static int32_t fill_in_place(const struct recreplay_fill *fill) {
   int bad = 0;
   for (size_t i = 0; i < fill->count; i++) {
     const struct input *input = &fill->inputs[i];
@@ -314,4 +316,18 @@ int32_t recreplay_in_place(const struct recreplay_fill *fill) {
     pad(input, fill->rows, fill->size);
   }
   return bad ? BAD_IDS : FILLED;
+}
+
+/* Builtins of Python's, as recreplay.runtime.builtin_call makes them. */
+static const struct recreplay_fill *bound(void *self) {
+  return PyLong_AsVoidPtr(PyTuple_GetItem(self, 0));
+}
+
+void *recreplay_fill(void *self, void *values) {
+  return PyLong_FromLong(fill_with(values, bound(self)));
+}
+
+void *recreplay_in_place(void *self, void *nothing) {
+  (void)nothing;
+  return PyLong_FromLong(fill_in_place(bound(self)));
 }

@@ -6,11 +6,12 @@ import asyncio
 import gc
 import shutil
 import threading
+import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from recreplay.runtime.errors import (
     RuntimeClosedError,
 )
 from recreplay.runtime.lane import Lane
+from recreplay.runtime.lanes import _Place
 from recreplay.runtime.serving import Serving
 
 
@@ -118,13 +120,16 @@ def test_a_lane_that_works_again_is_kept(shop_path: Path, shop: Any) -> None:
 
 def test_a_broken_lane_is_made_anew(shop_path: Path, shop: Any) -> None:
     with Runtime.load(shop_path, lanes=2) as runtime:
-        for _ in range(2):
-            lane = runtime._lanes.take()
+        lanes = [runtime._lanes.take() for _ in range(2)]
+        for lane in lanes:
             break_lane(lane)
             runtime._lanes.put(lane)
-        for _ in range(2):
-            with pytest.raises(ReplayError):
-                runtime.run(shop.request(3))
+        with pytest.raises(ReplayError):
+            runtime.run(shop.request(3))
+        made = runtime._lanes.take()  # which came back last, and would be the next
+        with pytest.raises(ReplayError):
+            runtime.run(shop.request(3))
+        runtime._lanes.put(made)
         agree(runtime.run(shop.request(3)), shop.answer(shop.request(3)))
         assert runtime.stats()["lanes"] == {"alive": 2, "rebuilt": 2, "retired": 0}
         assert runtime.stats()["failed"] == 2
@@ -135,7 +140,7 @@ def test_a_lane_that_cannot_be_made_anew_is_retired(
 ) -> None:
     with Runtime.load(shop_path, lanes=2) as runtime:
         lanes = [runtime._lanes.take() for _ in range(2)]
-        break_lane(lanes[0])
+        break_lane(lanes[1])
         for lane in lanes:
             runtime._lanes.put(lane)
 
@@ -148,7 +153,7 @@ def test_a_lane_that_cannot_be_made_anew_is_retired(
         agree(runtime.run(shop.request(3)), shop.answer(shop.request(3)))
         assert runtime.stats()["lanes"] == {"alive": 1, "rebuilt": 0, "retired": 1}
         runtime.update_weights({"top.bias": shop.top.bias})  # does not wait for the retired one
-        break_lane(lanes[1])
+        break_lane(lanes[0])
         with pytest.raises(ReplayError):
             runtime.run(shop.request(3))
         message = r"^the last lane failed and could not be made anew \(no memory\)"
@@ -199,21 +204,86 @@ def test_a_lane_is_made_anew_wherever_the_process_has_gone(
 def test_an_interrupted_writer_leaves_the_runtime_serving(
     shop_path: Path, shop: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(timeout: float) -> Lane:
+    def interrupt(place: _Place, timeout: float) -> bool:
         raise KeyboardInterrupt
 
     with Runtime.load(shop_path, lanes=2) as runtime:
-        free = runtime._lanes._free
-        waiting = SimpleNamespace(get=iter([free.get, interrupt]).__next__)
+        held = runtime._lanes.take()
         with monkeypatch.context() as patch:
-            one = SimpleNamespace(put=free.put, get=lambda timeout: waiting.get()(timeout=timeout))
-            patch.setattr(runtime._lanes, "_free", one)
+            patch.setattr(_Place, "sleep", interrupt)
             with pytest.raises(KeyboardInterrupt):
                 runtime.update_weights({"top.bias": shop.top.bias})
+        runtime._lanes.put(held)
         with ThreadPoolExecutor(2) as threads:  # both lanes are free, and nobody waits at the gate
             for got in threads.map(runtime.run, [shop.request(3)] * 4):
                 agree(got, shop.answer(shop.request(3)))
         runtime.update_weights({"top.bias": shop.top.bias})
+
+
+def test_who_waits_learns_of_a_lane_that_an_interrupted_one_was_told_of(
+    shop_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sleep(place: _Place, timeout: float) -> bool:
+        first = len(line) == 1
+        asleep(place, timeout)
+        if first:
+            raise KeyboardInterrupt
+        return True
+
+    asleep = _Place.sleep
+    monkeypatch.setattr(_Place, "sleep", sleep)
+    with Runtime.load(shop_path) as runtime:
+        lanes, line = runtime._lanes, runtime._lanes._line
+        held = lanes.take()
+        with ThreadPoolExecutor(2) as threads:
+            takers = []
+            for at in range(2):
+                takers.append(threads.submit(lanes.take))
+                while len(line) <= at:
+                    time.sleep(0.001)
+                time.sleep(0.05)  # until it sleeps
+            lanes.put(held)
+            with pytest.raises(KeyboardInterrupt):
+                takers[0].result(timeout=10)
+            told = wait_for([takers[1]], timeout=10).done
+            for place in line:
+                place.wake()
+        lanes.put(held)
+        assert told, "a lane was free, and a thread waited for it"
+
+
+def test_threads_take_turns(shop_path: Path, shop: Any) -> None:
+    """A thread that asks again at once is sooner than those that wake up, but not for ever."""
+    request, until = shop.request(3), time.monotonic() + 1
+    with Runtime.load(shop_path) as runtime, ThreadPoolExecutor(4) as threads:
+
+        def ask(_: int) -> int:
+            answered = 0
+            while time.monotonic() < until:
+                runtime.run(request)
+                answered += 1
+            return answered
+
+        assert min(threads.map(ask, range(4))) > 10
+
+
+def test_more_threads_than_lanes_beside_a_writer(shop_path: Path, shop: Any) -> None:
+    requests = [shop.request(rows, seed=rows) for rows in (1, 3, 8)]
+    answers = [shop.answer(request) for request in requests]
+    with Runtime.load(shop_path, lanes=2) as runtime, ThreadPoolExecutor(8) as threads:
+
+        def ask(at: int) -> None:
+            for turn in range(50):
+                which = (at + turn) % len(requests)
+                agree(runtime.run(requests[which]), answers[which])
+
+        asked = [threads.submit(ask, at) for at in range(7)]
+        for _ in range(20):
+            runtime.update_weights({"top.bias": shop.top.bias})
+        for done in asked:
+            done.result(timeout=60)
+        assert runtime.stats()["requests"] == 350
+        assert len(runtime._lanes._free) == 2
 
 
 def test_a_closed_runtime_keeps_no_weights(shop_path: Path, shop: Any) -> None:
