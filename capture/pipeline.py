@@ -213,8 +213,7 @@ def capture(
         constants = {k: v for p in planned for k, v in p.program.constants.items()}
         save_tensors(folder / CONSTANTS, constants)
         progress("writing weights")
-        tables, lowered = write_weights(folder, ingested, planned, known)
-        manifest = replace(manifest, tables=tables, lowered=lowered)
+        manifest = write_weights(folder, manifest, ingested, planned, known)
         progress("recording and verifying")
         lane = LaneLoader(Artifact(folder, manifest), device, "error").lane()
         try:

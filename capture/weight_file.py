@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,20 +16,25 @@ from recreplay.capture.writer import save_tensors
 from recreplay.runtime.artifact import WEIGHTS
 from recreplay.runtime.errors import CaptureError
 from recreplay.runtime.lowered import SCALES, lower, part_names, unfit
-from recreplay.runtime.manifest import TableView
+from recreplay.runtime.manifest import Manifest, TableView
 from recreplay.runtime.weight_copies import KINDS
 from recreplay.runtime.weights import with_views
 
 
 def write_weights(
-    folder: Path, model: Ingested, planned: Sequence[Planned], known: Survey
-) -> tuple[dict[str, TableView], dict[str, str]]:
-    """Write what the planned buckets read; returns the weights that are views of a stack, and what
-    those are stored as that are not float32 any more."""
+    folder: Path, manifest: Manifest, model: Ingested, planned: Sequence[Planned], known: Survey
+) -> Manifest:
+    """Write what the planned buckets read, and say in the manifest which weights are views of a
+    stack, which are stored as something else than float32, which have several names, and which
+    nothing reads."""
     stored, tables = _lay_out(model, planned, known)
     save_tensors(folder / WEIGHTS, stored)
+    names = {*stored, *tables}
     kinds = known.lowering.stored()
-    return tables, {name: kinds[name] for name in sorted(kinds) if name in {**stored, **tables}}
+    lowered = {name: kinds[name] for name in sorted(kinds) if name in names}
+    tied = _tied_names(model, names)
+    unread = tuple(sorted(set(model.exported.state_dict) - names - set(tied)))
+    return replace(manifest, tables=tables, lowered=lowered, tied=tied, unread=unread)
 
 
 def weight_tensors(
@@ -38,6 +43,21 @@ def weight_tensors(
     """The weights as a runtime would have them on `device`."""
     stored, tables = _lay_out(model, planned, known)
     return with_views({name: value.detach().to(device) for name, value in stored.items()}, tables)
+
+
+def _tied_names(model: Ingested, read: Collection[str]) -> dict[str, str]:
+    """Other names of the model for weights that are read, as of tables that two features share."""
+    state = model.exported.state_dict
+    by_memory = {_memory(state[name]): name for name in sorted(read) if name in state}
+    tied = {name: by_memory.get(_memory(value)) for name, value in state.items()}
+    return {k: weight for k, weight in sorted(tied.items()) if weight and k not in read}
+
+
+def _memory(tensor: torch.Tensor) -> object:
+    """The same of two tensors that are one."""
+    if not tensor.numel():
+        return object()
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
 
 
 def _lay_out(

@@ -174,7 +174,12 @@ class Runtime:
 
     def update_weights(self, weights: Mapping[str, Any]) -> None:
         """Write whole weights in place, between replays: all of them or, if one does not fit,
-        none."""
+        none.
+
+        The state of a newly trained model may be given as it is (`model.state_dict()`): of a weight
+        that has several names one or all, with equal values, and what the captured function does
+        not read (`num_batches_tracked` of a normalisation) is left out.
+        """
         self._lending.refuse_borrowers()
         self._refresher.update_weights(weights)
 

@@ -146,6 +146,8 @@ class Manifest:
     table_precision: str = "fp32"  # fp32, fp16 or int8
     max_error: float | None = None  # the bound of errors over scales; None if nothing is lowered
     lowered: dict[str, str] = field(default_factory=dict)  # weight -> type it is stored in
+    tied: dict[str, str] = field(default_factory=dict)  # other names of weights -> the weight
+    unread: tuple[str, ...] = ()  # weights of the model that no bucket reads
     files: dict[str, str] = field(default_factory=dict)  # path -> sha256
 
     def to_json(self) -> dict[str, Any]:
@@ -181,6 +183,8 @@ class Manifest:
             table_precision=data["table_precision"],
             max_error=data["max_error"],
             lowered=dict(data["lowered"]),
+            tied=dict(data["tied"]),
+            unread=tuple(data["unread"]),
             files=dict(data["files"]),
         )
 

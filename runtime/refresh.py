@@ -58,6 +58,7 @@ class Refresher:
 
     def __init__(self, manifest: Manifest, loader: LaneLoader | None, lanes: LanePool) -> None:
         self._lanes = lanes
+        self._tied, self._unread = manifest.tied, frozenset(manifest.unread)
         storages = {view.storage for view in manifest.tables.values()}
         self._storages = {name: view.storage for name, view in manifest.tables.items()}
         weights = {} if loader is None else loader.weights
@@ -74,9 +75,11 @@ class Refresher:
         self._closed = False
 
     def describe(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        names = {**{name: name for name in self._weights}, **self._tied}
+        weights = {name: self._weights[names[name]] for name in sorted(names)}
         return {
             name: (str(weight.dtype).removeprefix("torch."), weight.shape)
-            for name, weight in sorted(self._weights.items())
+            for name, weight in weights.items()
         }
 
     def update_rows(self, table: str, ids: Any, values: Any) -> None:
@@ -108,24 +111,35 @@ class Refresher:
         with self._lanes.all_idle(), torch.no_grad():
             for part, written in zip(weight.parts, new, strict=True):
                 part.index_copy_(0, where, written)
-            self._settle([table])
+            self._settle([self._tied.get(table, table)])
             self.count += 1
 
     def update_weights(self, weights: Mapping[str, Any]) -> None:
         import torch
 
-        found = []
+        found = {}
+        given: dict[str, tuple[str, torch.Tensor]] = {}
         for name, value in weights.items():
+            if name in self._unread:
+                continue
             weight = self._find(name)
             what = f"weight {name!r}"
             new = _tensor(value, what)
             _check_fit(what, new, weight.dtype, weight.shape)
-            found.append((name, weight, weight.stored(what, new)))
+            own = self._tied.get(name, name)
+            other, same = given.setdefault(own, (name, new))
+            if not _equal(same, new, weight.dtype):
+                raise RefreshError(
+                    f"weights {other!r} and {name!r} are one in the captured model, and were given "
+                    "different values; give one of them, or capture a model that has both"
+                )
+            if other == name:
+                found[own] = (weight, weight.stored(what, new))
         with self._lanes.all_idle(), torch.no_grad():
-            for _, weight, written in found:
+            for weight, written in found.values():
                 for part, values in zip(weight.parts, written, strict=True):
                     part.copy_(values)
-            self._settle(list(weights))
+            self._settle(list(found))
             self.count += 1
 
     def _settle(self, names: Sequence[str]) -> None:
@@ -151,10 +165,11 @@ class Refresher:
         if self._closed:
             raise RuntimeClosedError(CLOSED)
         try:
-            return self._weights[name]
+            return self._weights[self._tied.get(name, name)]
         except KeyError:
+            known = ", ".join(sorted({*self._weights, *self._tied}))
             raise RefreshError(
-                f"the captured model has no weight {name!r}; it has {', '.join(self._weights)}"
+                f"the captured model has no weight {name!r}; it has {known}"
             ) from None
 
 
@@ -188,6 +203,16 @@ def _check_fit(what: str, value: torch.Tensor, dtype: torch.dtype, shape: tuple[
             f"{what}: got {_describe(value)}; expected {name}{list(shape)}, or a dtype that widens "
             "to it without loss"
         )
+
+
+def _equal(one: torch.Tensor, other: torch.Tensor, dtype: torch.dtype) -> bool:
+    """As values of `dtype`; NaN is equal to NaN."""
+    import torch
+
+    if one.data_ptr() == other.data_ptr() and one.stride() == other.stride():
+        return True
+    left, right = (tensor.to("cpu", dtype) for tensor in (one, other))
+    return torch.allclose(left, right, rtol=0, atol=0, equal_nan=True)
 
 
 def _describe(value: torch.Tensor) -> str:

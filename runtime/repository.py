@@ -28,6 +28,7 @@ from recreplay.runtime.serving import SERVING, Serving
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")
 _VERSION = re.compile(r"[0-9]{1,18}")
+_CLOSED = "this ModelRepository was closed"
 T = TypeVar("T")
 State = Literal["READY", "UNAVAILABLE", "LOADING"]
 
@@ -117,7 +118,7 @@ class ModelRepository:
         with self._turn(name):
             with self._lock:
                 if self._closed:
-                    raise RuntimeClosedError("this ModelRepository was closed")
+                    raise RuntimeClosedError(_CLOSED)
                 self._loading.add((name, chosen))
             try:
                 served = Served(chosen, self._open(name, chosen))
@@ -138,7 +139,7 @@ class ModelRepository:
             if old is not None:
                 old.runtime.close()
             if closed:
-                raise RuntimeClosedError("this ModelRepository was closed")
+                raise RuntimeClosedError(_CLOSED)
             return served
 
     def load_all(self) -> list[RepositoryError]:
@@ -222,6 +223,8 @@ class ModelRepository:
 
     def _state(self, name: str, version: str, live: Served | None) -> ModelState:
         if live is not None and live.version == version:
+            if self._closed:
+                return ModelState(name, version, "UNAVAILABLE", _CLOSED)
             return ModelState(name, version, "READY", "")
         if (name, version) in self._loading:
             return ModelState(name, version, "LOADING", "")

@@ -188,3 +188,72 @@ def test_arrays_are_written_however_they_lie_in_memory(shop_path: Path, shop: An
             runtime.update_rows("tag.weight", ids, np.zeros((3, 4), "f4"))
             runtime.update_rows("tag.weight", ids_, rows_)
             agree(runtime.run(shop.request(20)), model.answer(shop.request(20)))
+
+
+class Tied(nn.Module):
+    """The history is looked up in the table of the item, and two layers have one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.item, self.past = nn.Embedding(50, 8), nn.Embedding(50, 8)
+        self.past.weight = self.item.weight
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.second.weight = self.first.weight
+        self.top = nn.Linear(8, 1)
+
+    def forward(self, item: Tensor, past: Tensor) -> Tensor:
+        x: Tensor = self.top(self.second(self.first(self.item(item) * self.past(past).mean(1))))
+        return x
+
+
+def test_weights_of_several_names(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    model, other = Tied().eval(), Tied().eval()
+    request = {"item": torch.randint(50, (4,)), "past": torch.randint(50, (4, 3))}
+    capture(model, request, out=tmp_path / "t.rr", buckets=[4], compiler="eager")
+
+    def agree_with(expected: Tied) -> None:
+        agree(runtime.run(request), {"output": expected(**request).detach().numpy()})
+
+    with Runtime.load(tmp_path / "t.rr") as runtime:
+        assert set(runtime.weights()) == set(model.state_dict())
+        runtime.update_weights(other.state_dict())
+        agree_with(other)
+        for turn, name in enumerate(("item.weight", "past.weight")):
+            runtime.update_weights({name: model.item.weight})
+            rows = torch.full((2, 8), float(turn + 2))
+            runtime.update_rows(name, [7, 9], rows)
+            with torch.no_grad():
+                other.item.weight.copy_(model.item.weight)
+                other.item.weight[[7, 9]] = rows
+            agree_with(other)
+        copied = {k: v.clone() for k, v in other.state_dict().items()}
+        copied["item.weight"][3, 3] = copied["past.weight"][3, 3] = torch.nan
+        runtime.update_weights(copied)
+        copied["past.weight"][0, 0] += 1
+        one = r"^weights 'item.weight' and 'past.weight' are one in the captured model, and were"
+        with pytest.raises(RefreshError, match=one):
+            runtime.update_weights(copied)
+
+
+def test_the_state_of_a_model_that_is_not_read_whole(tmp_path: Path) -> None:
+    """A normalisation counts batches, and a tower of training alone is in the state too."""
+
+    def model(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        made = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+        made.add_module("auxiliary", nn.Identity())
+        made.auxiliary.register_parameter("weight", nn.Parameter(torch.rand(2)))
+        made(torch.rand(32, 3))  # so that it has statistics
+        return made.eval()
+
+    request = {"input": torch.rand(4, 3)}
+    capture(model(1), request, out=tmp_path / "n.rr", buckets=[4], compiler="eager")
+    other = model(2)
+    with Runtime.load(tmp_path / "n.rr") as runtime:
+        runtime.update_weights(other.state_dict())
+        agree(runtime.run(request), {"output": other(request["input"]).detach().numpy()})
+        left = set(other.state_dict()) - set(runtime.weights())
+        assert left == {"1.num_batches_tracked", "auxiliary.weight"}
+        with pytest.raises(RefreshError, match=r"^the captured model has no weight 'auxiliary'"):
+            runtime.update_weights({"auxiliary": torch.zeros(2)})

@@ -112,6 +112,8 @@ def test_a_closed_repository(repository: ModelRepository, shop: Any) -> None:
         repository.run("shop", shop.request(1))
     with pytest.raises(RuntimeClosedError):
         repository.load("shop")
+    closed = ModelState("shop", "1", "UNAVAILABLE", "this ModelRepository was closed")
+    assert repository.index() == [closed]
 
 
 def test_swaps_lose_nothing_and_mix_nothing(

@@ -22,7 +22,7 @@ def serve(
         Path, typer.Argument(help="A directory NAME/VERSION/ of artifacts.", show_default=False)
     ],
     host: Annotated[
-        str, typer.Option(help="Address to listen on; 0.0.0.0 for every interface.")
+        str, typer.Option(help="Address to listen on; 0.0.0.0 or :: for every interface.")
     ] = "127.0.0.1",
     http_port: Annotated[
         int, typer.Option(help="HTTP port; 0 takes any.", min=0, max=MOST_PORT)

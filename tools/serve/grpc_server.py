@@ -53,7 +53,8 @@ async def start_grpc(service: Service, host: str, port: int, max_body: int) -> t
     ]
     server = grpc.aio.server(options=options)
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Inference(service), server)
-    bound = server.add_insecure_port(f"{host}:{port}")
+    address = f"[{host}]" if ":" in host else host
+    bound = server.add_insecure_port(f"{address}:{port}")
     await server.start()
     return server, bound
 

@@ -118,8 +118,11 @@ async def _load(service: Service, report: Callable[[str], None]) -> None:
 
 
 def _listen(host: str, port: int) -> socket.socket:
+    six = ":" in host
+    dual = six and socket.has_dualstack_ipv6()  # `::` is every interface, as it is to gRPC
+    family = socket.AF_INET6 if six else socket.AF_INET
     try:
-        return socket.create_server((host, port), backlog=2048)
+        return socket.create_server((host, port), family=family, backlog=2048, dualstack_ipv6=dual)
     except OSError as error:
         raise RecReplayError(
             f"cannot listen on {host}:{port}: {error}; choose another by --http-port, or 0 for any"

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("starlette")
-pytest.importorskip("tritonclient.grpc")
+grpcclient = pytest.importorskip("tritonclient.grpc")
 
 
 def body(request: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -247,3 +247,12 @@ def test_a_port_that_is_taken(server: Any, make_root: Any) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert f"cannot listen on 127.0.0.1:{server.http}" in done.stderr
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 here")
+def test_every_interface_of_both_protocols(own_server: Any) -> None:
+    server = own_server("--host", "::")
+    for host in ("127.0.0.1", "[::1]"):
+        assert httpx.get(f"http://{host}:{server.http}/v2/health/ready").status_code == 200
+        assert httpx.get(f"http://{host}:{server.metrics}/metrics").status_code == 200
+        assert grpcclient.InferenceServerClient(f"{host}:{server.grpc}").is_server_ready()
