@@ -30,7 +30,7 @@ def write_weights(
     stored, tables = _lay_out(model, planned, known)
     save_tensors(folder / WEIGHTS, stored)
     names = {*stored, *tables}
-    kinds = known.lowering.stored()
+    kinds: Mapping[str, str] = known.lowering.stored()
     lowered = {name: kinds[name] for name in sorted(kinds) if name in names}
     tied = _tied_names(model, names)
     unread = tuple(sorted(set(model.exported.state_dict) - names - set(tied)))
