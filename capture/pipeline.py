@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -226,7 +225,6 @@ def capture(
         save_tensors(folder / SELFTEST, stored | answers)
         write_graph(folder, [p.graph for p in planned])
         write_program(folder, ingested)
-        gc.collect()
         seconds = round(time.perf_counter() - begun, 2)
         return seal(folder, replace(manifest, parity=tuple(parity), capture_seconds=seconds))
 

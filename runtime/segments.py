@@ -50,15 +50,19 @@ class EagerPackage:
         pairs = list(outputs)
         kind = self._device.type
 
-        def launch() -> None:
-            if torch.is_autocast_enabled(kind):  # the caller's; it is no part of the model
-                with torch.autocast(kind, enabled=False):
-                    launch()
-                return
+        def compute() -> None:
             with torch.inference_mode():
                 for out, result in zip(pairs, run(), strict=True):
                     if result is not out:
                         out.copy_(result)
+
+        # Not a function that calls itself: it would keep the tensors until garbage is collected.
+        def launch() -> None:
+            if torch.is_autocast_enabled(kind):  # the caller's; it is no part of the model
+                with torch.autocast(kind, enabled=False):
+                    compute()
+            else:
+                compute()
 
         return launch
 

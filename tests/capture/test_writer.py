@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from recreplay.capture import capture, writer
+from recreplay.capture import capture, pipeline, writer
 from recreplay.capture.writer import artifact_folder, save_tensors
 from recreplay.runtime import Runtime
 from recreplay.runtime.artifact import open_artifact
 from recreplay.runtime.errors import CaptureError, ParityError
+from recreplay.runtime.lane import Lane
+from recreplay.runtime.loading import LaneLoader
 
 X = torch.arange(12, dtype=torch.float32).reshape(4, 3)
 
@@ -235,6 +238,23 @@ def test_a_replay_unlike_eager_writes_nothing(tmp_path: Path) -> None:
     with pytest.raises(ParityError, match=message):
         make(tmp_path / "m.rr", model, progress=drift)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_weights_of_an_artifact_go_when_the_capture_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not with the next collection of garbage: tables take gigabytes."""
+    loaded: list[weakref.ref[Tensor]] = []
+
+    class Watched(LaneLoader):
+        def lane(self) -> Lane:
+            loaded.extend(weakref.ref(weight) for weight in self.weights.values())
+            return super().lane()
+
+    monkeypatch.setattr(pipeline, "LaneLoader", Watched)
+    make(tmp_path / "m.rr", nn.Linear(3, 2))
+    assert len(loaded) == 2
+    assert [weight() for weight in loaded] == [None, None]
 
 
 def test_the_tolerance_is_the_callers(tmp_path: Path) -> None:
