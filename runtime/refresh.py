@@ -75,11 +75,10 @@ class Refresher:
         self._closed = False
 
     def describe(self) -> dict[str, tuple[str, tuple[int, ...]]]:
-        names = {**{name: name for name in self._weights}, **self._tied}
-        weights = {name: self._weights[names[name]] for name in sorted(names)}
+        tied = {k: self._weights[name] for k, name in self._tied.items() if name in self._weights}
         return {
             name: (str(weight.dtype).removeprefix("torch."), weight.shape)
-            for name, weight in weights.items()
+            for name, weight in sorted((self._weights | tied).items())
         }
 
     def update_rows(self, table: str, ids: Any, values: Any) -> None:

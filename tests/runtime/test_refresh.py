@@ -234,6 +234,7 @@ def test_weights_of_several_names(tmp_path: Path) -> None:
         one = r"^weights 'item.weight' and 'past.weight' are one in the captured model, and were"
         with pytest.raises(RefreshError, match=one):
             runtime.update_weights(copied)
+    assert runtime.weights() == {}  # it is closed
 
 
 def test_the_state_of_a_model_that_is_not_read_whole(tmp_path: Path) -> None:
