@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 import sys
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
@@ -38,27 +39,37 @@ class _Commands(TyperGroup):
     """Ends every command alike: an error of ours, or of a file, is one line; anything else is a bug
     and keeps its traceback."""
 
+    def make_context(self, *given: Any, **named: Any) -> Any:
+        with _one_line():  # the help of all commands is printed here
+            return super().make_context(*given, **named)
+
     def invoke(self, ctx: Any) -> Any:
-        try:
+        with _one_line():
             found = super().invoke(ctx)
             sys.stdout.flush()  # what cannot be written is an error of the command
-        except KeyboardInterrupt:
-            report_error("interrupted; nothing was written", prefix="")
-            raise typer.Exit(INTERRUPTED) from None
-        except OSError as error:
-            if error.errno == errno.EPIPE:
-                raise  # who read has left, which typer takes for an end without words
-            report_error(_file_error(error))
-            _drop_output()
-            raise typer.Exit(1) from None
-        except Exception as error:
-            from recreplay.runtime.errors import RecReplayError
-
-            if not isinstance(error, RecReplayError):
-                raise
-            report_error(str(error))
-            raise typer.Exit(1) from None
         return found
+
+
+@contextlib.contextmanager
+def _one_line() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        report_error("interrupted; nothing was written", prefix="")
+        raise typer.Exit(INTERRUPTED) from None
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            raise  # who read has left, which typer takes for an end without words
+        report_error(_file_error(error))
+        _drop_output()
+        raise typer.Exit(1) from None
+    except Exception as error:
+        from recreplay.runtime.errors import RecReplayError
+
+        if not isinstance(error, RecReplayError):
+            raise
+        report_error(str(error))
+        raise typer.Exit(1) from None
 
 
 def _file_error(error: OSError) -> str:

@@ -128,14 +128,14 @@ def test_a_model_that_ends_the_process_does_not_pass_for_captured(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
-def test_a_result_that_cannot_be_written_is_an_error(captured: tuple[Path, Any]) -> None:
+@pytest.mark.parametrize("command", [["inspect", "ARTIFACT", "--json"], ["--help"]])
+def test_a_result_that_cannot_be_written_is_an_error(
+    captured: tuple[Path, Any], command: list[str]
+) -> None:
+    arguments = [str(captured[0]) if part == "ARTIFACT" else part for part in command]
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            [*COMMAND, "inspect", str(captured[0]), "--json"],
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
+            [*COMMAND, *arguments], stdout=full, stderr=subprocess.PIPE, text=True, check=False
         )
     assert done.returncode == 1
     assert done.stderr == "error: cannot read or write: [Errno 28] No space left on device\n"
