@@ -18,7 +18,7 @@ from recreplay.runtime.errors import CaptureError
 from recreplay.runtime.lowered import SCALES, lower, part_names, unfit
 from recreplay.runtime.manifest import Manifest, TableView
 from recreplay.runtime.weight_copies import KINDS
-from recreplay.runtime.weights import with_views
+from recreplay.runtime.weights import memory_of, with_views
 
 
 def write_weights(
@@ -48,16 +48,9 @@ def weight_tensors(
 def _tied_names(model: Ingested, read: Collection[str]) -> dict[str, str]:
     """Other names of the model for weights that are read, as of tables that two features share."""
     state = model.exported.state_dict
-    by_memory = {_memory(state[name]): name for name in sorted(read) if name in state}
-    tied = {name: by_memory.get(_memory(value)) for name, value in state.items()}
+    by_memory = {memory_of(state[name]): name for name in sorted(read) if name in state}
+    tied = {name: by_memory.get(memory_of(value)) for name, value in state.items()}
     return {k: weight for k, weight in sorted(tied.items()) if weight and k not in read}
-
-
-def _memory(tensor: torch.Tensor) -> object:
-    """The same of two tensors that are one."""
-    if not tensor.numel():
-        return object()
-    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
 
 
 def _lay_out(

@@ -84,7 +84,7 @@ class Refresher:
     def update_rows(self, table: str, ids: Any, values: Any) -> None:
         import torch
 
-        weight = self._find(table)
+        own, weight = self._find(table)
         where = _tensor(ids, f"ids of table {table!r}").cpu()
         rows = _tensor(values, f"rows of table {table!r}")
         if where.ndim != 1 or where.is_floating_point() or where.dtype == torch.bool:
@@ -110,30 +110,31 @@ class Refresher:
         with self._lanes.all_idle(), torch.no_grad():
             for part, written in zip(weight.parts, new, strict=True):
                 part.index_copy_(0, where, written)
-            self._settle([self._tied.get(table, table)])
+            self._settle([own])
             self.count += 1
 
     def update_weights(self, weights: Mapping[str, Any]) -> None:
         import torch
 
-        found = {}
+        found: dict[str, tuple[_Weight, tuple[torch.Tensor, ...]]] = {}
         given: dict[str, tuple[str, torch.Tensor]] = {}
         for name, value in weights.items():
             if name in self._unread:
                 continue
-            weight = self._find(name)
+            own, weight = self._find(name)
             what = f"weight {name!r}"
             new = _tensor(value, what)
             _check_fit(what, new, weight.dtype, weight.shape)
-            own = self._tied.get(name, name)
-            other, same = given.setdefault(own, (name, new))
+            if own not in given:
+                given[own] = name, new
+                found[own] = weight, weight.stored(what, new)
+                continue
+            other, same = given[own]
             if not _equal(same, new, weight.dtype):
                 raise RefreshError(
                     f"weights {other!r} and {name!r} are one in the captured model, and were given "
                     "different values; give one of them, or capture a model that has both"
                 )
-            if other == name:
-                found[own] = (weight, weight.stored(what, new))
         with self._lanes.all_idle(), torch.no_grad():
             for weight, written in found.values():
                 for part, values in zip(weight.parts, written, strict=True):
@@ -160,11 +161,13 @@ class Refresher:
         self._closed = True
         self._weights.clear()
 
-    def _find(self, name: str) -> _Weight:
+    def _find(self, name: str) -> tuple[str, _Weight]:
+        """The weight's own name, and the weight."""
         if self._closed:
             raise RuntimeClosedError(CLOSED)
         try:
-            return self._weights[self._tied.get(name, name)]
+            own = self._tied.get(name, name)
+            return own, self._weights[own]
         except KeyError:
             known = ", ".join(sorted({*self._weights, *self._tied}))
             raise RefreshError(
@@ -208,7 +211,9 @@ def _equal(one: torch.Tensor, other: torch.Tensor, dtype: torch.dtype) -> bool:
     """As values of `dtype`; NaN is equal to NaN."""
     import torch
 
-    if one.data_ptr() == other.data_ptr() and one.stride() == other.stride():
+    from recreplay.runtime.weights import memory_of
+
+    if memory_of(one) == memory_of(other):
         return True
     left, right = (tensor.to("cpu", dtype) for tensor in (one, other))
     return torch.allclose(left, right, rtol=0, atol=0, equal_nan=True)

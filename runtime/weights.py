@@ -26,6 +26,13 @@ def load_tensors(path: Path, device: torch.device) -> dict[str, torch.Tensor]:
     return loaded
 
 
+def memory_of(tensor: torch.Tensor) -> object:
+    """The same of two tensors that are one; of empty ones, nothing is the same."""
+    if not tensor.numel():
+        return object()
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+
+
 def with_views(
     stored: Mapping[str, torch.Tensor], tables: Mapping[str, TableView]
 ) -> dict[str, torch.Tensor]:
