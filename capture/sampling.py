@@ -7,11 +7,26 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
+from safetensors.torch import load_file
 
 from recreplay.capture.division import division_of, starts_of
+from recreplay.runtime.artifact import SELFTEST, Artifact, stored_request
 from recreplay.runtime.spec import IdBound, InputSpec
 
 Room = Literal["typical", "none", "full"]
+
+
+def sample_stored(
+    artifact: Artifact, rows: int, seeds: Sequence[int]
+) -> list[dict[str, torch.Tensor]]:
+    """A request for each seed, drawn from the largest that the artifact stores: no model is
+    needed."""
+    manifest = artifact.manifest
+    example = stored_request(load_file(artifact.path / SELFTEST), manifest.buckets[-1].size)
+    return [
+        sample_request(manifest.inputs, manifest.bounds, example, rows, seed, users=manifest.users)
+        for seed in seeds
+    ]
 
 
 def sample_request(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from recreplay.runtime.artifact import SELFTEST, Artifact, stored_request
+from recreplay.runtime.artifact import Artifact
 
 if TYPE_CHECKING:
     from recreplay.tools.target import Target
@@ -32,17 +32,9 @@ def random_requests(
     seeds = range(1000 * seed, 1000 * seed + count)
     if isinstance(target.model, Ranker):
         return [target.model.example_inputs(rows, s) for s in seeds]
-    from safetensors.torch import load_file
+    from recreplay.capture.sampling import sample_stored
 
-    from recreplay.capture.sampling import sample_request
-
-    manifest = artifact.manifest
-    stored = load_file(artifact.path / SELFTEST)
-    example = stored_request(stored, manifest.buckets[-1].size)
-    return [
-        sample_request(manifest.inputs, manifest.bounds, example, rows, s, users=manifest.users)
-        for s in seeds
-    ]
+    return sample_stored(artifact, rows, seeds)
 
 
 def as_arrays(request: dict[str, Tensor]) -> dict[str, Array]:
