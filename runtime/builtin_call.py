@@ -36,10 +36,8 @@ def builtin(
     name = str(function.__name__).encode()
     method = _Method(name, ctypes.cast(function, ctypes.c_void_p), arguments, None)
     new = ctypes.pythonapi.PyCFunction_NewEx
-    new.restype, new.argtypes = (
-        ctypes.py_object,
-        [ctypes.c_void_p, ctypes.py_object, ctypes.c_void_p],
-    )
+    new.restype = ctypes.py_object
+    new.argtypes = [ctypes.c_void_p, ctypes.py_object, ctypes.c_void_p]
     # Python reads the method as long as `self` lives, which therefore keeps it.
     bound = (ctypes.addressof(struct), struct, method, kept)
     made: Callable[..., Any] = new(ctypes.addressof(method), bound, None)

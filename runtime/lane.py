@@ -53,7 +53,6 @@ class Prepared:
 
     bucket: int
     rows: int
-    counted_as: tuple[int, int]  # bucket and rows
     fill: Fill | NativeFill | MixedFill
     replay: Launch
     replay_fed: Launch
@@ -131,7 +130,6 @@ class Lane:
             found = self._prepared[size, n] = Prepared(
                 size,
                 n,
-                (size, n),
                 captured.filler.prepare(n),
                 captured.graph.replay,
                 captured.graph.replay_fed,

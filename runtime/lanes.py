@@ -2,9 +2,9 @@
 
 A request takes a lane off a list and puts it back, and locks nothing unless there is none. Then
 threads stand in line, and are woken one by one. A thread that runs may be sooner than one that
-wakes up, which keeps lanes busy, but only until the first in line has waited for 5 ms:
-else one thread would take the same lane again and again, and the others never. A writer closes the
-gate, waits until every lane has come back, writes, and opens it: no replay sees half of a write.
+wakes up, which keeps lanes busy, but only until the first in line has waited for 5 ms: else one
+thread would take the same lane again and again, and the others never. A writer closes the gate,
+waits until every lane has come back, writes, and opens it: no replay sees half of a write.
 """
 
 from __future__ import annotations
@@ -194,8 +194,8 @@ class LanePool:
                 with self._moving:
                     if self._ended is not None:
                         raise self._ended
-                    if self._line[0] is place and self._free:
-                        with suppress(IndexError):  # who did not stand in line was sooner
+                    if self._line[0] is place:
+                        with suppress(IndexError):  # none is free
                             return self._free.pop()
                 if not place.sleep(timeout):
                     return None

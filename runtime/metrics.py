@@ -19,8 +19,9 @@ class Metrics:
     capacity_splits: int = 0  # requests in more parts than their rows need
     replays: dict[tuple[int, int], int] = field(default_factory=dict)  # by bucket and rows
 
-    def count(self, bucket_and_rows: tuple[int, int], clamped: int) -> None:
-        self.replays[bucket_and_rows] = self.replays.get(bucket_and_rows, 0) + 1
+    def count(self, bucket: int, rows: int, clamped: int) -> None:
+        key = bucket, rows
+        self.replays[key] = self.replays.get(key, 0) + 1
         if clamped:
             self.clamped_ids += clamped
 

@@ -94,7 +94,7 @@ class Replayer:
                 f"replaying bucket {prepared.bucket} failed: {error}; ids that no check covers are "
                 f"the usual cause (tables: {open_tables}; all with check='off')"
             ) from error
-        lane.metrics.count(prepared.counted_as, clamped)
+        lane.metrics.count(prepared.bucket, prepared.rows, clamped)
         results = {}
         # No comprehension: in this Python it is a function of its own, made and called each time,
         # which costs 2 to 5 us after a replay has driven it out of the caches.

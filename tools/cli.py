@@ -52,6 +52,7 @@ class _Commands(TyperGroup):
 
 @contextlib.contextmanager
 def _one_line() -> Iterator[None]:
+    """What ends a command is one line, and its exit code."""
     try:
         yield
     except KeyboardInterrupt:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -384,33 +382,6 @@ def test_a_library_that_cannot_read_arrays_is_not_used(tmp_path: Path) -> None:
     reads = library._reads
     library._reads = lambda probe, kind, data, *rest: reads(probe, kind, data + 8, *rest)
     assert not library.reads_arrays()
-
-
-def test_what_calls_a_library_may_outlive_it(tmp_path: Path) -> None:
-    """Python reads where a builtin's function is when the builtin goes; in a process of its own,
-    which that would end."""
-    build_c_library("fill.c", tmp_path / "fill.so")
-    script = f"""
-import gc
-from pathlib import Path
-from filling import Staged, bucket
-from recreplay.runtime.native_fill import FillLibrary
-path = Path({str(tmp_path / "fill.so")!r})
-Staged.library = FillLibrary(path)
-staged = Staged(bucket(2, [("a", "int64", ())]), [])
-fill = staged.filler.prepare(1)
-assert fill.in_place() == 0
-Staged.library.close()
-assert str(path) not in Path("/proc/self/maps").read_text()
-del fill, staged
-gc.collect()
-print("still here")
-"""
-    command = [sys.executable, "-c", script]
-    done = subprocess.run(
-        command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=120
-    )
-    assert done.stdout == "still here\n", done.stderr
 
 
 @st.composite
