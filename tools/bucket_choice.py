@@ -21,6 +21,7 @@ from recreplay.capture.buckets import (
     steps_of_eight,
 )
 from recreplay.runtime.errors import InputError
+from recreplay.tools.files import why_unread
 from recreplay.tools.query_sizes import DISTRIBUTIONS, MOST, draw_sizes, histogram
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def read_sizes(text: str) -> dict[int, int]:
     try:
         array = np.load(path, allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
-        raise InputError(f"{path} is not an .npy file: {error}") from error
+        raise InputError(f"{path} is not an .npy file: {why_unread(error)}") from error
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu" or array.size == 0:
         raise InputError(f"{path}: expected an array of whole numbers, the rows of each request")
     found = histogram(array.ravel())

@@ -23,6 +23,13 @@ from recreplay.runtime.scratch import drop_scratch, make_scratch
 Array = np.ndarray[Any, Any]
 
 
+def why_unread(error: Exception) -> str:
+    """What `np.load` says, but for its advice to unpickle whatever it does not know."""
+    if "allow_pickle" in str(error):
+        return "numpy did not write it, or it holds Python objects"
+    return str(error)
+
+
 def read_npz(path: Path) -> dict[str, Array]:
     """All arrays of an .npz file by name. Pickled objects are refused, not loaded."""
     if not path.is_file():
@@ -30,7 +37,7 @@ def read_npz(path: Path) -> dict[str, Array]:
     try:
         loaded = np.load(path, allow_pickle=False)
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} is not an .npz file: {error}") from error
+        raise InputError(f"{path} is not an .npz file: {why_unread(error)}") from error
     if not isinstance(loaded, np.lib.npyio.NpzFile):
         raise InputError(
             f"{path} holds one array without a name; expected an .npz with an array for each input "

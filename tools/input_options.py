@@ -86,11 +86,14 @@ def _from_traffic(path: Path) -> int:
     import numpy as np
 
     from recreplay.capture.declared import usual_capacity
+    from recreplay.tools.files import why_unread
 
     try:
         lengths = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise CaptureError(f"--capacity: {path} is not a .npy file of lengths: {error}") from error
+        raise CaptureError(
+            f"--capacity: {path} is not a .npy file of lengths: {why_unread(error)}"
+        ) from error
     if lengths.ndim != 1 or not lengths.size or lengths.dtype.kind not in "iu" or lengths.min() < 0:
         raise CaptureError(
             f"--capacity: {path} holds {lengths.dtype}{list(lengths.shape)}; expected integers of "
