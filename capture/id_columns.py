@@ -32,7 +32,7 @@ COPIES = {
     aten.contiguous.default,
 }
 # Operators that give elements of their first argument, by where these are and not by what they are.
-_TAKES = {
+TAKES = {
     *RESHAPES,
     aten.select.int,
     aten.slice.Tensor,
@@ -44,7 +44,7 @@ _TAKES = {
 }
 _KEEPS = {*COPIES, aten.alias.default}
 # Operators that put the elements of several together.
-_JOINS = {aten.stack.default, aten.cat.default}
+JOINS = {aten.stack.default, aten.cat.default}
 _INPUT = "input:"
 _Place = tuple[str, int | None]  # an input, and its column where it has columns
 
@@ -66,7 +66,7 @@ def _take(node: fx.Node, places: list[_Place]) -> object:
     """What `node` gives where each id is the number of its place, which is added to `places`."""
     if node.op == "placeholder":
         return _numbers(node, places)
-    if node.target not in _TAKES | _KEEPS | _JOINS:
+    if node.target not in TAKES | _KEEPS | JOINS:
         return None
     given = node.args[0]
     before = [given] if isinstance(given, fx.Node) else given
@@ -79,7 +79,7 @@ def _take(node: fx.Node, places: list[_Place]) -> object:
         return taken[0]
     view = node.target in (aten.view.default, aten._unsafe_view.default)
     function = aten.reshape.default if view else node.target  # a marker's memory is another's
-    first = taken if node.target in _JOINS else taken[0]
+    first = taken if node.target in JOINS else taken[0]
     return function(first, *node.args[1:], **node.kwargs)  # type: ignore[operator]
 
 
@@ -113,12 +113,12 @@ def _holds(ids: fx.Node, rows: int) -> bool:
     """Whether a value is of integers that no id of so many rows is too large for."""
     value = ids.meta.get("val")
     if not isinstance(value, torch.Tensor):  # several, of which only one are ids
-        return ids.target in _TAKES
+        return ids.target in TAKES
     whole = not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
     return whole and torch.iinfo(value.dtype).max >= rows - 1
 
 
 def _passes(node: fx.Node) -> bool:
     """Whether a node gives some or all of its argument's ids unchanged."""
-    known = node.target in _TAKES | _KEEPS
+    known = node.target in TAKES | _KEEPS
     return node.op == "call_function" and known and isinstance(node.args[0], fx.Node)

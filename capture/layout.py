@@ -47,16 +47,22 @@ def lay_out(
 def _inputs(
     program: Program, inputs: Sequence[InputSpec], shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[tuple[Slot, ...], tuple[Slot, ...]]:
-    """Groups that are staged together side by side, each other input on a boundary of its own."""
-    specs = {spec.name: spec for spec in inputs}
+    """Groups that are staged together side by side, each other input on a boundary of its own.
+
+    What the program reads narrower than the model has it is staged so.
+    """
+    read = {
+        str(node.target): str(node.meta["val"].dtype).removeprefix("torch.")
+        for node in program.graph.find_nodes(op="placeholder")
+    }
+    dtypes = {spec.name: read.get(f"input:{spec.name}", spec.dtype) for spec in inputs}
     slots: dict[str, Slot] = {}
     staged = []
     end = 0
     for group, names in program.staged.items():
         end = start = align(end)
         for name in names:
-            spec = specs[name]
-            slots[name] = Slot(name, spec.dtype, shapes[name], end)
+            slots[name] = Slot(name, read[f"staged:{group}"], shapes[name], end)
             end += slots[name].nbytes
         first = slots[names[0]]
         items = (end - start) // (first.nbytes // _items(first))
@@ -64,7 +70,7 @@ def _inputs(
     for spec in inputs:
         if spec.name not in slots:
             end = align(end)
-            slots[spec.name] = Slot(spec.name, spec.dtype, shapes[spec.name], end)
+            slots[spec.name] = Slot(spec.name, dtypes[spec.name], shapes[spec.name], end)
             end += slots[spec.name].nbytes
     return tuple(slots[spec.name] for spec in inputs), tuple(staged)
 

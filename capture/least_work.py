@@ -50,6 +50,15 @@ def least_work(program: Program) -> Cost:
     return Cost(nbytes, flops)
 
 
+def crossing(program: Program) -> int:
+    """Bytes of one bucket's inputs and outputs, which a device of its own memory is sent and sends
+    back."""
+    inputs = [
+        n for n in program.graph.find_nodes(op="placeholder") if str(n.target).startswith("input:")
+    ]
+    return sum(_nbytes(n.meta["val"]) for n in [*inputs, *program.outputs.values()])
+
+
 def _must_be_read(node: fx.Node) -> bool:
     """Whether it is an input or a weight; constants may be compiled in."""
     return node.op == "placeholder" and not str(node.target).startswith("const:")

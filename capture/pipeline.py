@@ -43,6 +43,7 @@ from recreplay.runtime.manifest import Manifest
 from recreplay.runtime.mixed import make_checker
 
 REWRITES = (
+    "narrow_ids",
     "stack_lookups",
     "group_lookups",
     "split_linears",
@@ -151,7 +152,7 @@ def capture(
             users=users,
         )
         refuse_mixing(ingested, (), rtol, atol)
-        known = survey(ingested, sizes[0], applied, lowest)
+        known = survey(ingested, sizes[0], applied, lowest, target.type)
         if known.bounds:  # rows of the example may be alike, so that mixing them does not show
             refuse_mixing(ingested, known.bounds, rtol, atol)
         for name in known.lowering.left:

@@ -25,6 +25,7 @@ from recreplay.capture.rewrites.inline_linears import inline_linears
 from recreplay.capture.rewrites.join_pieces import join_pieces
 from recreplay.capture.rewrites.lower_products import lower_products
 from recreplay.capture.rewrites.lower_tables import lower_tables
+from recreplay.capture.rewrites.narrow_ids import narrow_ids, narrowed
 from recreplay.capture.rewrites.pack_linears import pack_large_linears, pack_linears
 from recreplay.capture.rewrites.split_linears import split_linears
 from recreplay.capture.rewrites.spread_bags import spread_bags
@@ -64,15 +65,23 @@ class Survey:
     branches: tuple[WeightStack, ...]
     groups: tuple[TableGroup, ...] = ()
     lowering: Lowering = NOTHING
+    narrowed: frozenset[str] = frozenset()  # inputs that may be staged as int32
 
 
 def survey(
-    model: Ingested, size: int, rewrites: Sequence[str], precision: Precision = FULL
+    model: Ingested,
+    size: int,
+    rewrites: Sequence[str],
+    precision: Precision = FULL,
+    device: str = "cpu",
 ) -> Survey:
     """`rewrites`: all that any choice applies. How weights are stored follows from them."""
     program = specialise(model, size)
     lowering = find_lowering(program, precision)
     bounds, unchecked = id_bounds(program)
+    narrow = narrowed(model.inputs, bounds, device)
+    if "narrow_ids" in rewrites:
+        narrow_ids(program, narrow)
     tables = plan_stacks(program, lowering) if "stack_lookups" in rewrites else []
     groups = plan_groups(program, tables, lowering) if "group_lookups" in rewrites else []
     branches: list[WeightStack] = []
@@ -88,6 +97,7 @@ def survey(
         branches=tuple(branches),
         groups=tuple(groups),
         lowering=lowering,
+        narrowed=narrow,
     )
 
 
@@ -131,7 +141,9 @@ def sources(graph: fx.Graph, *kinds: str) -> list[str]:
 
 
 def _rewrite(program: Program, choice: Choice, known: Survey, smallest: bool) -> None:
-    # First, so that only what it cannot take is stacked.
+    if "narrow_ids" in choice.rewrites:
+        narrow_ids(program, known.narrowed)
+    # Before stacking, so that only what it cannot take is stacked.
     if "group_lookups" in choice.rewrites:
         group_lookups(program, known.groups)
     if "stack_lookups" in choice.rewrites:

@@ -78,7 +78,8 @@ class Borrow:
     __slots__ = ("_ended", "_lane", "_lending", "_owner", "_prepared", "_rows", "inputs")
     # Views `[n, ...]` by input name, of exactly the captured dtypes: numpy casts what is assigned
     # to them, a float to an int without a word. They hold what the request before left in them, and
-    # belong to somebody else once the block has ended.
+    # belong to somebody else once the block has ended. Of ids that are staged narrower they are
+    # memory beside it, which `run` reads: narrowed by an assignment, 2**32 + 5 would become 5.
     inputs: dict[str, Array]
 
     def __init__(self, lending: Lending, rows: int) -> None:

@@ -137,7 +137,9 @@ class Runtime:
                 request.inputs["ids_0"][:] = ids
                 scores = request.run()["output"]
 
-        `inputs` are views `[n, ...]`. The block has a lane for itself: with one lane, all other
+        `inputs` are views `[n, ...]` (ids that are staged as int32 are copied once, to be checked
+        before they are narrowed; capture with int32 examples to write them as they are staged). The
+        block has a lane for itself: with one lane, all other
         requests wait until it ends. Raises `BorrowError` if n is not 1 to the largest bucket, if
         the model has jagged inputs or a user side, or if this thread holds a borrow already, since
         a thread that takes the last lane twice waits for itself.

@@ -70,6 +70,7 @@ class Feeder:
     def __init__(self, bucket: Bucket, filler: Filler, staging: Staging, device: Device) -> None:
         self._staging, self._device, self._checks = staging, device, filler.checks
         slots = {slot.name: slot for slot in bucket.inputs}
+        self._wide = [name in filler.wide for name in filler.order]
         self._host = [slots[name].view(staging.host) for name in filler.order]
         self._views = [tensor_view(staging.device, slots[name]) for name in filler.order]
         self._blocks = [_on_device(block, staging.device) for block in filler.blocks]
@@ -86,20 +87,36 @@ class Feeder:
         with torch.inference_mode(), self._device.feeding():
             if on_host:
                 for i in on_host:
+                    if self._wide[i] and not _fit(values[i], self._host[i].dtype):
+                        return False
                     self._host[i][:n] = values[i]
                 self._staging.upload()  # of all, so before what is on the device is copied
             torch._foreach_copy_([self._views[i][:n] for i in fed], [values[i] for i in fed])
-            found = []
+            # Copying narrows: what does not fit has to be found in what was given.
+            wide = [(values[i], self._views[i].dtype) for i in fed if self._wide[i]]
+            found = [_all_fit(ids, dtype) for ids, dtype in wide]
             for block in self._blocks:
                 block.pad(n)
                 if self._checks:
                     found += block.checks(n)
             return not found or bool(torch.stack(found).all())
 
-    def fetch(self) -> None:
-        """Bring the inputs to the host's staging memory."""
+    def fetch(self, values: Sequence[Any]) -> list[Array]:
+        """The same inputs, all of them on the host."""
         with self._device.feeding():
-            self._staging.host[...] = self._staging.device.cpu().numpy()
+            return [
+                v if isinstance(v, np.ndarray) else v.cpu().resolve_neg().numpy() for v in values
+            ]
+
+
+def _fit(ids: Array, dtype: np.dtype[Any]) -> bool:
+    limits = np.iinfo(dtype)
+    return bool(limits.min <= ids.min() and ids.max() <= limits.max)
+
+
+def _all_fit(ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    limits = torch.iinfo(dtype)
+    return ((ids >= limits.min) & (ids <= limits.max)).all()
 
 
 def _all_in_range(ids: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:

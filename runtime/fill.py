@@ -16,7 +16,8 @@ from recreplay.runtime.errors import IdRangeError
 from recreplay.runtime.id_check import IdCheck, column_check, whole_check
 from recreplay.runtime.ids import clamp_ids, out_of_range
 from recreplay.runtime.manifest import Bucket
-from recreplay.runtime.spec import DTYPES, IdBound
+from recreplay.runtime.narrow import narrow_ids
+from recreplay.runtime.spec import DTYPES, IdBound, InputSpec
 
 if TYPE_CHECKING:
     from recreplay.runtime.native_fill import FillLibrary, NativeFill
@@ -57,9 +58,15 @@ class Fill:
         Raises TypeError or ValueError if a value is no array of exactly the staged dtype and
         shape.
         """
-        for view, value in zip(self._views, values, strict=True):
+        filler = self._filler
+        for name, view, value in zip(filler.order, self._views, values, strict=True):
             if type(value) is not np.ndarray:
                 raise TypeError(f"expected a numpy array; got {type(value).__name__}")
+            wide = filler.wide.get(name)
+            if wide is not None and value.dtype == wide:
+                if value.shape != view.shape:
+                    raise ValueError(f"expected an array of shape {view.shape}; got {value.shape}")
+                value = filler.narrow(name, value, view.dtype, first_row)
             np.concatenate((value,), out=view, casting="no")  # an assignment would cast
         return self.in_place(first_row)
 
@@ -72,18 +79,23 @@ class Fill:
 
 
 class Filler:
-    """Fills the staging memory of one bucket of one lane. Requests come in `order`, by name."""
+    """Fills the staging memory of one bucket of one lane. Requests come in `order`, by name.
+
+    Inputs in `wide` have ids of that dtype in requests, and narrower ones in staging.
+    """
 
     def __init__(
         self,
         bucket: Bucket,
-        order: Sequence[str],
+        specs: Sequence[InputSpec],
         bounds: Sequence[IdBound],
         memory: Array,
         check: Check,
         library: FillLibrary | None = None,
     ) -> None:
-        self.order = tuple(order)
+        self.order = tuple(spec.name for spec in specs)
+        self.wide = bucket.wide(specs)
+        self.bounded = {b.input for b in bounds}
         integers = {s.name for s in bucket.inputs if DTYPES[s.dtype].kind in "iu"}
         whole = {b.input: b for b in bounds if b.column is None and b.input in integers}
         parts: dict[str, list[IdBound]] = {}
@@ -100,6 +112,14 @@ class Filler:
     def prepare(self, n: int) -> Fill | NativeFill:
         """The copy, padding and check of requests of `n` rows."""
         return Fill(self, n) if self._library is None else self._library.prepare(self, n)
+
+    def narrow(self, name: str, ids: Array, dtype: np.dtype[Any], first_row: int) -> Array:
+        """Ids of an input in `wide` as they are staged. Raises IdRangeError for what does not fit,
+        or makes it fit, as the runtime was told to."""
+        mine = [bound for bound in self._bounds if bound.input == name]
+        narrow = narrow_ids(ids, dtype, mine, self._check == "clamp", first_row=first_row)
+        assert narrow is not None  # capture narrows what bounds cover
+        return narrow
 
     def check(self, checks: Sequence[IdCheck], n: int, first_row: int) -> int:
         """How many ids were clamped, if not all checks hold."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from recreplay.runtime.errors import InputShapeError, OffsetsError
+from recreplay.runtime.errors import IdRangeError, InputShapeError, OffsetsError
 from recreplay.runtime.ids import clamp_ids, out_of_range
 from recreplay.runtime.manifest import Bucket
 from recreplay.runtime.spec import IdBound, InputSpec
@@ -147,6 +147,8 @@ class GroupFiller:
             division[-1] = len(self._values[0])
         clamped = 0
         for view, given, bound in zip(self._values, values, self._bounds, strict=True):
+            if given.dtype != view.dtype and bound is not None:
+                given = self._fitting(given, view.dtype, bound, starts, first_row)
             view[:total] = given
             view[total:] = 0
             if bound is not None and total and self._check != "off":
@@ -160,8 +162,26 @@ class GroupFiller:
         if not bad.any():
             return 0
         if self._check == "error":
-            at = int(np.argmax(bad))
-            row = int(np.searchsorted(starts, at, side="right")) - 1
-            raise out_of_range(bound, first_row + row, [at - starts[row]], ids[at])
+            raise _first_bad(ids, bad, bound, starts, first_row)
         clamp_ids(ids, bound.rows)
         return int(bad.sum())
+
+    def _fitting(
+        self, ids: Array, dtype: np.dtype[Any], bound: IdBound, starts: Array, first_row: int
+    ) -> Array:
+        """Ids that are staged narrower than they come: none becomes another by it."""
+        limits = np.iinfo(dtype)
+        bad = (ids < limits.min) | (ids > limits.max)
+        if not bad.any():
+            return ids
+        if self._check != "clamp":
+            raise _first_bad(ids, bad, bound, starts, first_row)
+        return ids.clip(limits.min, limits.max)
+
+
+def _first_bad(
+    ids: Array, bad: Array, bound: IdBound, starts: Array, first_row: int
+) -> IdRangeError:
+    at = int(np.argmax(bad))
+    row = int(np.searchsorted(starts, at, side="right")) - 1
+    return out_of_range(bound, first_row + row, [at - starts[row]], ids[at])

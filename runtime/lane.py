@@ -43,7 +43,8 @@ class _Captured:
     # Made when it is first asked for, which on a CPU is never. None where inputs do not all have a
     # row for each row of a request.
     feeder: Callable[[], Feeder] | None
-    inputs: list[tuple[str, Array]]  # host views, full bucket
+    inputs: list[tuple[str, Array]]  # what borrowers write to, full bucket
+    beside: bool  # whether some of that is not staging memory itself
     outputs: list[tuple[str, Array]]
 
 
@@ -54,10 +55,13 @@ class Prepared:
     bucket: int
     rows: int
     fill: Fill | NativeFill | MixedFill
+    fill_borrowed: Callable[[], int]  # after `inputs` were written to
     replay: Launch
     replay_fed: Launch
     outputs: list[tuple[str, Array]]  # host views of the rows asked for; overwritten by the next
-    inputs: Views  # the same of the inputs
+    # The same of the inputs, for who borrows them: host views, or memory beside it where ids are
+    # staged narrower than a request has them.
+    inputs: Views
 
 
 class Lane:
@@ -82,6 +86,14 @@ class Lane:
         self._out = device.staging(max(total_bytes(b.outputs) for b in manifest.buckets))
         arena = max(total_bytes(b.buffers) for b in manifest.buckets)
         self._arena = torch.zeros(arena, dtype=torch.uint8, device=device.torch_device)
+        largest = max(bucket.size for bucket in manifest.buckets)
+        wide = {name: t for b in manifest.buckets for name, t in b.wide(manifest.inputs).items()}
+        # Of the system, which gives no pages before somebody borrows.
+        self._wide = {
+            spec.name: np.zeros((largest, *spec.row), wide[spec.name])
+            for spec in manifest.inputs
+            if spec.name in wide and spec.by_row
+        }
         self.nbytes = self._in.device.numel() + self._out.device.numel() + arena
         # A recorded graph knows addresses alone, so what it reads lives as long as the lane.
         self._tensors = dict(tensors)
@@ -102,12 +114,18 @@ class Lane:
             filler.prepare(rows)(arrays)
             with products_in(manifest.precision):
                 graph = device.record(bucket.plan.streams, queue)
-            inputs = [(slot.name, slot.view(self._in.host)) for slot in bucket.inputs]
+            beside = bucket.wide(manifest.inputs).keys() & self._wide
+            inputs = [
+                (s.name, self._wide[s.name] if s.name in beside else s.view(self._in.host))
+                for s in bucket.inputs
+            ]
             outputs = [(slot.name, slot.view(self._out.host)) for slot in bucket.outputs]
             feeder = None
             if isinstance(filler, Filler):
                 feeder = cache(partial(Feeder, bucket, filler, part, device))
-            self._captured[bucket.size] = _Captured(filler, graph, feeder, inputs, outputs)
+            self._captured[bucket.size] = _Captured(
+                filler, graph, feeder, inputs, bool(beside), outputs
+            )
         self._sizes = sorted(self._captured)
         # By bucket and rows, and by rows alone what the smallest bucket has for so many.
         self._prepared: dict[tuple[int, int] | int, Prepared] = {}
@@ -127,14 +145,18 @@ class Lane:
             if len(self._prepared) >= _PREPARED:
                 self._prepared.clear()
             captured = self._captured[size]
+            fill = captured.filler.prepare(n)
+            inputs = Views({name: view[:n] for name, view in captured.inputs})
+            again = partial(fill, tuple(inputs.values()))
             found = self._prepared[size, n] = Prepared(
                 size,
                 n,
-                captured.filler.prepare(n),
+                fill,
+                again if isinstance(fill, MixedFill) or captured.beside else fill.in_place,
                 captured.graph.replay,
                 captured.graph.replay_fed,
                 [(name, view[:n]) for name, view in captured.outputs],
-                Views({name: view[:n] for name, view in captured.inputs}),
+                inputs,
             )
         return found
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
+
 from recreplay.runtime.plan import Plan
-from recreplay.runtime.spec import IdBound, InputSpec, OutputSpec, Slot
+from recreplay.runtime.spec import DTYPES, IdBound, InputSpec, OutputSpec, Slot
 
 FORMAT = "recreplay"
-VERSION = 7
+VERSION = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,11 @@ class Bucket:
     staged: tuple[Slot, ...]
     buffers: tuple[Slot, ...]
     outputs: tuple[Slot, ...]
+
+    def wide(self, specs: Sequence[InputSpec]) -> dict[str, np.dtype[Any]]:
+        """The dtypes of inputs whose ids are wider in requests than they are staged, by name."""
+        staged = {slot.name: slot.dtype for slot in self.inputs}
+        return {s.name: DTYPES[s.dtype] for s in specs if staged[s.name] != s.dtype}
 
 
 @dataclass(frozen=True, slots=True)

@@ -257,7 +257,7 @@ def _filler(
 ) -> Filler:
     names = [spec.name for spec in specs]
     mine = [bound for bound in bounds if bound.input in names]
-    return Filler(only(bucket, specs), names, mine, memory, check, library)
+    return Filler(only(bucket, specs), specs, mine, memory, check, library)
 
 
 def make_checker(
@@ -279,7 +279,7 @@ def make_fillers(
             b.size: MixedFiller(b, manifest, mixed, memory, check, library)
             for b in manifest.buckets
         }
-    order = [spec.name for spec in manifest.inputs]
+    inputs = manifest.inputs
     return {
-        b.size: Filler(b, order, manifest.bounds, memory, check, library) for b in manifest.buckets
+        b.size: Filler(b, inputs, manifest.bounds, memory, check, library) for b in manifest.buckets
     }

@@ -17,13 +17,18 @@ Array = np.ndarray[Any, Any]
 
 
 def narrow_ids(
-    ids: Array, wanted: np.dtype[Any], bounds: Sequence[IdBound], clamp: bool, unit: str
+    ids: Array,
+    wanted: np.dtype[Any],
+    bounds: Sequence[IdBound],
+    clamp: bool,
+    unit: str = "row",
+    first_row: int = 0,
 ) -> Array | None:
     """Integer `ids` of one input in the narrower integer dtype `wanted`.
 
     `bounds` are the input's. None if a value that no bound covers does not fit. With `clamp`, what
-    does not fit becomes the nearest number that does, which the clamping of ids then sees. `unit`:
-    what the first dimension counts, for messages.
+    does not fit becomes the nearest number that does, which the clamping of ids then sees. For
+    messages, `unit` is what the first dimension counts, and `first_row` where these begin.
     """
     limits = np.iinfo(wanted)
     bad = (ids < limits.min) | (ids > limits.max)
@@ -35,7 +40,8 @@ def narrow_ids(
         covered[where] = True
         if not clamp and bad[where].any():
             place = np.argwhere(bad[where])[0]
-            raise out_of_range(bound, place[0], place[1:], ids[where][tuple(place)], unit)
+            value = ids[where][tuple(place)]
+            raise out_of_range(bound, first_row + place[0], place[1:], value, unit)
     if (bad & ~covered).any():
         return None
     return ids.clip(limits.min, limits.max).astype(wanted)

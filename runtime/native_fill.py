@@ -1,7 +1,7 @@
 """Filling by a library that capture put into the artifact: one call for all inputs of a request.
 
 It takes the place of `recreplay.runtime.fill.Fill` for requests whose arrays are numpy's own, or
-tensors of torch in the host's memory, and of exactly the captured dtypes, or int64 for int32 where
+tensors of torch in the host's memory, and of exactly the staged dtypes, or int64 for int32 where
 the rows of a table bound them; all others go that way. Without a C compiler at capture there is no
 library, and every request does.
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import ctypes
 from _ctypes import dlclose
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ Array = np.ndarray[Any, Any]
 _OTHER_ARRAYS, _BAD_IDS = 1, 2  # what the library answers, besides 0
 _ID_BYTES = (4, 8)  # of the ids that it checks
 _WIDE = DTYPES["int64"]
+_FITS = 1 << 31  # what is below is an int32
 
 
 class _Input(ctypes.Structure):
@@ -140,7 +141,7 @@ class NativeFill:
                 limits = None
             if filler.checks:
                 self._checks += [column_check(block.view, some, n) for some in block.columns]
-            inputs |= _inputs(block, limits, rows)
+            inputs |= _inputs(block, limits, filler.bounded, rows)
         ordered = [inputs[name] for name in filler.order]
         array = (_Input * len(ordered))(*ordered)
         values = (_Rows * len(ordered))()
@@ -173,11 +174,11 @@ class NativeFill:
             return self._other(values, first_row)
         return self._checked(code, first_row) if code or self._checks else 0
 
-    def in_place(self, first_row: int = 0) -> int:
+    def in_place(self) -> int:
         """Pad and check a request that was written into staging; returns how many ids were
         clamped."""
         code = self._in_place()
-        return self._checked(code, first_row) if code or self._checks else 0
+        return self._checked(code, 0) if code or self._checks else 0
 
     def _checked(self, code: int, first_row: int) -> int:
         if code == _BAD_IDS:
@@ -195,8 +196,14 @@ def _tensors() -> tuple[int | None, ...]:
     return kind, read, id(torch.Tensor.is_neg), id(False)
 
 
-def _inputs(block: Block, limits: Array | None, rows: list[object]) -> dict[str, _Input]:
-    """The inputs of a block by name; the shapes that they point to are kept in `rows`."""
+def _inputs(
+    block: Block, limits: Array | None, bounded: Collection[str], rows: list[object]
+) -> dict[str, _Input]:
+    """The inputs of a block by name; the shapes that they point to are kept in `rows`.
+
+    Limits are of what the dtype can hold. Where there is none and ids are narrowed, the limit is
+    what fits: the library leaves negative ones to `Fill`, which may refuse them.
+    """
     view = block.view
     row = view.shape[2:]
     shape = (ctypes.c_ssize_t * len(row))(*row)
@@ -207,12 +214,11 @@ def _inputs(block: Block, limits: Array | None, rows: list[object]) -> dict[str,
             id(view.dtype),
             ctypes.addressof(shape),
             view[0, :1].nbytes,
-            0 if limits is None else int(limits[i]),
+            _FITS if limits is None else int(limits[i]),
             len(row),
             0 if limits is None else view.dtype.itemsize,
             *dlpack_type(view.dtype),
-            # Limits are of what the dtype can hold, so that ids below them fit.
-            limits is not None and view.dtype == np.int32,
+            view.dtype == np.int32 and name in bounded,
         )
         for i, name in enumerate(block.names)
     }

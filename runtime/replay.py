@@ -11,7 +11,7 @@ from recreplay.runtime.batching import cut, join
 from recreplay.runtime.errors import InputError, ReplayError
 from recreplay.runtime.fill import Check
 from recreplay.runtime.manifest import Manifest
-from recreplay.runtime.mixed import Cutter, MixedFill, is_mixed, make_checker
+from recreplay.runtime.mixed import Cutter, is_mixed, make_checker
 from recreplay.runtime.portions import Portions, measured_us
 from recreplay.runtime.request import OwnTensor
 
@@ -74,14 +74,12 @@ class Replayer:
         feeder = lane.feeder(prepared.bucket)
         if feeder(values, prepared.rows):
             return self.launch(lane, prepared, prepared.replay_fed, 0)
-        feeder.fetch()
-        assert not isinstance(prepared.fill, MixedFill)
-        return self.launch(lane, prepared, prepared.replay, prepared.fill.in_place(first_row))
+        clamped = prepared.fill(feeder.fetch(values), first_row)
+        return self.launch(lane, prepared, prepared.replay, clamped)
 
     def launch_borrowed(self, lane: Lane, prepared: Prepared) -> dict[str, Array]:
-        """The outputs of a request that was written into staging memory."""
-        assert not isinstance(prepared.fill, MixedFill)  # `borrow` takes no other model
-        return self.launch(lane, prepared, prepared.replay, prepared.fill.in_place())
+        """The outputs of a request that was written into what a borrow has."""
+        return self.launch(lane, prepared, prepared.replay, prepared.fill_borrowed())
 
     def launch(
         self, lane: Lane, prepared: Prepared, replay: Launch, clamped: int

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from recreplay.capture import capture
+from recreplay.capture.rewrites import narrow_ids
 
 Capture = Callable[..., Path]
 
@@ -139,6 +140,18 @@ def shop_path(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("shop") / "shop.rr"
     example = {k: torch.from_numpy(v) for k, v in shop.request(4).items()}
     capture(shop, example, out=out, buckets=[2, 8], compiler="eager")
+    return out
+
+
+@pytest.fixture(scope="session")
+def narrow_path(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with ids staged as int32, as on CUDA. Not to be written to."""
+    out = tmp_path_factory.mktemp("narrow") / "shop.rr"
+    example = {k: torch.from_numpy(v) for k, v in shop.request(4).items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(narrow_ids._LEAST, "cpu", 1)
+        manifest = capture(shop, example, out=out, buckets=[2, 8], compiler="eager")
+    assert {s.dtype for b in manifest.buckets for s in b.inputs} == {"float32", "int32"}
     return out
 
 

@@ -142,10 +142,10 @@ def modelled_costs(
     **declared: Any,
 ) -> dict[int, float]:
     """Microseconds of a bucket at the rates of this machine: a call, one more for each operator and
-    each input, and the slower of the memory and the arithmetic that no replay can avoid. `declared`
+    each input, and the slowest of memory, arithmetic and link that no replay can avoid. `declared`
     are capture's jagged and user inputs."""
     from recreplay.capture.ingest import ingest
-    from recreplay.capture.least_work import least_work
+    from recreplay.capture.least_work import crossing, least_work
     from recreplay.capture.rewrites.split_linears import split_linears
     from recreplay.capture.specialise import specialise
     from recreplay.capture.views import launches
@@ -163,7 +163,8 @@ def modelled_costs(
         program = specialise(model, size)
         split_linears(program)
         calls = len(launches(program.graph)) + len(model.inputs)
-        found[size] = round(floor.us(least_work(program)) + calls * floor.operator_us, 3)
+        least = floor.us(least_work(program), crossing(program))
+        found[size] = round(least + calls * floor.operator_us, 3)
     return found
 
 

@@ -1,6 +1,6 @@
 /* Fills the staging memory of one bucket in one call: checks the arrays of a request, copies their
    rows, pads with the first row, and looks for ids outside of their tables. Ids of 64 bits are taken
-   for an input of 32 where its table's rows say that they fit.
+   for an input of 32 where all of them fit.
 
    Arrays and dtypes are read as numpy lays them out (PyArrayObject_fields and PyArray_Descr of
    ndarraytypes.h, the same in numpy 1 and 2). Whoever loads this library proves by
@@ -80,12 +80,12 @@ struct input {
   const struct dtype *dtype;
   const ptrdiff_t *row; /* the shape of one row */
   size_t row_bytes;
-  uint64_t limit; /* ids must be below; not looked at where `id_bytes` is 0 */
+  uint64_t limit; /* ids must be below, and ids that are narrowed even where `id_bytes` is 0 */
   int32_t row_dimensions;
-  int32_t id_bytes; /* 4 or 8 */
+  int32_t id_bytes; /* 4 or 8; 0 where ids are not checked, or elsewhere */
   uint8_t code; /* the dtype as DLPack has it */
   uint8_t bits;
-  uint8_t narrows; /* whether ids of 64 bits are taken, which `limit` says to fit */
+  uint8_t narrows; /* whether ids of 64 bits are taken, of which those below `limit` fit */
 };
 
 struct recreplay_fill {
@@ -252,8 +252,8 @@ static int copy_ids(char *to, const char *ids, size_t count, const struct input 
 
 /* Copies rows that adjoin. Returns whether an id is out of range. */
 static int copy(char *to, const char *from, size_t bytes, const struct input *input, int wide) {
-  size_t size = (size_t)input->id_bytes; /* of an id, staged */
-  if (!is_checked(input) || (size_t)from % size) {
+  size_t size = wide ? sizeof(int32_t) : (size_t)input->id_bytes; /* of an id, staged */
+  if (!wide && (!is_checked(input) || (size_t)from % size)) {
     memcpy(to, from, bytes);
     return any_bad(to, bytes, input);
   }
@@ -266,8 +266,10 @@ static int copy(char *to, const char *from, size_t bytes, const struct input *in
   return bad;
 }
 
+/* What lies in the staging memory already, as borrowed requests do in part, stays where it is. */
 static int copy_rows(const struct rows *value, const struct input *input, size_t rows) {
   size_t bytes = input->row_bytes;
+  if (value->first == input->staged) return any_bad(input->staged, rows * bytes, input);
   if (rows == 1 || value->step == (ptrdiff_t)(bytes << value->wide))
     return copy(input->staged, value->first, rows * bytes, input, value->wide);
   int bad = 0;

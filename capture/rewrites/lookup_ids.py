@@ -29,9 +29,14 @@ def ready_together(program: Program, members: Sequence[Lookup]) -> list[list[Loo
 
 
 def ids_dtype(stack: WeightStack, members: Sequence[Lookup]) -> torch.dtype:
-    """int32 where all ids come as int32 and the rows of the stack can be counted so."""
-    narrow = all(narrowest(m.ids).meta["val"].dtype == torch.int32 for m in members)
-    return torch.int32 if narrow and stack.rows <= torch.iinfo(torch.int32).max else torch.int64
+    """int32 where most of the ids come as int32 and the rows of the stack can be counted so.
+
+    The others fit as well: what is stacked stays in its table.
+    """
+    ids = [narrowest(m.ids).meta["val"] for m in members]
+    narrow = sum(i.numel() for i in ids if i.dtype == torch.int32)
+    most = 2 * narrow > sum(i.numel() for i in ids)
+    return torch.int32 if most and stack.rows <= torch.iinfo(torch.int32).max else torch.int64
 
 
 def in_dtype(program: Program, ids: fx.Node, dtype: torch.dtype) -> fx.Node:

@@ -426,9 +426,7 @@ def test_int32_ids_stay_int32_and_are_stacked(captured: Capture, last: torch.dty
     path = captured(model, example)
     manifest: Manifest = open_artifact(path).manifest
     assert [s.dtype for s in manifest.inputs] == [str(d).removeprefix("torch.") for d in dtypes]
-    assert {s.dtype for b in manifest.buckets for s in b.staged} == (
-        {"int32"} if last == torch.int32 else set()
-    )
+    assert {s.dtype for b in manifest.buckets for s in b.staged} == {"int32"}
     operators = [op for s in manifest.buckets[0].segments for op in s.operators]
     assert sum(op.startswith("embedding") for op in operators) == 1
     ids = [np.array([1, 9, 4]), np.array([3, 10, 0]), np.array([11, 0, 7])]

@@ -225,7 +225,7 @@ def test_a_wrong_example_is_refused(example: Any, message: str) -> None:
         ({"streams": 0}, r"^streams must be 1 or more; got 0$"),
         ({"threads": 0}, r"^threads must be 1 or more; got 0$"),
         ({"threads": -3}, r"^threads must be 1 or more; got -3$"),
-        ({"rewrites": ["magic"]}, r"^unknown rewrite 'magic'; expected some of stack_lookups"),
+        ({"rewrites": ["magic"]}, r"^unknown rewrite 'magic'; expected some of narrow_ids"),
         ({"compiler": "gcc"}, r"^unknown compiler 'gcc'; expected one of eager, inductor"),
     ],
 )

@@ -20,6 +20,7 @@ from recreplay.capture import capture
 from recreplay.capture.features import branches
 from recreplay.capture.ingest import ingest
 from recreplay.capture.lookups import find_lookups, id_bounds
+from recreplay.capture.rewrites import narrow_ids
 from recreplay.capture.rewrites.inline_linears import inline_linears
 from recreplay.capture.rewrites.stack_lookups import plan_stacks, stack_lookups
 from recreplay.capture.specialise import Program, specialise
@@ -494,13 +495,20 @@ class Random(nn.Module):
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-@given(spec=random_models(), strategy=st.sampled_from(["single", "feature", "matching"]))
+@given(
+    spec=random_models(),
+    strategy=st.sampled_from(["single", "feature", "matching"]),
+    narrow=st.booleans(),
+)
 def test_random_models_replay_like_eager(
-    tmp_path_factory: pytest.TempPathFactory, spec: dict[str, Any], strategy: str
+    tmp_path_factory: pytest.TempPathFactory, spec: dict[str, Any], strategy: str, narrow: bool
 ) -> None:
     model = Random(spec).eval()
     out = tmp_path_factory.mktemp("random") / "m.rr"
-    capture(model, model.draw(4, 0), out=out, buckets=[1, 4], strategy=strategy, compiler="eager")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(narrow_ids._LEAST, "cpu", 1 if narrow else 1000)
+        example = model.draw(4, 0)
+        capture(model, example, out=out, buckets=[1, 4], strategy=strategy, compiler="eager")
     with Runtime.load(out) as runtime, torch.inference_mode():
         for rows in (1, 2, 4, 5, 9):
             request = model.draw(rows, rows)

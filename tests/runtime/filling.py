@@ -10,7 +10,7 @@ from recreplay.runtime.fill import Check, Filler
 from recreplay.runtime.manifest import Bucket
 from recreplay.runtime.native_fill import FillLibrary
 from recreplay.runtime.plan import Plan
-from recreplay.runtime.spec import IdBound, Slot, align, total_bytes
+from recreplay.runtime.spec import IdBound, InputSpec, Slot, align, total_bytes
 
 NO_PLAN = Plan("single", (), ())
 
@@ -30,13 +30,21 @@ def bucket(size: int, inputs: list[tuple[str, str, tuple[int, ...]]], staged: in
     return Bucket(size, NO_PLAN, (), tuple(slots), groups, (), ())
 
 
+def spec(slot: Slot, dtype: str) -> InputSpec:
+    return InputSpec(slot.name, dtype, slot.shape[1:])
+
+
 class Staged:
     library: ClassVar[FillLibrary | None] = None
 
-    def __init__(self, made: Bucket, bounds: list[IdBound], check: Check = "error") -> None:
+    def __init__(
+        self, made: Bucket, bounds: list[IdBound], check: Check = "error", wide: str = ""
+    ) -> None:
+        """`wide`: inputs whose requests are int64."""
         self.memory = np.full(total_bytes(made.inputs), 0xEE, dtype=np.uint8)
         self.order = [slot.name for slot in made.inputs]
-        self.filler = Filler(made, self.order, bounds, self.memory, check, self.library)
+        specs = [spec(s, "int64" if s.name in wide else s.dtype) for s in made.inputs]
+        self.filler = Filler(made, specs, bounds, self.memory, check, self.library)
         self.views = {slot.name: slot.view(self.memory) for slot in made.inputs}
 
     def fill(self, rows: int, **values: Any) -> int:

@@ -23,12 +23,16 @@ Capture = Callable[..., Path]
 MODEL = dlrm(tables=3, rows=50, lookups=4, dim=8, dense=5)
 
 
-@pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from recreplay.capture import capture
+@pytest.fixture(scope="module", params=["int32", "int64"])
+def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ids are staged as int32 or as requests have them."""
+    from recreplay.capture import REWRITES, capture
 
     out = tmp_path_factory.mktemp("borrow") / "model.rr"
-    capture(MODEL, out=out, buckets=[1, 4, 8], compiler="eager")
+    rewrites = [r for r in REWRITES if r != "narrow_ids" or request.param == "int32"]
+    manifest = capture(MODEL, out=out, buckets=[1, 4, 8], compiler="eager", rewrites=rewrites)
+    assert {s.dtype for b in manifest.buckets for s in b.inputs[1:]} == {request.param}
+    assert {s.dtype for s in manifest.inputs[1:]} == {"int64"}
     return out
 
 
@@ -69,9 +73,12 @@ def test_ids_are_checked_in_place(runtime: Runtime) -> None:
             IdRangeError, match=r"input 'ids_1', row 2, position 3: id 50 is out of range"
         ):
             borrowed.run()
+        borrowed.inputs["ids_1"][2, 3] = 2**32 + 5
+        with pytest.raises(IdRangeError, match=r"'ids_1', row 2, position 3: id 4294967301 is out"):
+            borrowed.run()
         borrowed.inputs["ids_1"][2, 3] = 49
         borrowed.run()
-    assert runtime.stats()["failed"] == 1
+    assert runtime.stats()["failed"] == 2
 
 
 def test_clamping_in_place(path: Path) -> None:
@@ -81,10 +88,11 @@ def test_clamping_in_place(path: Path) -> None:
             for name, value in values.items():
                 borrowed.inputs[name][:] = value
             borrowed.inputs["ids_0"][0, 0] = -5
+            borrowed.inputs["ids_1"][1, 0] = 2**32 + 5
             got = borrowed.run()["output"]
-        values["ids_0"][0, 0] = 0
+        values["ids_0"][0, 0], values["ids_1"][1, 0] = 0, 49
         np.testing.assert_array_equal(got, runtime.run(values)["output"])
-        assert runtime.stats()["clamped_ids"] == 1
+        assert runtime.stats()["clamped_ids"] == 2
 
 
 @pytest.mark.parametrize("rows", [0, -1, 9])

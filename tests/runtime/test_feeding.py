@@ -78,6 +78,12 @@ class ApartDevice(CpuDevice):
         return ApartGraph(recording.calls)
 
 
+@pytest.fixture(scope="module", params=["int64", "int32"])
+def shop_path(request: pytest.FixtureRequest, shop_path: Path, narrow_path: Path) -> Path:
+    """Ids are staged as requests have them, or narrower."""
+    return narrow_path if request.param == "int32" else shop_path
+
+
 @pytest.fixture(autouse=True)
 def uploads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Every upload, by the graph or before it."""
@@ -174,9 +180,20 @@ def test_the_row_of_a_bad_id_is_that_of_the_whole_request(runtime: Runtime, shop
         runtime.run(tensors(request))
 
 
+@pytest.mark.parametrize("on_host", [[], ["ids_1"]])
+def test_ids_of_64_bits_do_not_become_others(
+    runtime: Runtime, shop: Any, on_host: list[str]
+) -> None:
+    request = shop.request(5)
+    request["ids_1"][3, 1] = 2**32 + 5
+    there = [name for name in request if name not in on_host]
+    with pytest.raises(IdRangeError, match=r"^input 'ids_1', row 3, position 1: id 4294967301 is "):
+        runtime.run(tensors(request, there))
+
+
 def test_bad_ids_are_clamped_and_counted(shop_path: Path, shop: Any) -> None:
     request = shop.request(5)
-    request["ids_0"][0] = [-5, 3, 99]
+    request["ids_0"][0] = [-5, 3, 2**40]
     clamped = {**request, "ids_0": np.clip(request["ids_0"], 0, 49)}
     with Runtime.load(shop_path, check="clamp") as runtime:
         agree(runtime.run(tensors(request)), shop.answer(clamped))

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from recreplay.capture.compilers.c_library import build_c_library
 from recreplay.runtime.blocks import blocks
 from recreplay.runtime.errors import IdRangeError
-from recreplay.runtime.fill import Filler
+from recreplay.runtime.fill import Fill, Filler
 from recreplay.runtime.native_fill import FillLibrary, NativeFill, load_fill_library
-from recreplay.runtime.spec import DTYPES, IdBound, total_bytes
+from recreplay.runtime.spec import DTYPES, IdBound, InputSpec, total_bytes
 from recreplay.runtime.tensor_exchange import tensor_reader
 
 
@@ -73,7 +73,8 @@ def test_buckets_that_lay_their_inputs_out_differently_take_the_same_request() -
     names = list("axcb")
     for made in (first, second, third):
         memory = np.zeros(total_bytes(made.inputs), dtype=np.uint8)
-        filler = Filler(made, names, [], memory, "error", Staged.library)
+        specs = [InputSpec(name, *row) for name in names]
+        filler = Filler(made, specs, [], memory, "error", Staged.library)
         for rows in (2, 1):
             filler.prepare(rows)([values[name][:rows] for name in names])
             for slot in made.inputs:
@@ -291,6 +292,36 @@ def test_the_library_takes_wider_ids_where_a_table_bounds_them(size: int) -> Non
         for name, value in (("a", a), ("b", b), ("c", c)):
             np.testing.assert_array_equal(staged.views[name][:3], np.asarray(value))
             assert (staged.views[name][3:] == staged.views[name][0]).all()
+
+
+@pytest.mark.parametrize("check", ["error", "off"])
+def test_ids_are_narrowed_as_they_are_copied(check: Any) -> None:
+    """Whole inputs and such whose columns have tables of their own, whether or not it is asked
+    that tables have them."""
+    made = bucket(5, [("a", "int32", (20,)), ("m", "int32", (2,)), ("x", "float32", ())])
+    bounds = [IdBound("a", None, 1000, "t"), IdBound("m", 0, 7, "u"), IdBound("m", 1, 9, "v")]
+    staged = Staged(made, bounds, check, wide="am")
+    fill = staged.filler.prepare(3)
+    a, m, x = np.arange(60).reshape(3, 20), np.array([[0, 8], [6, 0], [1, 1]]), np.zeros(3, "f4")
+    for ids, columns in ((a, m), (a[::-1, ::-1], m[::-1]), (a.astype("i4"), m.astype("i4"))):
+        assert fill([ids, columns, x]) == 0
+        np.testing.assert_array_equal(staged.views["a"][:3], ids)
+        np.testing.assert_array_equal(staged.views["m"], [*columns, columns[0], columns[0]])
+    fill = staged.filler.prepare(3)
+    assert fill([a, m, x]) == 0
+    assert getattr(fill, "_other", None) is None  # the library by itself
+    bad = np.where(m == 8, 2**32 + 3, m)
+    with pytest.raises(IdRangeError, match=r"^input 'm' column 1, row 10: id 4294967299 is out of"):
+        fill([a, bad, x], 10)
+    below = np.where(m == 8, -1, m)
+    if check == "off":  # it fits, and the caller is trusted
+        assert fill([a, below, x]) == 0
+        assert staged.views["m"][0, 1] == -1
+    else:
+        with pytest.raises(IdRangeError, match=r"^input 'm' column 1, row 0: id -1 is out of"):
+            fill([a, below, x])
+    with pytest.raises(ValueError, match="shape"):
+        Fill(staged.filler, 3)([a[:, :19], m, x])
 
 
 @pytest.mark.parametrize(

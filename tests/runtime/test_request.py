@@ -24,6 +24,12 @@ from recreplay.runtime.errors import (
 )
 
 
+@pytest.fixture(scope="module", params=["int64", "int32"])
+def shop_path(request: pytest.FixtureRequest, shop_path: Path, narrow_path: Path) -> Path:
+    """Ids are staged as requests have them, or narrower."""
+    return narrow_path if request.param == "int32" else shop_path
+
+
 @pytest.fixture(scope="module")
 def runtime(shop_path: Path) -> Iterator[Runtime]:
     with Runtime.load(shop_path) as loaded:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -267,12 +268,32 @@ def test_floor_of_this_machine() -> None:
     assert 0.1 < floor.flops_per_us / 1e3 < 10_000  # GFLOP/s
     assert 0 < floor.operator_us < 100
     assert 0 < floor.call_us < 100
+    assert floor.link_bytes_per_us is None  # nothing crosses
     made = Floor(bytes_per_us=100.0, flops_per_us=1000.0, call_us=2.0, operator_us=1.0)
-    assert made.us(Cost(1000, 5000)) == 12.0
-    assert made.bound(Cost(1000, 5000)) == "memory"
-    assert made.us(Cost(100, 50_000)) == 52.0
-    assert made.bound(Cost(100, 50_000)) == "arithmetic"
-    assert made.bound(Cost(1, 1)) == "call"
+    assert made.us(Cost(1000, 5000), 10**9) == 12.0
+    assert made.bound(Cost(1000, 5000), 10**9) == "memory"
+    assert made.us(Cost(100, 50_000), 0) == 52.0
+    assert made.bound(Cost(100, 50_000), 0) == "arithmetic"
+    assert made.bound(Cost(1, 1), 0) == "call"
+    there = replace(made, link_bytes_per_us=10.0)
+    assert there.us(Cost(1000, 5000), 500) == 52.0
+    assert there.bound(Cost(1000, 5000), 500) == "link"
+
+
+def test_what_crosses_to_a_device() -> None:
+    """Inputs and outputs, and of ids that are narrowed half."""
+    from recreplay.capture.ingest import ingest
+    from recreplay.capture.least_work import crossing
+    from recreplay.capture.lookups import id_bounds
+    from recreplay.capture.rewrites.narrow_ids import narrow_ids, narrowed
+    from recreplay.models import dlrm
+
+    model = dlrm(tables=3, rows=50, lookups=4, dim=8, dense=5)
+    ingested = ingest(model.eval(), model.example_inputs(4))
+    program = specialise(ingested, 16)
+    assert crossing(program) == 16 * (3 * 4 * 8 + 5 * 4 + 4)
+    narrow_ids(program, narrowed(ingested.inputs, id_bounds(program)[0], "cuda"))
+    assert crossing(program) == 16 * (3 * 4 * 4 + 5 * 4 + 4)
 
 
 def test_eviction_covers_the_largest_cache() -> None:

@@ -1,4 +1,5 @@
-"""What this machine can do at best, measured: memory, matrix products, and one call."""
+"""What this machine can do at best, measured: memory, matrix products, one call, and on CUDA the
+link between host and device."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ import torch
 from recreplay.capture.dag import Cost
 
 _COPIED = 1 << 28  # bytes; far larger than any cache
+_SENT = 1 << 26  # bytes over the link
 _SIZE = 1024  # rows and columns of the matrices that are multiplied
 _TRIES = 9
 _CALLS = 2000
@@ -31,27 +33,32 @@ class Floor:
     flops_per_us: float
     call_us: float  # the shortest launch: one element added on the CPU, an empty graph on CUDA
     operator_us: float  # what one more operator adds to a launch, however small it is
+    link_bytes_per_us: float | None = None  # pinned memory to the device; None where it is the host
 
-    def us(self, work: Cost) -> float:
-        """The least time of so much work: one call, and the slower of memory and arithmetic."""
-        slower = max(work.bytes / self.bytes_per_us, work.flops / self.flops_per_us)
-        return self.call_us + slower
+    def us(self, work: Cost, crossing: int) -> float:
+        """The least time of so much work, with so many bytes of inputs and outputs: one call, and
+        the slowest of memory, arithmetic and the link."""
+        return self.call_us + max(self._parts(work, crossing).values())
 
-    def bound(self, work: Cost) -> str:
-        """What most of the floor is: `memory`, `arithmetic` or `call`."""
-        parts = {
-            "memory": work.bytes / self.bytes_per_us,
-            "arithmetic": work.flops / self.flops_per_us,
-            "call": self.call_us,
-        }
+    def bound(self, work: Cost, crossing: int) -> str:
+        """What most of the floor is: `memory`, `arithmetic`, `link` or `call`."""
+        parts = {**self._parts(work, crossing), "call": self.call_us}
         return max(parts, key=parts.__getitem__)
 
+    def _parts(self, work: Cost, crossing: int) -> dict[str, float]:
+        link = self.link_bytes_per_us
+        return {
+            "memory": work.bytes / self.bytes_per_us,
+            "arithmetic": work.flops / self.flops_per_us,
+            "link": 0.0 if link is None else crossing / link,
+        }
+
     def to_json(self) -> dict[str, Any]:
-        return {key: round(value, 3) for key, value in asdict(self).items()}
+        return {k: None if v is None else round(v, 3) for k, v in asdict(self).items()}
 
 
 def measure_floor(device: str) -> Floor:
-    """Measure all four, the best of several tries each; takes a second or two."""
+    """Measure all of them, the best of several tries each; takes a second or two."""
     target = torch.device(device)
     source = torch.ones(_COPIED, dtype=torch.uint8, device=target)
     copy = torch.zeros_like(source)
@@ -62,7 +69,14 @@ def measure_floor(device: str) -> Floor:
         multiplied = _best(lambda: torch.mm(a, a, out=product), target)
         call = _best_call(target, 1)
         operator = (_best_call(target, 1 + _MORE) - call) / _MORE
-    return Floor(2 * _COPIED / copied, 2 * _SIZE**3 / multiplied, call, operator)
+        link = _SENT / _best(_sending(target), target) if target.type == "cuda" else None
+    return Floor(2 * _COPIED / copied, 2 * _SIZE**3 / multiplied, call, operator, link)
+
+
+def _sending(device: torch.device) -> Callable[[], object]:
+    pinned = torch.ones(_SENT, dtype=torch.uint8, pin_memory=True)
+    there = torch.empty(_SENT, dtype=torch.uint8, device=device)
+    return lambda: there.copy_(pinned, non_blocking=True)
 
 
 def _best(call: Callable[[], object], device: torch.device) -> float:

@@ -25,14 +25,17 @@ def render(report: dict[str, Any]) -> Iterator[RenderableType]:
         if report["cold"]
         else f"A turn is {report['calls_of_a_turn']} calls, the first of which does not count. "
     )
+    link = floor.get("link_bytes_per_us")
+    sent = "" if link is None else f", {link / 1e3:.1f} GB/s (pinned memory to the device)"
     yield (
         f"{report['runs']} rounds of all contenders in turn, each round begun by another, over "
         f"{report['requests']} requests; one thread; arrays on the host in and out; answers equal "
         f"eager's. {cold}Medians in microseconds. Over ours: how many times longer than ours, "
         "ratio of the medians, and the middle half of the rounds' ratios.\n"
-        "Floor: one call, and the slower of memory and arithmetic for the bytes and operations "
-        f"that nobody can avoid, at {floor['bytes_per_us'] / 1e3:.1f} GB/s (copy beyond any "
-        f"cache), {floor['flops_per_us'] / 1e3:.1f} GFLOP/s (matrix product), "
+        "Floor: one call, and the slowest of what nobody can avoid (bytes of memory, operations, "
+        "on CUDA bytes between host and device), "
+        f"at {floor['bytes_per_us'] / 1e3:.1f} GB/s (copy beyond any cache), "
+        f"{floor['flops_per_us'] / 1e3:.1f} GFLOP/s (matrix product){sent}, "
         f"{floor['call_us']:.2f} µs (call). Data that stays in a cache can be faster than that.\n"
         f"{machine(report['stamp'])}"
     )
