@@ -10,7 +10,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from recreplay.capture.dag import Cost
-from recreplay.runtime.aten import BYTE_BAGS, GROUPED_LOOKUP, PACKED_LINEAR
+from recreplay.runtime.aten import BYTE_BAGS, GROUPED_LOOKUP, PACKED_LINEAR, ROW_BAGS
 
 aten = torch.ops.aten
 
@@ -25,7 +25,8 @@ def operator_cost(node: fx.Node) -> Cost:
     inputs = [
         n.meta["val"] for n in node.all_input_nodes if isinstance(n.meta["val"], torch.Tensor)
     ]
-    if node.target in (aten.embedding.default, aten.embedding_bag.padding_idx):
+    lookups = (aten.embedding.default, aten.embedding_bag.padding_idx)
+    if node.target in lookups or str(node.target) == ROW_BAGS:
         table, ids = inputs[0], inputs[1]
         gathered = prod(ids.shape) * table.shape[1]
         return Cost(gathered * table.element_size() + _nbytes(ids) + _nbytes(out[0]), gathered)

@@ -55,6 +55,7 @@ REWRITES = (
     "spread_bags",
     "fuse_epilogues",
     "pool_bytes",
+    "pool_rows",
 )
 # `group_lookups` has to be asked for until its kernel has run on a GPU.
 DEFAULT_REWRITES = tuple(name for name in REWRITES if name != "group_lookups")
@@ -278,7 +279,7 @@ def _choose_compiler(compiler: str | None, device: str) -> tuple[str, list[str]]
 def _useless_rewrites(compiler: str, device: str) -> set[str]:
     # A fused loop needs a compiler that fuses; operator by operator, it is only more operators.
     # Functions of our own are compiled into packages.
-    own = {"pack_linears", "pool_bytes"}
+    own = {"pack_linears", "pool_bytes", "pool_rows"}
     fused = {"inline_linears", "spread_bags"}
     useless = set() if compiler in ("inductor", AUTOTUNED) else fused | own
     if device != "cpu":

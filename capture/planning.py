@@ -27,6 +27,7 @@ from recreplay.capture.rewrites.lower_products import lower_products
 from recreplay.capture.rewrites.lower_tables import lower_tables
 from recreplay.capture.rewrites.narrow_ids import narrow_ids, narrowed
 from recreplay.capture.rewrites.pack_linears import pack_large_linears, pack_linears
+from recreplay.capture.rewrites.pool_rows import pool_rows
 from recreplay.capture.rewrites.split_linears import split_linears
 from recreplay.capture.rewrites.spread_bags import spread_bags
 from recreplay.capture.rewrites.stack_branches import plan_weight_stacks, stack_branches
@@ -173,6 +174,8 @@ def _rewrite(program: Program, choice: Choice, known: Survey, smallest: bool) ->
     if lowering.precision.rows is not None:
         tables = with_storages(lowering.tables, known.tables)
         lower_tables(program, tables, lowering.precision.rows, "pool_bytes" in choice.rewrites)
+    if "pool_rows" in choice.rewrites:
+        pool_rows(program)
     if kind is not None:
         weights = with_storages(lowering.factors, known.branches)
         if lowers:

@@ -17,7 +17,14 @@ from torch import fx
 
 from recreplay.capture.specialise import Program
 from recreplay.capture.views import base, is_view
-from recreplay.runtime.aten import BYTE_BAGS, GROUPED_LOOKUP, Operator, encode, target_name
+from recreplay.runtime.aten import (
+    BYTE_BAGS,
+    GROUPED_LOOKUP,
+    ROW_BAGS,
+    Operator,
+    encode,
+    target_name,
+)
 from recreplay.runtime.plan import Plan, plan_from
 
 aten = torch.ops.aten
@@ -27,6 +34,7 @@ _TABLE_READS = {
     "aten.embedding_bag.padding_idx": (0,),
     GROUPED_LOOKUP: (0, 5),
     BYTE_BAGS: (0, 1),
+    ROW_BAGS: (0,),
 }
 
 

@@ -81,7 +81,8 @@ class Program:
 
     def constant(self, value: torch.Tensor) -> fx.Node:
         """A placeholder for a folded value, stored once by content."""
-        value = value.detach().contiguous().cpu()
+        # A copy: of one item, any stride counts as contiguous.
+        value = value.detach().clone(memory_format=torch.contiguous_format).cpu()
         raw = value.reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b""
         key = hashlib.sha256(f"{value.dtype}{tuple(value.shape)}".encode() + raw).hexdigest()[:16]
         self.constants[key] = value

@@ -171,6 +171,8 @@ class GroupFiller:
     ) -> Array:
         """Ids that are staged narrower than they come: none becomes another by it."""
         limits = np.iinfo(dtype)
+        if int(ids.view(f"u{ids.itemsize}").max(initial=0)) <= limits.max:
+            return ids  # one reduction where all is well
         bad = (ids < limits.min) | (ids > limits.max)
         if not bad.any():
             return ids

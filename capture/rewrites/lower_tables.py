@@ -104,7 +104,7 @@ def _pool(
     """What `embedding_bag` makes of the rows of its ids `[ids]`."""
     arguments = bag_arguments(bag)
     total, dim = len(ids.meta["val"]), int(table.meta["val"].shape[1])
-    lengths = _lengths(program, arguments["offsets"], total)
+    lengths = bag_lengths(program, arguments["offsets"], total)
     if lengths is None or arguments.get("include_last_offset", False):
         return _pool_jagged(program, _read(program, table, ids, kind, own), bag)
     mean = arguments.get("mode", 0) == 1
@@ -124,7 +124,7 @@ def _pool(
     return pooled[0] if len(pooled) == 1 else program.call(aten.cat.default, pooled)
 
 
-def _lengths(program: Program, offsets: fx.Node, total: int) -> list[int] | None:
+def bag_lengths(program: Program, offsets: fx.Node, total: int) -> list[int] | None:
     """The ids of each bag, where they are known now and no bag is empty."""
     known = program.constants.get(str(offsets.target).removeprefix("const:"))
     if known is None:

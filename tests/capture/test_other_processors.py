@@ -21,10 +21,13 @@ CALL = """
 #include <torch/csrc/inductor/aoti_include/cpu.h>
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <stdexcept>
+#include <type_traits>
 extern "C" {
 #include "packed_linear.h"
 #include "byte_bags.h"
+#include "row_bags.h"
 void one_lane(const float *x, const float *packed, const float *bias, float *y, int64_t M,
               int64_t N, int64_t K, int relu) {
   recreplay::lane<float>(x, packed, bias, y, N, M, N, K, 0, N, false, relu);
@@ -32,6 +35,11 @@ void one_lane(const float *x, const float *packed, const float *bias, float *y, 
 void bags(const uint8_t *codes, const float *scales, const void *ids, int64_t count, int64_t rows,
           int64_t length, int64_t dim, float *out) {
   recreplay::bags<int64_t>(codes, scales, ids, count, rows, length, dim, dim, false, out);
+}
+void row_bags(const float *rows, const void *ids, const void *first, int64_t count, int64_t bags,
+              int64_t length, int64_t dim, float *out) {
+  const recreplay::rows::Table table{rows, count, dim};
+  recreplay::rows::run<int64_t>(table, ids, first, bags, length, dim, false, out);
 }
 }
 """
@@ -118,3 +126,19 @@ def test_bags_of_bytes_are_sums_of_rows(library: Path) -> None:
         table = codes * scales[:, :1] + scales[:, 1:]
         want = torch.nn.functional.embedding_bag(ids, table, mode="sum")
         torch.testing.assert_close(out, want, rtol=1e-4, atol=1e-2)
+
+
+@needs_avx2
+def test_bags_of_rows_are_sums_of_rows(library: Path) -> None:
+    call = ctypes.CDLL(str(library)).row_bags
+    call.argtypes = [*[WHERE] * 3, *[INT] * 4, WHERE]
+    torch.manual_seed(5)
+    rows, bags = 50, 5
+    for dim in (1, 4, 20, 32, 100, 140):
+        for length in (1, 9, 40):
+            table, ids = torch.randn(rows, dim), torch.randint(0, 30, (bags, length))
+            first, out = torch.tensor([0, 0, 20, 20, 7]), torch.zeros(bags, dim)
+            where = [t.data_ptr() for t in (table, ids, first)]
+            call(*where, rows, bags, length, dim, out.data_ptr())
+            want = torch.nn.functional.embedding_bag(ids + first[:, None], table, mode="sum")
+            torch.testing.assert_close(out, want)
