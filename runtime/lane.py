@@ -18,7 +18,13 @@ from recreplay.runtime.feeding import Feeder, tensor_view
 from recreplay.runtime.fill import Check, Fill, Filler
 from recreplay.runtime.manifest import Bucket, Manifest
 from recreplay.runtime.metrics import Metrics
-from recreplay.runtime.mixed import MixedFill, MixedFiller, make_checker, make_fillers
+from recreplay.runtime.mixed import (
+    MixedFill,
+    MixedFiller,
+    make_checker,
+    make_fillers,
+    rows_needed,
+)
 from recreplay.runtime.native_fill import FillLibrary, NativeFill
 from recreplay.runtime.plan import check_plan
 from recreplay.runtime.record import issue
@@ -102,6 +108,7 @@ class Lane:
         self.resources: list[Closeable] = []  # what goes when the lane goes, in this order
         self._captured: dict[int, _Captured] = {}
         fillers = make_fillers(manifest, self._in.host, check, library)
+        self.needed = rows_needed(fillers[largest])
         checker = make_checker(manifest, "error")
         for bucket in sorted(manifest.buckets, key=lambda b: b.size, reverse=True):
             launches = self._bind(bucket, packages, tensors)

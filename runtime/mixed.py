@@ -1,12 +1,15 @@
 """Requests whose inputs do not all have one item a row: a user side, jagged values, or both.
 
-A request is checked into a list of arrays in the order of filling: inputs by row, inputs by user,
-then for each jagged group where its rows begin (int64 `[rows + 1]`) and its values.
+A request is a tuple of values in the order of filling: inputs by row, inputs by user, then for each
+jagged group what divides it and its values. `recreplay.runtime.native_mixed` fills most of them as
+they come; the others are checked into a list of arrays, in which the rows of a group begin at what
+is int64 `[rows + 1]`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +20,7 @@ from recreplay.runtime.fill import Check, Fill, Filler
 from recreplay.runtime.jagged import Group, GroupFiller, divide, groups, rows_of
 from recreplay.runtime.manifest import Bucket, Manifest
 from recreplay.runtime.native_fill import FillLibrary, NativeFill
+from recreplay.runtime.native_mixed import native_mixed
 from recreplay.runtime.parts import Load, Part, cut_rows
 from recreplay.runtime.request import OwnTensor, RequestChecker, none_is_own
 from recreplay.runtime.spec import IdBound, InputSpec
@@ -60,8 +64,12 @@ def only(bucket: Bucket, specs: Sequence[InputSpec]) -> Bucket:
     return replace(bucket, inputs=tuple(slot for slot in bucket.inputs if slot.name in names))
 
 
+class Divided(list[Array]):
+    """A checked request. Every other one is values as they came."""
+
+
 class MixedChecker(RequestChecker):
-    """Turns a request into the arrays that `MixedFill` takes, and its number of rows."""
+    """Turns a request into what `MixedFill` takes, and its number of rows."""
 
     def __init__(self, order: Order, bounds: Sequence[IdBound], check: Check) -> None:
         # Offsets and lengths become int64 to be checked, whatever they are staged as.
@@ -71,18 +79,32 @@ class MixedChecker(RequestChecker):
         ]
         super().__init__(specs, bounds, check)
         self._order = order
+        by_row = [s for s in specs if s.kind != "values" and not s.user]
+        self._by_row = specs.index(by_row[0])  # an input that has all rows
+        self._ends = int(by_row[0].kind == "offsets")  # how many more items it has
 
     def check(self, request: Mapping[str, Any]) -> tuple[Sequence[Any], int]:
-        order = self._order
+        """The inputs in order, of whatever type, and the number of rows that one of them speaks
+        of."""
         if not isinstance(request, Mapping):
             raise self.name_error(request)
         try:
-            found = [request[name] for name in self._names]
+            values = self._get(request)
         except KeyError:
             raise self.name_error(request) from None
         if len(request) != len(self._names):
             raise self.name_error(request)
-        given = self.arrays(found)
+        try:
+            n = len(values[self._by_row]) - self._ends
+        except Exception:  # anybody's object; `convert` says what is wrong with it
+            n = 0
+        return (values, n) if n > 0 else self.convert(values)
+
+    def convert(self, values: Sequence[Any]) -> tuple[Divided, int]:
+        """Anything array-like as arrays of the captured dtypes, divided and checked, or the error
+        that says why not."""
+        order = self._order
+        given = self.arrays(values)
         whole = len(order.rows) + len(order.by_user)
         counts = {
             spec.name: len(array) if spec.kind == "rows" else rows_of(spec, array)
@@ -97,7 +119,7 @@ class MixedChecker(RequestChecker):
         if users:
             m = _same_rows(users, counts, "all user inputs need the same number of users")
             self._check_users(users[0], m)
-        arrays = given[:whole]
+        arrays = Divided(given[:whole])
         for group in order.groups:
             division, *values = given[len(arrays) : len(arrays) + 1 + len(group.values)]
             arrays += [divide(group, division, values), *values]
@@ -154,10 +176,18 @@ class Cutter:
         """In how many parts a request of n rows would run if its values took no room."""
         return -(-n // self._sizes[-1])
 
-    def take(self, values: Sequence[Array], part: Part) -> list[Array]:
+    def whole(self, n: int, needed: int) -> Part | None:
+        """Where a request of `n` rows runs that has room in a bucket of `needed`, if there is
+        one."""
+        at = bisect_left(self._sizes, needed)
+        if at == len(self._sizes):
+            return None
+        return Part(self._sizes[at], 0, n, moved=at > bisect_left(self._sizes, n))
+
+    def take(self, values: Divided, part: Part) -> Divided:
         """One part of a checked request. The user side goes with each part whole."""
         rows, by_user = len(self._order.rows), len(self._order.by_user)
-        taken = [array[part.start : part.stop] for array in values[:rows]]
+        taken = Divided([array[part.start : part.stop] for array in values[:rows]])
         taken += values[rows : rows + by_user]
         for group, starts, arrays in self._order.divided(values):
             if group.user:
@@ -177,9 +207,19 @@ class MixedFill:
         self._n = n
         self._rows = filler.rows.prepare(n)
 
-    def __call__(self, values: Sequence[Array], first_row: int = 0) -> int:
+    def as_it_came(self, values: tuple[Any, ...]) -> bool:
+        """Copy, pad and check a request that is right, in one call; False where it is not filled
+        so."""
+        native = self._filler.native
+        return native is not None and native.fill(values) == self._n
+
+    def __call__(self, values: Sequence[Any], first_row: int = 0) -> int:
         """Copy, pad, check; returns how many ids were clamped."""
         filler, order = self._filler, self._filler.order
+        if not isinstance(values, Divided):
+            if self.as_it_came(tuple(values)):
+                return 0
+            values, _ = filler.checker.convert(values)
         rows, stop = len(order.rows), len(order.rows) + len(order.by_user)
         clamped = self._rows(values[:rows], first_row) if rows else 0
         users = 0
@@ -207,6 +247,9 @@ class MixedFiller:
         library: FillLibrary | None,
     ) -> None:
         self.order = order
+        self.checker = MixedChecker(order, manifest.bounds, check)
+        everything = _filler(bucket, order.specs, manifest.bounds, memory, check, None)
+        self.native = native_mixed(library, everything, order.specs, manifest.users)
         self.rows = _filler(bucket, order.rows, manifest.bounds, memory, check, library)
         by_user = replace(bucket, size=manifest.users)
         self._by_user = _filler(by_user, order.by_user, manifest.bounds, memory, check, library)
@@ -283,3 +326,10 @@ def make_fillers(
     return {
         b.size: Filler(b, inputs, manifest.bounds, memory, check, library) for b in manifest.buckets
     }
+
+
+def rows_needed(filler: Filler | MixedFiller) -> Callable[[tuple[Any, ...]], int]:
+    """What gives the rows of the smallest bucket that has room for the values of a request, or 0
+    where that is for a checker to say. `filler`: of any bucket of a lane."""
+    native = filler.native if isinstance(filler, MixedFiller) else None
+    return (lambda values: 0) if native is None else native.needed

@@ -28,12 +28,12 @@ from recreplay.runtime.tensor_exchange import dlpack_type, tensor_reader
 
 Array = np.ndarray[Any, Any]
 _OTHER_ARRAYS, _BAD_IDS = 1, 2  # what the library answers, besides 0
-_ID_BYTES = (4, 8)  # of the ids that it checks
+ID_BYTES = (4, 8)  # of the ids that it checks
 _WIDE = DTYPES["int64"]
 _FITS = 1 << 31  # what is below is an int32
 
 
-class _Input(ctypes.Structure):
+class Input(ctypes.Structure):
     """`struct input` of fill.c."""
 
     _fields_ = (
@@ -56,7 +56,7 @@ class _Rows(ctypes.Structure):
     _fields_ = (("first", ctypes.c_void_p), ("step", ctypes.c_ssize_t), ("wide", ctypes.c_int))
 
 
-class _Fill(ctypes.Structure):
+class FillCall(ctypes.Structure):
     """`struct recreplay_fill` of fill.c."""
 
     _fields_ = (
@@ -81,12 +81,13 @@ class FillLibrary:
     def __init__(self, path: Path) -> None:
         library = ctypes.PyDLL(str(path))
         self.fill, self.in_place = library.recreplay_fill, library.recreplay_in_place
+        self.fill_mixed, self.needed = library.recreplay_fill_mixed, library.recreplay_needed
         self._reads = library.recreplay_reads
         self._reads.argtypes = [ctypes.py_object, *[ctypes.c_void_p] * 2, ctypes.c_int32]
         self._reads.argtypes += [ctypes.c_void_p] * 2
         self._same_dtype = library.recreplay_same_dtype
         self._same_dtype.argtypes = [ctypes.py_object] * 2
-        self.tensors = _tensors()
+        self.types = (id(np.ndarray), *_tensors(), id(_WIDE))  # what calls begin with
         self._handle = library._handle
 
     def close(self) -> None:
@@ -132,23 +133,21 @@ class NativeFill:
         self._n = n
         self._other: Fill | None = None
         self._checks: list[IdCheck] = []
-        inputs: dict[str, _Input] = {}
+        inputs: dict[str, Input] = {}
         rows: list[object] = []  # shapes that inputs point to
         for block in filler.blocks:
             limits = block.limits if filler.checks else None
-            if limits is not None and block.view.dtype.itemsize not in _ID_BYTES:
+            if limits is not None and block.view.dtype.itemsize not in ID_BYTES:
                 self._checks.append(whole_check(block.view, limits))
                 limits = None
             if filler.checks:
                 self._checks += [column_check(block.view, some, n) for some in block.columns]
-            inputs |= _inputs(block, limits, filler.bounded, rows)
+            inputs |= inputs_of(block, limits, filler.bounded, rows)
         ordered = [inputs[name] for name in filler.order]
-        array = (_Input * len(ordered))(*ordered)
+        array = (Input * len(ordered))(*ordered)
         values = (_Rows * len(ordered))()
-        call = _Fill(
-            id(np.ndarray),
-            *library.tensors,
-            id(_WIDE),
+        call = FillCall(
+            *library.types,
             n,
             filler.size,
             sum(i.row_bytes for i in ordered),
@@ -187,7 +186,7 @@ class NativeFill:
 
 
 def _tensors() -> tuple[int | None, ...]:
-    """What `_Fill` says of tensors: their type, and how they are read."""
+    """What `FillCall` says of tensors: their type, and how they are read."""
     import torch
 
     read = tensor_reader()
@@ -196,9 +195,9 @@ def _tensors() -> tuple[int | None, ...]:
     return kind, read, id(torch.Tensor.is_neg), id(False)
 
 
-def _inputs(
+def inputs_of(
     block: Block, limits: Array | None, bounded: Collection[str], rows: list[object]
-) -> dict[str, _Input]:
+) -> dict[str, Input]:
     """The inputs of a block by name; the shapes that they point to are kept in `rows`.
 
     Limits are of what the dtype can hold. Where there is none and ids are narrowed, the limit is
@@ -209,7 +208,7 @@ def _inputs(
     shape = (ctypes.c_ssize_t * len(row))(*row)
     rows.append(shape)
     return {
-        name: _Input(
+        name: Input(
             view[i].ctypes.data,
             id(view.dtype),
             ctypes.addressof(shape),

@@ -11,7 +11,7 @@ from recreplay.runtime.batching import cut, join
 from recreplay.runtime.errors import InputError, ReplayError
 from recreplay.runtime.fill import Check
 from recreplay.runtime.manifest import Manifest
-from recreplay.runtime.mixed import Cutter, is_mixed, make_checker
+from recreplay.runtime.mixed import Cutter, Divided, MixedFill, is_mixed, make_checker
 from recreplay.runtime.portions import Portions, measured_us
 from recreplay.runtime.request import OwnTensor
 
@@ -120,6 +120,12 @@ class Replayer:
     ) -> dict[str, Array]:
         """A request with a user side or jagged values, in the buckets that hold both its rows and
         its values."""
+        if not isinstance(arrays, Divided):
+            whole = self._whole(cutter, lane, tuple(arrays), n)
+            if whole is not None:
+                return whole
+            arrays, n = self.checker.convert(arrays)
+            assert isinstance(arrays, Divided)
         parts = cutter.parts(arrays, n)
         results = []
         for part in parts:
@@ -130,3 +136,19 @@ class Replayer:
         lane.metrics.split_requests += len(parts) > 1
         lane.metrics.capacity_splits += len(parts) > cutter.rows_alone(n)
         return join(results)
+
+    def _whole(
+        self, cutter: Cutter, lane: Lane, values: tuple[Any, ...], n: int
+    ) -> dict[str, Array] | None:
+        """The same of values as they came, if they are right and a bucket holds all of them."""
+        needed = lane.needed(values)
+        part = cutter.whole(n, needed) if needed else None
+        if part is None:
+            return None
+        prepared = lane.prepare_in(part.bucket, n)
+        assert isinstance(prepared.fill, MixedFill)
+        if not prepared.fill.as_it_came(values):
+            return None
+        results = self.launch(lane, prepared, prepared.replay, 0)
+        lane.metrics.capacity_moves += part.moved
+        return results

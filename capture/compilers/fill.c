@@ -350,3 +350,5 @@ void *recreplay_in_place(void *self, void *nothing) {
   (void)nothing;
   return PyLong_FromLong(fill_in_place(bound(self)));
 }
+
+#include "fill_mixed.h"
