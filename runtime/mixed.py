@@ -20,7 +20,7 @@ from recreplay.runtime.fill import Check, Fill, Filler
 from recreplay.runtime.jagged import Group, GroupFiller, divide, groups, rows_of
 from recreplay.runtime.manifest import Bucket, Manifest
 from recreplay.runtime.native_fill import FillLibrary, NativeFill
-from recreplay.runtime.native_mixed import native_mixed
+from recreplay.runtime.native_mixed import NativeMixed
 from recreplay.runtime.parts import Load, Part, cut_rows
 from recreplay.runtime.request import OwnTensor, RequestChecker, none_is_own
 from recreplay.runtime.spec import IdBound, InputSpec
@@ -211,7 +211,7 @@ class MixedFill:
         """Copy, pad and check a request that is right, in one call; False where it is not filled
         so."""
         native = self._filler.native
-        return native is not None and native.fill(values) == self._n
+        return native is not None and native(values, self._n)
 
     def __call__(self, values: Sequence[Any], first_row: int = 0) -> int:
         """Copy, pad, check; returns how many ids were clamped."""
@@ -249,7 +249,11 @@ class MixedFiller:
         self.order = order
         self.checker = MixedChecker(order, manifest.bounds, check)
         everything = _filler(bucket, order.specs, manifest.bounds, memory, check, None)
-        self.native = native_mixed(library, everything, order.specs, manifest.users)
+        self.native = (
+            None
+            if library is None
+            else NativeMixed(library, everything, order.specs, manifest.users)
+        )
         self.rows = _filler(bucket, order.rows, manifest.bounds, memory, check, library)
         by_user = replace(bucket, size=manifest.users)
         self._by_user = _filler(by_user, order.by_user, manifest.bounds, memory, check, library)

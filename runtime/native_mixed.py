@@ -14,6 +14,7 @@ from typing import Any, get_args
 
 from recreplay.runtime.builtin_call import ONE_ARGUMENT, builtin
 from recreplay.runtime.fill import Filler
+from recreplay.runtime.id_check import IdCheck, column_check, whole_check
 from recreplay.runtime.native_fill import ID_BYTES, FillCall, FillLibrary, Input, inputs_of
 from recreplay.runtime.spec import DTYPES, InputSpec, Kind
 from recreplay.runtime.tensor_exchange import dlpack_type
@@ -61,13 +62,13 @@ class _Mixed(ctypes.Structure):
 
 
 class NativeMixed:
-    """Two functions of a request as a tuple of values in order, for one bucket of one lane.
+    """Fills one bucket of one lane with requests that are tuples of values in order.
 
-    `fill` copies, pads and checks it, and gives the number of its rows; `needed` gives the rows of
-    the smallest bucket that has room for it. Both give 0 where the library cannot tell.
+    `needed(values)`: the rows of the smallest bucket that has room for them, 0 where the library
+    cannot tell.
     """
 
-    __slots__ = ("fill", "needed")
+    __slots__ = ("_checks", "_fill", "needed")
 
     def __init__(
         self, library: FillLibrary, filler: Filler, specs: Sequence[InputSpec], users: int
@@ -75,8 +76,15 @@ class NativeMixed:
         """`filler` has all inputs, in the order of `specs`."""
         shapes: list[object] = []  # that inputs point to
         made: dict[str, Input] = {}
+        self._checks: list[IdCheck] = []
         for block in filler.blocks:
             limits = block.limits if filler.checks else None
+            if limits is not None and block.view.dtype.itemsize not in ID_BYTES:
+                self._checks.append(whole_check(block.view, limits))
+                limits = None
+            if filler.checks:  # of all rows: those that are padded are right where the others are
+                every = block.view.shape[1]
+                self._checks += [column_check(block.view, some, every) for some in block.columns]
             made |= inputs_of(block, limits, filler.bounded, shapes)
         place = {spec.name: i for i, spec in enumerate(specs)}
         inputs = (_MixedInput * len(specs))(
@@ -103,23 +111,14 @@ class NativeMixed:
             ctypes.addressof(views),
         )
         kept = (inputs, views, shapes)  # what the call points to
-        self.fill: Callable[[tuple[Any, ...]], int]
-        self.fill = builtin(library.fill_mixed, ONE_ARGUMENT, call, kept)
+        self._fill: Callable[[tuple[Any, ...]], int]
+        self._fill = builtin(library.fill_mixed, ONE_ARGUMENT, call, kept)
         self.needed: Callable[[tuple[Any, ...]], int]
         self.needed = builtin(library.needed, ONE_ARGUMENT, call, kept)
 
-
-def native_mixed(
-    library: FillLibrary | None, filler: Filler, specs: Sequence[InputSpec], users: int
-) -> NativeMixed | None:
-    """None where there is no library, or where it cannot check all ids of these inputs."""
-    if library is None:
-        return None
-    for block in filler.blocks if filler.checks else ():
-        other = block.limits is not None and block.view.dtype.itemsize not in ID_BYTES
-        if other or block.columns:
-            return None
-    return NativeMixed(library, filler, specs, users)
+    def __call__(self, values: tuple[Any, ...], n: int) -> bool:
+        """Copy, pad and check a request of `n` rows; False where it is not filled so."""
+        return self._fill(values) == n and all(check.holds() for check in self._checks)
 
 
 def _whole_number(dtype: str) -> Input:

@@ -206,8 +206,9 @@ static int view_of_tensor(void *object, const struct input *input,
     PyErr_Clear(); /* of what has no memory of its own, or none here */
     return 0;
   }
-  if (tensor.device != ON_CPU || tensor.data == NULL || tensor.lanes != 1 || tensor.strides == NULL)
-    return 0;
+  if (tensor.device != ON_CPU || tensor.lanes != 1 || tensor.strides == NULL) return 0;
+  int empty = tensor.dimensions == 1 && tensor.shape[0] == 0;
+  if (tensor.data == NULL && !empty) return 0;
   int wide = input->narrows && tensor.code == INTEGER && tensor.bits == 64;
   if (!wide && (tensor.code != input->code || tensor.bits != input->bits)) return 0;
   if (tensor.code == FLOAT && is_negative(object, fill)) return 0;

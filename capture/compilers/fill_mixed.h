@@ -172,7 +172,7 @@ static int stage(const struct recreplay_mixed *mixed, const struct measured *fou
     if (!stage_division(by, &mixed->views[input->along], rows, (ptrdiff_t)most, (int64_t)total,
                         (int64_t)room))
       return 0;
-    if (copy(input->as.staged, view->data, bytes, &input->as, view->wide)) return 0;
+    if (total && copy(input->as.staged, view->data, bytes, &input->as, view->wide)) return 0;
     memset(input->as.staged + bytes, 0, room * input->as.row_bytes - bytes);
   }
   return 1;

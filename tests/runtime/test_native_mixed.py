@@ -1,0 +1,339 @@
+"""The library's way of filling mixed requests puts the same bytes into staging as numpy's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from recreplay.capture import Jagged, capture
+from recreplay.capture.rewrites import narrow_ids
+from recreplay.runtime.artifact import FILLER, open_artifact
+from recreplay.runtime.errors import InputError
+from recreplay.runtime.fill import Check
+from recreplay.runtime.mixed import MixedFiller, make_checker, make_fillers
+from recreplay.runtime.native_fill import FillLibrary, load_fill_library
+from recreplay.runtime.spec import total_bytes
+
+Arrays = dict[str, Any]
+SIZE, USERS, CAPACITY = 6, 3, 4
+
+
+class Everything(nn.Module):
+    """Inputs of all kinds; ids that are staged as int32 and some that come so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.table = nn.Parameter(torch.randn(30, 4))
+        self.top = nn.Linear(6 * 4 + 2, 2)
+
+    def forward(
+        self,
+        item: Tensor,
+        dense: Tensor,
+        user: Tensor,
+        clicks: Tensor,
+        weights: Tensor,
+        offsets: Tensor,
+        tags: Tensor,
+        lengths: Tensor,
+        seen: Tensor,
+        starts: Tensor,
+    ) -> Tensor:
+        bag, table = F.embedding_bag, self.table
+        weighed = bag(
+            clicks,
+            table,
+            offsets,
+            mode="sum",
+            per_sample_weights=weights,
+            include_last_offset=True,
+        )
+        parts = [
+            bag(item, table, mode="sum"),
+            weighed,
+            bag(clicks, table, offsets[:-1], mode="mean"),
+            bag(tags, table, lengths.cumsum(0) - lengths, mode="sum"),
+            bag(seen, table, starts, mode="sum") + F.embedding(user, table),
+            F.embedding(item[:, 1], table),
+            dense,
+        ]
+        return self.top(torch.cat(parts, 1))
+
+
+def request(n: int, m: int, counts: tuple[Any, Any, Any], wide: bool, seed: int) -> Arrays:
+    """Of `n` candidates of `m` users: how many clicks and tags each candidate has, and how many
+    items each user has seen."""
+    draw = np.random.default_rng(seed)
+    clicks, tags, seen = (np.asarray(c, np.int64) for c in counts)
+    whole = np.int64 if wide else np.int32
+    ends = np.concatenate([[0], clicks.cumsum()])
+    return {
+        "item": draw.integers(0, 30, (n, 3)),
+        "dense": draw.standard_normal((n, 2)).astype(np.float32),
+        "user": draw.integers(0, 30, m),
+        "user_index": draw.integers(0, m, n),
+        "clicks": draw.integers(0, 30, clicks.sum()),
+        "weights": draw.standard_normal(clicks.sum()).astype(np.float32),
+        "offsets": ends.astype(whole),
+        "tags": draw.integers(0, 30, tags.sum()).astype(np.int32),
+        "lengths": tags.astype(whole),
+        "seen": draw.integers(0, 30, seen.sum()),
+        "starts": (seen.cumsum() - seen).astype(np.int32 if wide else np.int64),
+    }
+
+
+@pytest.fixture(scope="module", params=["int32", "int64"])
+def artifact(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Int64 ids are staged as int32 or as they come."""
+    rng = np.random.default_rng(0)
+    example: Arrays = {
+        "item": rng.integers(0, 30, (4, 3)),
+        "dense": rng.standard_normal((4, 2)).astype(np.float32),
+        "user": rng.integers(0, 30, 4),
+        "clicks": rng.integers(0, 30, 8),
+        "weights": rng.standard_normal(8).astype(np.float32),
+        "offsets": np.array([0, 3, 3, 5, 8]),
+        "tags": rng.integers(0, 30, 7).astype(np.int32),
+        "lengths": np.array([2, 1, 0, 4], np.int32),
+        "seen": rng.integers(0, 30, 6),
+        "starts": np.array([0, 2, 2, 5]),
+    }
+    out = tmp_path_factory.mktemp("mixed") / "m.rr"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(narrow_ids._LEAST, "cpu", 1 if request.param == "int32" else 1000)
+        manifest = capture(
+            Everything().eval(),
+            {k: torch.from_numpy(v) for k, v in example.items()},
+            out=out,
+            buckets=[2, SIZE],
+            compiler="eager",
+            user_inputs=["user", "seen", "starts"],
+            users=USERS,
+            jagged=[
+                Jagged("clicks", offsets="offsets", capacity=CAPACITY),
+                Jagged("weights", offsets="offsets", capacity=CAPACITY),
+                Jagged("tags", lengths="lengths", capacity=CAPACITY),
+                Jagged("seen", offsets="starts", capacity=CAPACITY),
+            ],
+        )
+    slots = {s.name: s.dtype for s in manifest.buckets[-1].inputs}
+    assert {slots[k] for k in ("item", "clicks", "user", "seen")} == {request.param}
+    return out
+
+
+@dataclass
+class Both:
+    """The largest bucket, filled by the library and by numpy."""
+
+    by: dict[str, tuple[MixedFiller, Any]]
+    order: tuple[str, ...]
+
+    def fill(self, given: Arrays) -> bool:
+        """Whether the library took it; if so, the bytes are the same."""
+        values = tuple(given[name] for name in self.order)
+        n = len(given["offsets"]) - 1
+        filler, mine = self.by["library"]
+        mine[:] = 0xEE
+        taken = filler.prepare(n).as_it_came(values)
+        if taken:
+            other, numpys = self.by["numpy"]
+            numpys[:] = 0xEE
+            other.prepare(n)(values)
+            np.testing.assert_array_equal(mine, numpys)
+        return taken
+
+
+def both(path: Path, library: FillLibrary, check: Check) -> Both:
+    manifest = open_artifact(path).manifest
+    by = {}
+    for name, used in (("library", library), ("numpy", None)):
+        memory = np.zeros(max(total_bytes(b.inputs) for b in manifest.buckets), np.uint8)
+        filler = make_fillers(manifest, memory, check, used)[SIZE]
+        assert isinstance(filler, MixedFiller)
+        by[name] = filler, memory
+    checker = make_checker(manifest, check)
+    return Both(by, tuple(spec.name for spec in checker._specs))
+
+
+@pytest.fixture(scope="module")
+def library(artifact: Path) -> Iterator[FillLibrary]:
+    found = load_fill_library(artifact / FILLER)
+    if found is None:
+        pytest.skip("no C compiler")
+    yield found
+    found.close()
+
+
+few = st.integers(0, 5)
+
+
+@settings(max_examples=400, deadline=None)
+@given(data=st.data())
+def test_right_requests(artifact: Path, library: FillLibrary, data: st.DataObject) -> None:
+    """All that fit are taken, and none that does not: there, numpy's way says so."""
+    n, m = data.draw(st.integers(1, SIZE)), data.draw(st.integers(1, USERS))
+    clicks, tags = (data.draw(st.lists(few, min_size=n, max_size=n)) for _ in range(2))
+    seen = data.draw(st.lists(few, min_size=m, max_size=m))
+    wide, seed = data.draw(st.booleans()), data.draw(st.integers(0, 99))
+    given = request(n, m, (clicks, tags, seen), wide, seed)
+    fits = max(sum(clicks), sum(tags)) <= CAPACITY * SIZE and sum(seen) <= CAPACITY * USERS
+    pair = both(artifact, library, "error")
+    assert pair.fill(given) == fits
+    native = pair.by["library"][0].native
+    assert native is not None
+    needed = native.needed(tuple(given[name] for name in pair.order))
+    most = -(-max(sum(clicks), sum(tags)) // CAPACITY)
+    assert needed == (max(n, most) if sum(seen) <= CAPACITY * USERS else 0)
+    if fits and data.draw(st.booleans()):
+        given |= {k: torch.from_numpy(given[k]) for k in ("item", "clicks", "offsets", "starts")}
+        assert pair.fill(given)
+
+
+def put(name: str, at: Any, value: int) -> Callable[[Arrays], Arrays]:
+    def change(given: Arrays) -> Arrays:
+        changed = given[name].copy()
+        changed[at] = value
+        return given | {name: changed}
+
+    return change
+
+
+def instead(name: str, make: Callable[[Any], Any]) -> Callable[[Arrays], Arrays]:
+    return lambda given: given | {name: make(given[name])}
+
+
+WRONG: dict[str, Callable[[Arrays], Arrays]] = {
+    "an id of a row": put("item", (1, 2), 30),
+    "a negative id of a row": put("item", (1, 2), -1),
+    "an id of a user": put("user", 1, 30),
+    "an id that would become another": put("clicks", 2, 2**32 + 5),
+    "an id of values": put("tags", 0, 30),
+    "an id of a user's values": put("seen", 0, -4),
+    "a user who is not there": put("user_index", 3, 2),
+    "a negative user": put("user_index", 3, -1),
+    "offsets that fall": put("offsets", 2, 1),
+    "offsets that begin late": put("offsets", 0, 1),
+    "offsets that end early": put("offsets", -1, 6),
+    "offsets beyond": put("offsets", 2, 99),
+    "starts that begin late": put("starts", 0, 1),
+    "starts beyond": put("starts", 1, 99),
+    "a negative length": put("lengths", 0, -1),
+    "a length too large": put("lengths", 0, 2**62),
+    "a length too small": put("lengths", 1, 0),
+    "fewer rows": instead("dense", lambda a: a[:-1]),
+    "fewer offsets": instead("offsets", lambda a: a[:-1]),
+    "fewer lengths": instead("lengths", lambda a: a[:-1]),
+    "fewer starts": instead("starts", lambda a: a[:-1]),
+    "fewer weights": instead("weights", lambda a: a[:-1]),
+    "more values": instead("tags", lambda a: np.append(a, a[:1])),
+    "no rows": instead("item", lambda a: a[:0]),
+    "other columns": instead("item", lambda a: a[:, :2]),
+    "values in rows": instead("clicks", lambda a: a[:, None]),
+    "one number": instead("lengths", lambda a: a[0]),
+    "another dtype": instead("weights", lambda a: a.astype(np.float64)),
+    "a list": instead("clicks", lambda a: a.tolist()),
+    "nothing": instead("lengths", lambda a: None),
+}
+GIVEN = (4, 2, ([2, 0, 3, 2], [1, 2, 0, 1], [2, 3]), True, 5)
+
+
+@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.parametrize("check", ["error", "clamp"])
+def test_wrong_requests_are_left_to_be_told_so(
+    artifact: Path, library: FillLibrary, name: str, check: Check
+) -> None:
+    pair = both(artifact, library, check)
+    good = request(*GIVEN)
+    assert pair.fill(good)
+    assert not pair.fill(WRONG[name](good))
+    assert pair.fill(good)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        instead("clicks", lambda a: np.repeat(a, 2)[::2]),
+        instead("offsets", lambda a: np.repeat(a, 2)[::2]),
+        instead("weights", lambda a: a[::-1]),
+        instead("lengths", lambda a: a.astype(np.int16)),
+        instead("tags", lambda a: np.frombuffer(b"\0" + a.tobytes(), np.uint8)[1:].view(a.dtype)),
+    ],
+)
+def test_arrays_that_lie_otherwise_go_by_numpy(
+    artifact: Path, library: FillLibrary, change: Callable[[Arrays], Arrays]
+) -> None:
+    pair = both(artifact, library, "error")
+    given = change(request(*GIVEN))
+    assert not pair.fill(given)
+    values = tuple(given[name] for name in pair.order)
+    filler, memory = pair.by["library"]
+    other, numpys = pair.by["numpy"]
+    memory[:] = numpys[:] = 0xEE
+    assert filler.prepare(4)(values) == other.prepare(4)(values) == 0
+    np.testing.assert_array_equal(memory, numpys)
+
+
+def test_rows_may_lie_apart(artifact: Path, library: FillLibrary) -> None:
+    pair = both(artifact, library, "error")
+    good = request(*GIVEN)
+    for change in (
+        instead("item", lambda a: np.repeat(a, 2, 0)[::2]),
+        instead("user_index", lambda a: np.repeat(a, 2)[::2]),
+        instead("dense", lambda a: np.concatenate([a, a], 1)[:, 2:]),
+    ):
+        assert pair.fill(change(good))
+
+
+def test_ids_are_trusted_where_the_caller_says_so_and_offsets_are_not(
+    artifact: Path, library: FillLibrary
+) -> None:
+    pair = both(artifact, library, "off")
+    good = request(*GIVEN)
+    for name in ("an id of a row", "an id of values", "a user who is not there"):
+        assert pair.fill(WRONG[name](good))
+    for name in ("offsets that fall", "starts beyond", "a length too large"):
+        assert not pair.fill(WRONG[name](good))
+        values = tuple(WRONG[name](good)[k] for k in pair.order)
+        with pytest.raises(InputError, match=r"^input '(offsets|starts|lengths)'"):
+            pair.by["library"][0].prepare(4)(values)
+
+
+def test_many_values_are_copied_while_other_threads_run(
+    artifact: Path, library: FillLibrary
+) -> None:
+    """The lock is let go above 64 KB; what is filled is the same."""
+    manifest = open_artifact(artifact).manifest
+    assert total_bytes(manifest.buckets[-1].inputs) < 1 << 16  # so not here
+    model = nn.EmbeddingBag(50, 4, mode="sum", include_last_offset=True).eval()
+    values, offsets = torch.randint(0, 50, (4096,)), torch.arange(0, 4097, 32)
+    out = artifact.parent / "long.rr"
+    capture(
+        model,
+        {"input": values, "offsets": offsets},
+        out=out,
+        buckets=[512],
+        compiler="eager",
+        jagged=[Jagged("input", offsets="offsets", capacity=64)],
+        overwrite=True,
+    )
+    mine = open_artifact(out).manifest
+    memory = [np.zeros(total_bytes(mine.buckets[0].inputs), np.uint8) for _ in range(2)]
+    draw = np.random.default_rng(2)
+    lengths = draw.integers(0, 100, 500)
+    given = (np.append(0, lengths.cumsum()), draw.integers(0, 50, lengths.sum()))
+    filled = make_fillers(mine, memory[0], "error", library)[512].prepare(500)
+    by_numpy = make_fillers(mine, memory[1], "error", None)[512].prepare(500)
+    assert filled.as_it_came(given)  # type: ignore[union-attr]
+    by_numpy(given)
+    np.testing.assert_array_equal(*memory)
