@@ -10,7 +10,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from recreplay.capture.dag import Cost
-from recreplay.runtime.aten import BYTE_BAGS, GROUPED_LOOKUP, PACKED_LINEAR, ROW_BAGS
+from recreplay.runtime.aten import BYTE_BAGS, GROUPED_LOOKUP, JAGGED_BAGS, PACKED_LINEAR, ROW_BAGS
 
 aten = torch.ops.aten
 
@@ -26,7 +26,7 @@ def operator_cost(node: fx.Node) -> Cost:
         n.meta["val"] for n in node.all_input_nodes if isinstance(n.meta["val"], torch.Tensor)
     ]
     lookups = (aten.embedding.default, aten.embedding_bag.padding_idx)
-    if node.target in lookups or str(node.target) == ROW_BAGS:
+    if node.target in lookups or str(node.target) in (ROW_BAGS, JAGGED_BAGS):
         table, ids = inputs[0], inputs[1]
         gathered = prod(ids.shape) * table.shape[1]
         return Cost(gathered * table.element_size() + _nbytes(ids) + _nbytes(out[0]), gathered)

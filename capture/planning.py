@@ -27,6 +27,7 @@ from recreplay.capture.rewrites.lower_products import lower_products
 from recreplay.capture.rewrites.lower_tables import lower_tables
 from recreplay.capture.rewrites.narrow_ids import narrow_ids, narrowed
 from recreplay.capture.rewrites.pack_linears import pack_large_linears, pack_linears
+from recreplay.capture.rewrites.pool_jagged import pool_jagged
 from recreplay.capture.rewrites.pool_rows import pool_rows
 from recreplay.capture.rewrites.split_linears import split_linears
 from recreplay.capture.rewrites.spread_bags import spread_bags
@@ -88,6 +89,8 @@ def survey(
     branches: list[WeightStack] = []
     if "stack_branches" in rewrites:
         group_lookups(program, groups)
+        if "pool_rows" in rewrites:
+            pool_jagged(program, tables, lowering.tables)
         stack_lookups(program, tables)
         branches = plan_weight_stacks(program, lowering)
         lowering = lowering.without_split(branches)
@@ -147,6 +150,9 @@ def _rewrite(program: Program, choice: Choice, known: Survey, smallest: bool) ->
     # Before stacking, so that only what it cannot take is stacked.
     if "group_lookups" in choice.rewrites:
         group_lookups(program, known.groups)
+    if "pool_rows" in choice.rewrites:
+        stacks = known.tables if "stack_lookups" in choice.rewrites else ()
+        pool_jagged(program, stacks, known.lowering.tables)
     if "stack_lookups" in choice.rewrites:
         stack_lookups(program, known.tables)
     if "split_linears" in choice.rewrites:

@@ -20,6 +20,7 @@ from recreplay.capture.views import base, is_view
 from recreplay.runtime.aten import (
     BYTE_BAGS,
     GROUPED_LOOKUP,
+    JAGGED_BAGS,
     ROW_BAGS,
     Operator,
     encode,
@@ -35,6 +36,7 @@ _TABLE_READS = {
     GROUPED_LOOKUP: (0, 5),
     BYTE_BAGS: (0, 1),
     ROW_BAGS: (0,),
+    JAGGED_BAGS: (0,),
 }
 
 

@@ -3,8 +3,8 @@
 A program is a list of operators in execution order. Arguments are JSON values, or one of these:
 `{"value": name}` (a tensor), `{"dtype": "float32"}`, `{"memory_format": "..."}`, `{"device":
 true}` (the device that the segment runs on), `{"layout": "strided"}`, `{"float": "inf"}`. Only
-operators of the `aten` namespace, `getitem` and our own `packed_linear`, `byte_bags`, `row_bags`
-and `grouped_lookup` exist, so that loading one cannot run anything else.
+operators of the `aten` namespace, `getitem` and our own `packed_linear`, `byte_bags`, `row_bags`,
+`jagged_bags` and `grouped_lookup` exist, so that loading one cannot run anything else.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from recreplay.runtime.in_place import writing_form
 PACKED_LINEAR = "recreplay.packed_linear.default"
 BYTE_BAGS = "recreplay.byte_bags.default"
 ROW_BAGS = "recreplay.row_bags.default"
+JAGGED_BAGS = "recreplay.jagged_bags.default"
 GROUPED_LOOKUP = "recreplay.grouped_lookup.default"
 _MEMORY_FORMATS = {
     str(f): f for f in (torch.contiguous_format, torch.preserve_format, torch.channels_last)
@@ -115,7 +116,7 @@ def rebuild(arg: Any, values: Mapping[str, Any], device: torch.device) -> Any:
 def target_name(target: Any) -> str:
     if target is operator.getitem:
         return "getitem"
-    if str(target) in (PACKED_LINEAR, BYTE_BAGS, ROW_BAGS, GROUPED_LOOKUP):
+    if str(target) in (PACKED_LINEAR, BYTE_BAGS, ROW_BAGS, JAGGED_BAGS, GROUPED_LOOKUP):
         return str(target)
     if isinstance(target, torch._ops.OpOverload) and target.namespace == "aten":
         return str(target)
@@ -138,6 +139,10 @@ def resolve(target: str) -> Callable[..., Any]:
         from recreplay.runtime.row_bags import row_bags_operator
 
         return row_bags_operator()
+    if target == JAGGED_BAGS:
+        from recreplay.runtime.jagged_bags import jagged_bags_operator
+
+        return jagged_bags_operator()
     if target == GROUPED_LOOKUP:
         # Not before it is needed: most programs have none, and defining it looks for Triton.
         from recreplay.runtime.grouped_lookup import grouped_lookup_operator

@@ -10,13 +10,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from recreplay.runtime.aten import BYTE_BAGS, PACKED_LINEAR, ROW_BAGS, resolve
+from recreplay.runtime.aten import BYTE_BAGS, JAGGED_BAGS, PACKED_LINEAR, ROW_BAGS, resolve
 from recreplay.runtime.packed_linear import block_columns
 
 _SOURCES = {
     PACKED_LINEAR: "packed_linear.h",
     BYTE_BAGS: "byte_bags.h",
     ROW_BAGS: "row_bags.h",
+    JAGGED_BAGS: "jagged_bags.h",
 }
 _SHIMS = "aot_inductor.custom_ops_to_c_shims"
 

@@ -76,7 +76,7 @@ template <int V, typename Id> static void add(const Bags<Id> &bags, int64_t at) 
     const float *rows = bags.from(i) + at, *late = last ? rows : bags.from(i + on) + at;
     Sums sums[V] = {};
     int64_t k = 0;
-    auto until = [&](int64_t end, const float *next) {
+    auto until = [&](int64_t end, const float *next) __attribute__((always_inline)) {
       for (; k < end; k++) {
         const float *far = next + soon[k] * dim, *row = rows + ids[k] * dim;
 #pragma GCC unroll 8

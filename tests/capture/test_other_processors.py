@@ -28,6 +28,7 @@ extern "C" {
 #include "packed_linear.h"
 #include "byte_bags.h"
 #include "row_bags.h"
+#include "jagged_bags.h"
 void one_lane(const float *x, const float *packed, const float *bias, float *y, int64_t M,
               int64_t N, int64_t K, int relu) {
   recreplay::lane<float>(x, packed, bias, y, N, M, N, K, 0, N, false, relu);
@@ -40,6 +41,14 @@ void row_bags(const float *rows, const void *ids, const void *first, int64_t cou
               int64_t length, int64_t dim, float *out) {
   const recreplay::rows::Table table{rows, count, dim};
   recreplay::rows::run<int64_t>(table, ids, first, bags, length, dim, false, out);
+}
+void jagged_bags(const float *rows, const int64_t *ids, const int64_t *ends, const void *spots,
+                 int64_t count, int64_t dim, int64_t ids_count, int64_t features, int64_t bags,
+                 float *out) {
+  typedef recreplay::jagged::Spot Spot;
+  recreplay::jagged::run(recreplay::jagged::Bags<int64_t>{
+      rows, count, dim, ids, ids_count, ends, features * (bags + 2), (const Spot *)spots, features,
+      bags, false, dim, out});
 }
 }
 """
@@ -142,3 +151,29 @@ def test_bags_of_rows_are_sums_of_rows(library: Path) -> None:
             call(*where, rows, bags, length, dim, out.data_ptr())
             want = torch.nn.functional.embedding_bag(ids + first[:, None], table, mode="sum")
             torch.testing.assert_close(out, want)
+
+
+@needs_avx2
+def test_jagged_bags_are_sums_of_rows(library: Path) -> None:
+    call = ctypes.CDLL(str(library)).jagged_bags
+    call.argtypes = [*[WHERE] * 4, *[INT] * 5, WHERE]
+    torch.manual_seed(6)
+    rows, room = 50, 90
+    ends = torch.tensor([[0, 0, 3, 41, 41, 60, room], [0, 9, 9, 9, 50, 90, room]])
+    bags = 5
+    for dim in (1, 4, 20, 32, 100, 140):
+        table, ids = torch.randn(rows, dim), torch.randint(0, 30, (2, room))
+        spots, out = torch.tensor([[0, 0, 20], [room, bags + 2, 3]]), torch.zeros(2 * bags, dim)
+        where = [t.data_ptr() for t in (table, ids, ends, spots)]
+        call(*where, rows, dim, 2 * room, 2, bags, out.data_ptr())
+        want = [
+            torch.nn.functional.embedding_bag(
+                (ids[i] + first)[: ends[i, bags]],
+                table,
+                ends[i, : bags + 1],
+                mode="sum",
+                include_last_offset=True,
+            )
+            for i, first in enumerate((20, 3))
+        ]
+        torch.testing.assert_close(out, torch.cat(want))

@@ -1,0 +1,183 @@
+AOTITorchError aoti_torch_cpu_recreplay_jagged_bags_out(AtenTensorHandle, AtenTensorHandle,
+                                                       AtenTensorHandle, AtenTensorHandle,
+                                                       AtenTensorHandle, int64_t, int32_t);
+/* `recreplay::jagged_bags`: see recreplay.runtime.jagged_bags. Copied into a package's source behind
+   `extern`, inside of extern "C". */
+extern "C++" {
+/* A package's wrapper is compiled with -O1, which keeps small arrays of vectors in memory. */
+#pragma GCC push_options
+#pragma GCC optimize("O3")
+namespace recreplay {
+namespace jagged {
+/* Wider sums than the processor has registers for are kept in memory. */
+#if defined(__AVX512F__)
+constexpr int kBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kBytes = 32;
+#else
+constexpr int kBytes = 16;
+#endif
+typedef float Sums __attribute__((vector_size(kBytes), aligned(4), may_alias));
+constexpr int64_t kAtOnce = sizeof(Sums) / sizeof(float);
+constexpr int kMost = 8;       /* vectors of a row that are summed at once */
+constexpr int64_t kLine = 16;  /* floats of a cache line */
+constexpr int64_t kLines = 32; /* that are on their way */
+constexpr int64_t kBagsOfThread = 64;
+
+struct Spot {
+  int64_t ids, ends, first;
+};
+
+template <typename Id> struct Bags {
+  const float *rows;
+  int64_t count, dim; /* of the table */
+  const Id *ids;
+  int64_t ids_count;
+  const Id *ends;
+  int64_t ends_count;
+  const Spot *spots;
+  int64_t features, bags; /* of each feature */
+  bool mean;
+  int64_t stride;
+  float *out;
+
+  float share(int64_t length) const { return mean ? 1.0f / std::max<int64_t>(length, 1) : 1.0f; }
+};
+
+/* A request was checked. What a model computes was not: where bags end, and ids. */
+template <typename Id> static void check(const Bags<Id> &all) {
+  typedef std::make_unsigned_t<Id> Number;
+  const Number limit = (Number)std::min<int64_t>(all.count, std::numeric_limits<Id>::max());
+  Number bad = 0;
+  for (const Spot *spot = all.spots; spot < all.spots + all.features; spot++) {
+    if (spot->ids > all.ids_count || spot->ends + all.bags >= all.ends_count)
+      throw std::out_of_range("a feature lies beyond its ids");
+    const Id *ends = all.ends + spot->ends, *ids = all.ids + spot->ids;
+    const int64_t begin = ends[0], end = ends[all.bags];
+    bool falls = begin < 0 || end > all.ids_count - spot->ids;
+    for (int64_t b = 0; b < all.bags; b++) falls |= ends[b + 1] < ends[b];
+    if (falls) throw std::out_of_range("a bag ends where it should not");
+    for (int64_t k = begin; k < end; k++)
+      bad |= (Number)((Number)ids[k] + (Number)spot->first) >= limit;
+  }
+  if (bad) throw std::out_of_range("an id is not below the rows");
+}
+
+/* Adds up V vectors of each row, from column `at` on, for bags [begin, end) of all. With every row one
+   is fetched that is some ids on, and with a feature the first ones of the next: a processor sees
+   some rows ahead by itself, which is not enough to wait for many at a time. */
+template <int V, typename Id>
+static void add(const Bags<Id> &all, int64_t begin, int64_t end, int64_t at) {
+  constexpr int64_t ahead = std::max<int64_t>(4, kLines * kLine / (V * kAtOnce)); /* ids */
+  const int64_t dim = all.dim;
+  auto fetch = [](const float *row) __attribute__((always_inline)) {
+#pragma GCC unroll 8
+    for (int64_t j = 0; j < V * kAtOnce; j += kLine) __builtin_prefetch(row + j);
+  };
+  auto fetch_first = [&](int64_t feature) {
+    const Spot &spot = all.spots[feature];
+    const Id *ends = all.ends + spot.ends, *ids = all.ids + spot.ids;
+    const int64_t last = std::min<int64_t>(ends[all.bags], ends[0] + ahead);
+    for (int64_t k = ends[0]; k < last; k++) fetch(all.rows + (spot.first + ids[k]) * dim + at);
+  };
+  for (int64_t i = begin; i < end;) {
+    const int64_t feature = i / all.bags, until = std::min(end, (feature + 1) * all.bags);
+    if (i == begin) fetch_first(feature);
+    if (feature + 1 < all.features) fetch_first(feature + 1);
+    const Spot &spot = all.spots[feature];
+    const Id *ids = all.ids + spot.ids;
+    const Id *ends = all.ends + spot.ends + i % all.bags;
+    const float *rows = all.rows + spot.first * dim + at;
+    const int64_t last = all.ends[spot.ends + all.bags] - ahead;
+    for (; i < until; i++, ends++) {
+      Sums sums[V] = {};
+      const int64_t stop = ends[1];
+      auto sum = [&](int64_t k) __attribute__((always_inline)) {
+        const float *row = rows + ids[k] * dim;
+#pragma GCC unroll 8
+        for (int v = 0; v < V; v++) sums[v] += *(const Sums *)(row + v * kAtOnce);
+      };
+      int64_t k = ends[0];
+      for (; k < std::min(stop, last); k++) {
+        fetch(rows + ids[k + ahead] * dim);
+        sum(k);
+      }
+      for (; k < stop; k++) sum(k);
+      const float share = all.share(stop - ends[0]);
+      float *to = all.out + i * all.stride + at;
+#pragma GCC unroll 8
+      for (int v = 0; v < V; v++) *(Sums *)(to + v * kAtOnce) = sums[v] * share;
+    }
+  }
+}
+
+template <typename Id> static void part(const Bags<Id> &all, int64_t begin, int64_t end) {
+  static constexpr decltype(&add<1, Id>) of[kMost] = {add<1, Id>, add<2, Id>, add<3, Id>,
+                                                      add<4, Id>, add<5, Id>, add<6, Id>,
+                                                      add<7, Id>, add<8, Id>};
+  int64_t at = 0, now;
+  for (int64_t left = all.dim / kAtOnce; left > 0; left -= now, at += now * kAtOnce) {
+    now = std::min<int64_t>(left, kMost);
+    of[now - 1](all, begin, end, at);
+  }
+  for (; at < all.dim; at++)
+    for (int64_t i = begin; i < end; i++) {
+      const Spot &spot = all.spots[i / all.bags];
+      const Id *ends = all.ends + spot.ends + i % all.bags, *ids = all.ids + spot.ids;
+      float sum = 0;
+      for (int64_t k = ends[0]; k < ends[1]; k++)
+        sum += all.rows[(spot.first + ids[k]) * all.dim + at];
+      all.out[i * all.stride + at] = sum * all.share(ends[1] - ends[0]);
+    }
+}
+
+template <typename Id> static void run(const Bags<Id> &all) {
+  check(all);
+  const int64_t total = all.features * all.bags;
+#if RECREPLAY_THREADS > 1
+  constexpr int64_t threads = RECREPLAY_THREADS;
+  #pragma omp parallel for num_threads(threads) if (total >= kBagsOfThread)
+  for (int64_t i = 0; i < threads; i++) part(all, total * i / threads, total * (i + 1) / threads);
+#else
+  part(all, 0, total);
+#endif
+}
+} // namespace jagged
+} // namespace recreplay
+#pragma GCC pop_options
+} // extern "C++"
+
+inline AOTITorchError aoti_torch_cpu_recreplay_jagged_bags_out(
+    AtenTensorHandle out, AtenTensorHandle table, AtenTensorHandle ids, AtenTensorHandle ends,
+    AtenTensorHandle spots, int64_t divisions, int32_t mean) {
+  try {
+    void *to, *rows, *given, *limits, *places;
+    int64_t *shape, *strides, *features, ids_count, ends_count;
+    int32_t dtype;
+    aoti_torch_get_data_ptr(out, &to);
+    aoti_torch_get_data_ptr(table, &rows);
+    aoti_torch_get_data_ptr(ids, &given);
+    aoti_torch_get_data_ptr(ends, &limits);
+    aoti_torch_get_data_ptr(spots, &places);
+    aoti_torch_get_sizes(table, &shape);
+    aoti_torch_get_sizes(spots, &features);
+    aoti_torch_get_strides(out, &strides);
+    aoti_torch_get_numel(ids, &ids_count);
+    aoti_torch_get_numel(ends, &ends_count);
+    aoti_torch_get_dtype(ids, &dtype);
+    if (strides[1] != 1) throw std::runtime_error("columns of the result lie apart");
+    auto run = [&](auto id) {
+      typedef decltype(id) Id;
+      recreplay::jagged::run(recreplay::jagged::Bags<Id>{
+          (const float *)rows, shape[0], shape[1], (const Id *)given, ids_count,
+          (const Id *)limits, ends_count, (const recreplay::jagged::Spot *)places, features[0],
+          ends_count / divisions - 2, mean != 0, strides[0], (float *)to});
+    };
+    if (dtype == aoti_torch_dtype_int64()) run(int64_t());
+    else run(int32_t());
+    return AOTI_TORCH_SUCCESS;
+  } catch (const std::exception &error) {
+    fprintf(stderr, "jagged_bags: %s\n", error.what());
+    return AOTI_TORCH_FAILURE;
+  }
+}
