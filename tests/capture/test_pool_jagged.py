@@ -28,8 +28,8 @@ aten = torch.ops.aten
 
 
 class Basket(nn.Module):
-    """Tables `(rows, width, mode)`, each with values of its own; every second one is divided by what
-    divides the one before it. Divisions are offsets, starts and lengths in turn."""
+    """Tables `(rows, width, mode)`, each with values of its own, of which every second one is
+    divided as the one before it. Divisions are offsets, starts and lengths in turn."""
 
     def __init__(self, tables: list[tuple[int, int, str]]) -> None:
         super().__init__()
