@@ -63,7 +63,7 @@ def narrow_ids(program: Program, names: Collection[str]) -> None:
     """
     narrow: dict[fx.Node, fx.Node | None] = {}  # ids -> the same as int32
     first = next(n for n in program.graph.nodes if n.op != "placeholder")
-    for name in names:
+    for name in sorted(names):  # in the same order in every process, so that code is the same
         for node in program.graph.find_nodes(op="placeholder", target=f"input:{name}"):
             readers = list(node.users)
             node.meta["val"] = program.fake(node.meta["val"].shape, torch.int32)
