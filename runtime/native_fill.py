@@ -87,7 +87,7 @@ class FillLibrary:
         self._reads.argtypes += [ctypes.c_void_p] * 2
         self._same_dtype = library.recreplay_same_dtype
         self._same_dtype.argtypes = [ctypes.py_object] * 2
-        self.types = (id(np.ndarray), *_tensors(), id(_WIDE))  # what calls begin with
+        self.types = _types()  # what calls begin with
         self._handle = library._handle
 
     def close(self) -> None:
@@ -185,14 +185,15 @@ class NativeFill:
         return self._filler.check(self._checks, self._n, first_row)
 
 
-def _tensors() -> tuple[int | None, ...]:
-    """What `FillCall` says of tensors: their type, and how they are read."""
+def _types() -> tuple[int | None, ...]:
+    """What `FillCall` says of arrays and tensors: their types, and how tensors are read."""
     import torch
 
     read = tensor_reader()
     kind = None if read is None else id(torch.Tensor)
     # Python's own objects of a module and of the interpreter, which live as long as the process.
-    return kind, read, id(torch.Tensor.is_neg), id(False)
+    tensors = (kind, read, id(torch.Tensor.is_neg), id(False))
+    return id(np.ndarray), *tensors, id(_WIDE)
 
 
 def inputs_of(

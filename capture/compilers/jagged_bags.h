@@ -4,26 +4,12 @@ AOTITorchError aoti_torch_cpu_recreplay_jagged_bags_out(AtenTensorHandle, AtenTe
 /* `recreplay::jagged_bags`: see recreplay.runtime.jagged_bags. Copied into a package's source behind
    `extern`, inside of extern "C". */
 extern "C++" {
+#include "sums.h"
 /* A package's wrapper is compiled with -O1, which keeps small arrays of vectors in memory. */
 #pragma GCC push_options
 #pragma GCC optimize("O3")
 namespace recreplay {
 namespace jagged {
-/* Wider sums than the processor has registers for are kept in memory. */
-#if defined(__AVX512F__)
-constexpr int kBytes = 64;
-#elif defined(__AVX2__)
-constexpr int kBytes = 32;
-#else
-constexpr int kBytes = 16;
-#endif
-typedef float Sums __attribute__((vector_size(kBytes), aligned(4), may_alias));
-constexpr int64_t kAtOnce = sizeof(Sums) / sizeof(float);
-constexpr int kMost = 8;       /* vectors of a row that are summed at once */
-constexpr int64_t kLine = 16;  /* floats of a cache line */
-constexpr int64_t kLines = 32; /* that are on their way */
-constexpr int64_t kBagsOfThread = 64;
-
 struct Spot {
   int64_t ids, ends, first;
 };
@@ -68,11 +54,11 @@ template <typename Id> static void check(const Bags<Id> &all) {
    some rows ahead by itself, which is not enough to wait for many at a time. */
 template <int V, typename Id>
 static void add(const Bags<Id> &all, int64_t begin, int64_t end, int64_t at) {
-  constexpr int64_t ahead = std::max<int64_t>(4, kLines * kLine / (V * kAtOnce)); /* ids */
+  constexpr int64_t ahead = rows_ahead<V>();
   const int64_t dim = all.dim;
   auto fetch = [](const float *row) __attribute__((always_inline)) {
 #pragma GCC unroll 8
-    for (int64_t j = 0; j < V * kAtOnce; j += kLine) __builtin_prefetch(row + j);
+    for (int64_t j = 0; j < V * kOfSum; j += kLine) __builtin_prefetch(row + j);
   };
   auto fetch_first = [&](int64_t feature) {
     const Spot &spot = all.spots[feature];
@@ -90,12 +76,12 @@ static void add(const Bags<Id> &all, int64_t begin, int64_t end, int64_t at) {
     const float *rows = all.rows + spot.first * dim + at;
     const int64_t last = all.ends[spot.ends + all.bags] - ahead;
     for (; i < until; i++, ends++) {
-      Sums sums[V] = {};
+      Sum sums[V] = {};
       const int64_t stop = ends[1];
       auto sum = [&](int64_t k) __attribute__((always_inline)) {
         const float *row = rows + ids[k] * dim;
 #pragma GCC unroll 8
-        for (int v = 0; v < V; v++) sums[v] += *(const Sums *)(row + v * kAtOnce);
+        for (int v = 0; v < V; v++) sums[v] += *(const Sum *)(row + v * kOfSum);
       };
       int64_t k = ends[0];
       for (; k < std::min(stop, last); k++) {
@@ -106,18 +92,18 @@ static void add(const Bags<Id> &all, int64_t begin, int64_t end, int64_t at) {
       const float share = all.share(stop - ends[0]);
       float *to = all.out + i * all.stride + at;
 #pragma GCC unroll 8
-      for (int v = 0; v < V; v++) *(Sums *)(to + v * kAtOnce) = sums[v] * share;
+      for (int v = 0; v < V; v++) *(Sum *)(to + v * kOfSum) = sums[v] * share;
     }
   }
 }
 
 template <typename Id> static void part(const Bags<Id> &all, int64_t begin, int64_t end) {
-  static constexpr decltype(&add<1, Id>) of[kMost] = {add<1, Id>, add<2, Id>, add<3, Id>,
+  static constexpr decltype(&add<1, Id>) of[kMostSums] = {add<1, Id>, add<2, Id>, add<3, Id>,
                                                       add<4, Id>, add<5, Id>, add<6, Id>,
                                                       add<7, Id>, add<8, Id>};
   int64_t at = 0, now;
-  for (int64_t left = all.dim / kAtOnce; left > 0; left -= now, at += now * kAtOnce) {
-    now = std::min<int64_t>(left, kMost);
+  for (int64_t left = all.dim / kOfSum; left > 0; left -= now, at += now * kOfSum) {
+    now = std::min<int64_t>(left, kMostSums);
     of[now - 1](all, begin, end, at);
   }
   for (; at < all.dim; at++)
@@ -136,7 +122,7 @@ template <typename Id> static void run(const Bags<Id> &all) {
   const int64_t total = all.features * all.bags;
 #if RECREPLAY_THREADS > 1
   constexpr int64_t threads = RECREPLAY_THREADS;
-  #pragma omp parallel for num_threads(threads) if (total >= kBagsOfThread)
+  #pragma omp parallel for num_threads(threads) if (total >= kBagsOfPart)
   for (int64_t i = 0; i < threads; i++) part(all, total * i / threads, total * (i + 1) / threads);
 #else
   part(all, 0, total);

@@ -19,6 +19,7 @@ _SOURCES = {
     ROW_BAGS: "row_bags.h",
     JAGGED_BAGS: "jagged_bags.h",
 }
+_SUMS = Path(__file__).with_name("sums.h")
 _SHIMS = "aot_inductor.custom_ops_to_c_shims"
 
 
@@ -30,6 +31,7 @@ class OwnFunctions:
         self._texts = {}
         for target, source in _SOURCES.items():
             text = Path(__file__).with_name(source).read_text()
+            text = text.replace('#include "sums.h"\n', _SUMS.read_text())
             for name, value in {"THREADS": threads, "COLUMNS": block_columns()}.items():
                 text = text.replace(f"RECREPLAY_{name}", str(value))
             self._texts[target] = text

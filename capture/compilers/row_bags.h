@@ -4,26 +4,12 @@ AOTITorchError aoti_torch_cpu_recreplay_row_bags_out(AtenTensorHandle, AtenTenso
 /* `recreplay::row_bags`: see recreplay.runtime.row_bags. Copied into a package's source behind
    `extern`, inside of extern "C". */
 extern "C++" {
+#include "sums.h"
 /* A package's wrapper is compiled with -O1, which keeps small arrays of vectors in memory. */
 #pragma GCC push_options
 #pragma GCC optimize("O3")
 namespace recreplay {
 namespace rows {
-/* Wider sums than the processor has registers for are kept in memory. */
-#if defined(__AVX512F__)
-constexpr int kBytes = 64;
-#elif defined(__AVX2__)
-constexpr int kBytes = 32;
-#else
-constexpr int kBytes = 16;
-#endif
-typedef float Sums __attribute__((vector_size(kBytes), aligned(4), may_alias));
-constexpr int64_t kAtOnce = sizeof(Sums) / sizeof(float);
-constexpr int kMost = 8;       /* vectors of a row that are summed at once */
-constexpr int64_t kLine = 16;  /* floats of a cache line */
-constexpr int64_t kLines = 32; /* that are on their way */
-constexpr int64_t kBagsOfThread = 64;
-
 struct Table {
   const float *rows;
   int64_t count;
@@ -65,7 +51,7 @@ template <typename Id> struct Bags {
    the same place some bags on. */
 template <int V, typename Id> static void add(const Bags<Id> &bags, int64_t at) {
   const int64_t length = bags.length, dim = bags.table.dim;
-  constexpr int64_t ahead = std::max<int64_t>(4, kLines * kLine / (V * kAtOnce)); /* ids */
+  constexpr int64_t ahead = rows_ahead<V>();
   const bool inside = length > 2 * ahead;
   const int64_t on = inside ? 1 : (ahead + length - 1) / length;
   const int64_t split = inside ? length - ahead : 0;
@@ -74,35 +60,35 @@ template <int V, typename Id> static void add(const Bags<Id> &bags, int64_t at) 
     const Id *ids = bags.ids + i * length;
     const Id *soon = last ? ids : ids + (inside ? ahead : on * length);
     const float *rows = bags.from(i) + at, *late = last ? rows : bags.from(i + on) + at;
-    Sums sums[V] = {};
+    Sum sums[V] = {};
     int64_t k = 0;
     auto until = [&](int64_t end, const float *next) __attribute__((always_inline)) {
       for (; k < end; k++) {
         const float *far = next + soon[k] * dim, *row = rows + ids[k] * dim;
 #pragma GCC unroll 8
-        for (int64_t j = 0; j < V * kAtOnce; j += kLine) __builtin_prefetch(far + j);
+        for (int64_t j = 0; j < V * kOfSum; j += kLine) __builtin_prefetch(far + j);
 #pragma GCC unroll 8
-        for (int v = 0; v < V; v++) sums[v] += *(const Sums *)(row + v * kAtOnce);
+        for (int v = 0; v < V; v++) sums[v] += *(const Sum *)(row + v * kOfSum);
       }
     };
     until(split, rows);
     until(length, late);
     float *to = bags.out + i * bags.stride + at;
 #pragma GCC unroll 8
-    for (int v = 0; v < V; v++) *(Sums *)(to + v * kAtOnce) = sums[v] * bags.share;
+    for (int v = 0; v < V; v++) *(Sum *)(to + v * kOfSum) = sums[v] * bags.share;
   }
 }
 
 template <typename Id> static void add_all(const Bags<Id> &bags) {
-  static constexpr decltype(&add<1, Id>) of[kMost] = {add<1, Id>, add<2, Id>, add<3, Id>,
+  static constexpr decltype(&add<1, Id>) of[kMostSums] = {add<1, Id>, add<2, Id>, add<3, Id>,
                                                       add<4, Id>, add<5, Id>, add<6, Id>,
                                                       add<7, Id>, add<8, Id>};
   const int64_t length = bags.length, dim = bags.table.dim;
   check(bags.table, bags.ids + bags.begin * length, bags.first ? bags.first + bags.begin : nullptr,
         bags.end - bags.begin, length);
   int64_t at = 0, now;
-  for (int64_t left = dim / kAtOnce; left > 0; left -= now, at += now * kAtOnce) {
-    now = std::min<int64_t>(left, kMost);
+  for (int64_t left = dim / kOfSum; left > 0; left -= now, at += now * kOfSum) {
+    now = std::min<int64_t>(left, kMostSums);
     of[now - 1](bags, at);
   }
   for (; at < dim; at++)
@@ -122,7 +108,7 @@ static void run(const Table &table, const void *ids, const void *first, int64_t 
   };
 #if RECREPLAY_THREADS > 1
   constexpr int64_t threads = RECREPLAY_THREADS;
-  if (total >= kBagsOfThread) {
+  if (total >= kBagsOfPart) {
     std::exception_ptr failed; /* may not leave a parallel loop */
     #pragma omp parallel for num_threads(threads)
     for (int64_t i = 0; i < threads; i++) {

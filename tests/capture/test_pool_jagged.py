@@ -19,7 +19,7 @@ from recreplay.capture.rewrites.pool_jagged import pool_jagged
 from recreplay.capture.rewrites.stack_lookups import plan_stacks, stack_lookups
 from recreplay.capture.specialise import Program, specialise
 from recreplay.runtime import Runtime
-from recreplay.runtime.aten import JAGGED_BAGS
+from recreplay.runtime.aten import JAGGED_BAGS, ROW_BAGS
 from recreplay.runtime.errors import ReplayError
 from recreplay.runtime.graph import read_graph
 
@@ -29,7 +29,8 @@ aten = torch.ops.aten
 
 class Basket(nn.Module):
     """Tables `(rows, width, mode)`, each with values of its own, of which every second one is
-    divided as the one before it. Divisions are offsets, starts and lengths in turn."""
+    divided as the one before it. Divisions are offsets, starts and lengths in turn. And one with
+    two ids a row."""
 
     def __init__(self, tables: list[tuple[int, int, str]]) -> None:
         super().__init__()
@@ -37,8 +38,10 @@ class Basket(nn.Module):
         self.modes = [mode for _, _, mode in tables]
         self.tables = nn.ModuleList(nn.Embedding(rows, width) for rows, width, _ in tables)
 
+        self.plain = nn.EmbeddingBag(7, 4, mode="sum")
+
     def forward(self, item: Tensor, values: list[Tensor], divisions: list[Tensor]) -> Tensor:
-        parts = [item.unsqueeze(1)]
+        parts = [self.plain(item)]
         for i, (table, mode, ids) in enumerate(zip(self.tables, self.modes, values, strict=True)):
             by = divisions[i // 2]
             kind = i // 2 % 3
@@ -50,7 +53,7 @@ class Basket(nn.Module):
 
     def request(self, rows: int, seed: int, most: int = 4) -> dict[str, Tensor]:
         draw = np.random.default_rng(seed)
-        found: dict[str, Any] = {"item": np.arange(rows, dtype=np.float32)}
+        found: dict[str, Any] = {"item": draw.integers(0, 7, (rows, 2))}
         for i, table in enumerate(self.tables):
             if i % 2 == 0:
                 lengths = draw.integers(0, most + 1, rows)
@@ -84,6 +87,10 @@ def calls(made: Program) -> list[Any]:
     return [n for n in made.graph.nodes if str(n.target) == JAGGED_BAGS]
 
 
+def bags(made: Program) -> list[Any]:
+    return [n for n in made.graph.nodes if n.target is aten.embedding_bag.padding_idx]
+
+
 def test_tables_of_one_width_are_one_call_over_staged_ids() -> None:
     model = Basket([(20 + i, 8, "sum") for i in range(4)] + [(9, 3, "mean")])
     made = program(model)
@@ -95,7 +102,7 @@ def test_tables_of_one_width_are_one_call_over_staged_ids() -> None:
     assert spots.tolist() == [[i * 20, i // 2 * 6, start] for i, start in enumerate(stack.starts)]
     assert str(four.args[1].target).startswith("staged:")
     assert [n.args[4] for n in (four, one)] == [2, 1]  # divisions
-    assert aten.embedding_bag.padding_idx not in {n.target for n in made.graph.nodes}
+    assert len(bags(made)) == 1  # the plain one
     found = branches(made)
     assert {"values_0", "values_3"} <= set(found.values())  # pieces are still of their features
 
@@ -116,8 +123,7 @@ def test_which_bags(
     tables: list[tuple[int, int, str]], lowered: tuple[str, ...], left: int
 ) -> None:
     made = program(Basket(tables), stacked=not lowered, lowered=lowered)
-    bags = [n for n in made.graph.nodes if n.target is aten.embedding_bag.padding_idx]
-    assert len(bags) == left
+    assert len(bags(made)) == left + 1
     assert len(calls(made)) == len(tables) - left
     if not lowered:
         stack_lookups(made, plan_stacks(made))  # takes what is left, or leaves it
@@ -127,8 +133,7 @@ WIDTHS = (8, 8, 8, 8, 8, 8, 5, 33, 70, 130)
 
 
 @pytest.mark.inductor
-@pytest.mark.parametrize("threads", [1, 2])
-def test_compiled_bags(captured: Capture, threads: int) -> None:
+def test_compiled_bags(captured: Capture) -> None:
     """Widths that vectors do not divide, all kinds of divisions, empty and long bags, threads,
     refreshed rows."""
     model = Basket([(90 + i, w, "mean" if i == 7 else "sum") for i, w in enumerate(WIDTHS)])
@@ -138,11 +143,12 @@ def test_compiled_bags(captured: Capture, threads: int) -> None:
         jagged=model.jagged(40),
         buckets=[1, 4, 90],
         compiler="inductor",
-        threads=threads,
+        threads=2,
     )
     with Runtime.load(path) as runtime, torch.no_grad():
         operators = [o.target for o in read_graph(path)[90].captured.operators]
         assert operators.count(JAGGED_BAGS) == 5
+        assert operators.count(ROW_BAGS) == 1
         assert "aten.embedding_bag.padding_idx" not in operators
         for turn in range(2):
             for rows, most in ((1, 0), (1, 40), (3, 4), (4, 40), (60, 9), (90, 40), (90, 1)):

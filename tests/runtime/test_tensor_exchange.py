@@ -120,7 +120,7 @@ def test_an_older_torch_has_its_tensors_converted(
 ) -> None:
     monkeypatch.delattr(torch.Tensor, "__dlpack_c_exchange_api__")
     assert tensor_reader() is None
-    monkeypatch.setattr(library, "tensors", native_fill._tensors())
+    monkeypatch.setattr(library, "types", native_fill._types())
     staged, fill = prepared(bucket(2, [("a", "int64", ())]), 2)
     assert fill([np.array([3, 4])]) == 0
     np.testing.assert_array_equal(staged.views["a"], [3, 4])
