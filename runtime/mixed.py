@@ -248,12 +248,10 @@ class MixedFiller:
     ) -> None:
         self.order = order
         self.checker = MixedChecker(order, manifest.bounds, check)
-        everything = _filler(bucket, order.specs, manifest.bounds, memory, check, None)
-        self.native = (
-            None
-            if library is None
-            else NativeMixed(library, everything, order.specs, manifest.users)
-        )
+        self.native: NativeMixed | None = None
+        if library is not None:
+            everything = _filler(bucket, order.specs, manifest.bounds, memory, check, None)
+            self.native = NativeMixed(library, everything, order.specs, manifest.users)
         self.rows = _filler(bucket, order.rows, manifest.bounds, memory, check, library)
         by_user = replace(bucket, size=manifest.users)
         self._by_user = _filler(by_user, order.by_user, manifest.bounds, memory, check, library)

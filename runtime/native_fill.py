@@ -28,7 +28,7 @@ from recreplay.runtime.tensor_exchange import dlpack_type, tensor_reader
 
 Array = np.ndarray[Any, Any]
 _OTHER_ARRAYS, _BAD_IDS = 1, 2  # what the library answers, besides 0
-ID_BYTES = (4, 8)  # of the ids that it checks
+_ID_BYTES = (4, 8)  # of the ids that it checks
 _WIDE = DTYPES["int64"]
 _FITS = 1 << 31  # what is below is an int32
 
@@ -132,17 +132,8 @@ class NativeFill:
         self._filler = filler
         self._n = n
         self._other: Fill | None = None
-        self._checks: list[IdCheck] = []
-        inputs: dict[str, Input] = {}
         rows: list[object] = []  # shapes that inputs point to
-        for block in filler.blocks:
-            limits = block.limits if filler.checks else None
-            if limits is not None and block.view.dtype.itemsize not in ID_BYTES:
-                self._checks.append(whole_check(block.view, limits))
-                limits = None
-            if filler.checks:
-                self._checks += [column_check(block.view, some, n) for some in block.columns]
-            inputs |= inputs_of(block, limits, filler.bounded, rows)
+        inputs, self._checks = inputs_of(filler, n, rows)
         ordered = [inputs[name] for name in filler.order]
         array = (Input * len(ordered))(*ordered)
         values = (_Rows * len(ordered))()
@@ -197,6 +188,25 @@ def _types() -> tuple[int | None, ...]:
 
 
 def inputs_of(
+    filler: Filler, n: int | None, rows: list[object]
+) -> tuple[dict[str, Input], list[IdCheck]]:
+    """The inputs of a filler by name, and the checks of ids that are not the library's, of `n` rows
+    or of all. The shapes that inputs point to are kept in `rows`."""
+    inputs: dict[str, Input] = {}
+    checks: list[IdCheck] = []
+    for block in filler.blocks:
+        limits = block.limits if filler.checks else None
+        if limits is not None and block.view.dtype.itemsize not in _ID_BYTES:
+            checks.append(whole_check(block.view, limits))
+            limits = None
+        if filler.checks:
+            most = block.view.shape[1] if n is None else n
+            checks += [column_check(block.view, some, most) for some in block.columns]
+        inputs |= _inputs(block, limits, filler.bounded, rows)
+    return inputs, checks
+
+
+def _inputs(
     block: Block, limits: Array | None, bounded: Collection[str], rows: list[object]
 ) -> dict[str, Input]:
     """The inputs of a block by name; the shapes that they point to are kept in `rows`.

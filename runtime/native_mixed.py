@@ -14,8 +14,7 @@ from typing import Any, get_args
 
 from recreplay.runtime.builtin_call import ONE_ARGUMENT, builtin
 from recreplay.runtime.fill import Filler
-from recreplay.runtime.id_check import IdCheck, column_check, whole_check
-from recreplay.runtime.native_fill import ID_BYTES, FillCall, FillLibrary, Input, inputs_of
+from recreplay.runtime.native_fill import FillCall, FillLibrary, Input, inputs_of
 from recreplay.runtime.spec import DTYPES, InputSpec, Kind
 from recreplay.runtime.tensor_exchange import dlpack_type
 
@@ -75,17 +74,8 @@ class NativeMixed:
     ) -> None:
         """`filler` has all inputs, in the order of `specs`."""
         shapes: list[object] = []  # that inputs point to
-        made: dict[str, Input] = {}
-        self._checks: list[IdCheck] = []
-        for block in filler.blocks:
-            limits = block.limits if filler.checks else None
-            if limits is not None and block.view.dtype.itemsize not in ID_BYTES:
-                self._checks.append(whole_check(block.view, limits))
-                limits = None
-            if filler.checks:  # of all rows: those that are padded are right where the others are
-                every = block.view.shape[1]
-                self._checks += [column_check(block.view, some, every) for some in block.columns]
-            made |= inputs_of(block, limits, filler.bounded, shapes)
+        # Checked in all rows: those that are padded are right where the others are.
+        made, self._checks = inputs_of(filler, None, shapes)
         place = {spec.name: i for i, spec in enumerate(specs)}
         inputs = (_MixedInput * len(specs))(
             *(

@@ -39,8 +39,9 @@ static int is_dense(const struct view *view, size_t bytes) {
          (view->shape[0] < 2 || view->strides[0] * view->unit == (ptrdiff_t)bytes);
 }
 
-static int read_view(void *value, const struct mixed_input *input, const struct recreplay_mixed *mixed,
-                     struct view *view) {
+/* Of what divides values, `wide` says whether it is of 64 bits. */
+static int read_view(void *value, const struct mixed_input *input,
+                     const struct recreplay_mixed *mixed, struct view *view) {
   const struct recreplay_fill *fill = &mixed->common;
   if (divides(input)) {
     if (view_of(value, &mixed->as_int64, fill, view)) {

@@ -99,8 +99,8 @@ static void add(const Bags<Id> &all, int64_t begin, int64_t end, int64_t at) {
 
 template <typename Id> static void part(const Bags<Id> &all, int64_t begin, int64_t end) {
   static constexpr decltype(&add<1, Id>) of[kMostSums] = {add<1, Id>, add<2, Id>, add<3, Id>,
-                                                      add<4, Id>, add<5, Id>, add<6, Id>,
-                                                      add<7, Id>, add<8, Id>};
+                                                          add<4, Id>, add<5, Id>, add<6, Id>,
+                                                          add<7, Id>, add<8, Id>};
   int64_t at = 0, now;
   for (int64_t left = all.dim / kOfSum; left > 0; left -= now, at += now * kOfSum) {
     now = std::min<int64_t>(left, kMostSums);

@@ -81,8 +81,8 @@ template <int V, typename Id> static void add(const Bags<Id> &bags, int64_t at) 
 
 template <typename Id> static void add_all(const Bags<Id> &bags) {
   static constexpr decltype(&add<1, Id>) of[kMostSums] = {add<1, Id>, add<2, Id>, add<3, Id>,
-                                                      add<4, Id>, add<5, Id>, add<6, Id>,
-                                                      add<7, Id>, add<8, Id>};
+                                                          add<4, Id>, add<5, Id>, add<6, Id>,
+                                                          add<7, Id>, add<8, Id>};
   const int64_t length = bags.length, dim = bags.table.dim;
   check(bags.table, bags.ids + bags.begin * length, bags.first ? bags.first + bags.begin : nullptr,
         bags.end - bags.begin, length);
