@@ -110,7 +110,7 @@ def open_lane(
         for key, package in manifest.packages.items():
             path = root / package.path
             packages[key] = load_package(package.compiler, path, device.torch_device)
-        library = load_fill_library(root / FILLER)
+        library = load_fill_library(root / FILLER, device.helpers)
         stored = load_file(root / SELFTEST)
         lane = Lane(manifest, device, packages, tensors, check, stored, library)
     except BaseException:

@@ -76,9 +76,13 @@ class FillCall(ctypes.Structure):
 
 
 class FillLibrary:
-    """The functions of fill.c, called with the interpreter lock held: they read Python objects."""
+    """The functions of fill.c, called with the interpreter lock held: they read Python objects.
 
-    def __init__(self, path: Path) -> None:
+    `helpers`: threads that help whoever fills a bucket of 2 MB or more. All who load the
+    same file share them.
+    """
+
+    def __init__(self, path: Path, helpers: int = 0) -> None:
         library = ctypes.PyDLL(str(path))
         self.fill, self.in_place = library.recreplay_fill, library.recreplay_in_place
         self.fill_mixed, self.needed = library.recreplay_fill_mixed, library.recreplay_needed
@@ -89,9 +93,14 @@ class FillLibrary:
         self._same_dtype.argtypes = [ctypes.py_object] * 2
         self.types = _types()  # what calls begin with
         self._handle = library._handle
+        # These wait for a lock of the helpers, and these may wait for the interpreter's.
+        crew = ctypes.CDLL(str(path), handle=library._handle)
+        crew.recreplay_open_crew(ctypes.c_size_t(helpers))
+        self._close_crew = crew.recreplay_close_crew
 
     def close(self) -> None:
-        """Let go of the library, which the loader counts."""
+        """End the helpers, and let go of the library, which the loader counts."""
+        self._close_crew()
         dlclose(self._handle)
 
     def reads_arrays(self) -> bool:
@@ -112,11 +121,11 @@ class FillLibrary:
         return NativeFill(self, filler, n)
 
 
-def load_fill_library(path: Path) -> FillLibrary | None:
+def load_fill_library(path: Path, helpers: int = 0) -> FillLibrary | None:
     """None if there is no such file, or it cannot read this interpreter's arrays."""
     if not path.exists():
         return None
-    library = FillLibrary(path)
+    library = FillLibrary(path, helpers)
     if library.reads_arrays():
         return library
     library.close()

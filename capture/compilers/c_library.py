@@ -23,7 +23,8 @@ def build_c_library(source: str, target: Path) -> None:
 def _compiled(compiler: str, source: Path) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / source.with_suffix(".so").name
-        command = [compiler, "-x", "c", "-O3", "-shared", "-fPIC", str(source), "-o", str(library)]
+        options = ["-O3", "-shared", "-fPIC", "-pthread"]
+        command = [compiler, "-x", "c", *options, str(source), "-o", str(library)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode != 0:
             raise CompilerError(f"{compiler} failed on {source.name}:\n{done.stderr.strip()}")

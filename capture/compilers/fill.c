@@ -11,14 +11,6 @@
 #include <string.h>
 
 #define UNLOCKED_FROM 65536 /* bytes; copying fewer takes less than handing the lock over */
-#define BLOCK 2048          /* bytes that are copied while the next are fetched */
-#define LINE 64             /* bytes of a cache line */
-
-#if defined(__x86_64__) && defined(__GLIBC__)
-#define ANY_CPU __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define ANY_CPU
-#endif
 
 struct dtype {
   ptrdiff_t references;
@@ -103,7 +95,11 @@ struct recreplay_fill {
   struct rows *values; /* room for `count` */
 };
 
-enum { FILLED, OTHER_ARRAYS, BAD_IDS };
+enum { FILLED, OTHER_ARRAYS, BAD_IDS }; /* both of the last: OTHER_ARRAYS */
+
+#include "fill_rows.h"
+
+#include "crew.h"
 
 extern void *PyTuple_GetItem(void *, ptrdiff_t); /* Python's stable ABI */
 extern ptrdiff_t PyTuple_Size(void *);
@@ -127,56 +123,6 @@ int32_t recreplay_reads(const struct array *array, const void *type, const void 
 int32_t recreplay_same_dtype(const struct dtype *a, const struct dtype *b) {
   return a == b || (a->type == b->type && a->scalar == b->scalar && a->kind == b->kind &&
                     a->letter == b->letter && a->order == b->order && a->number == b->number);
-}
-
-ANY_CPU static int any_above_64(const uint64_t *ids, size_t count, uint64_t limit) {
-  uint64_t above = 0;
-  for (size_t i = 0; i < count; i++) above |= ids[i] >= limit;
-  return above != 0;
-}
-
-ANY_CPU static int any_above_32(const uint32_t *ids, size_t count, uint32_t limit) {
-  uint32_t above = 0;
-  for (size_t i = 0; i < count; i++) above |= ids[i] >= limit;
-  return above != 0;
-}
-
-/* Limits above what 32 bits hold are above all ids. */
-static int is_checked(const struct input *input) {
-  return input->id_bytes == 8 || (input->id_bytes == 4 && input->limit <= UINT32_MAX);
-}
-
-/* Compared without a sign: negative ids are above every limit. */
-static int any_bad(const char *ids, size_t bytes, const struct input *input) {
-  if (!is_checked(input)) return 0;
-  if (input->id_bytes == 8) return any_above_64((const uint64_t *)ids, bytes / 8, input->limit);
-  return any_above_32((const uint32_t *)ids, bytes / 4, (uint32_t)input->limit);
-}
-
-/* Copies ids. What is staged of those that do not fit is of no use. */
-#define COPY_IDS(name, Staged, Id)                                                           \
-  ANY_CPU static int name(Staged *restrict to, const Id *restrict ids, size_t n, Id limit) { \
-    Id above = 0;                                                                            \
-    for (size_t i = 0; i < n; i++) {                                                         \
-      above |= ids[i] >= limit;                                                              \
-      to[i] = (Staged)ids[i];                                                                \
-    }                                                                                        \
-    return above != 0;                                                                       \
-  }
-COPY_IDS(copy_64, uint64_t, uint64_t)
-COPY_IDS(copy_32, uint32_t, uint32_t)
-COPY_IDS(copy_64_as_32, uint32_t, uint64_t)
-
-/* Asks for memory that is read soon. Processors do so by themselves only as far as a page goes, and
-   a request lies in many: 26 arrays of 20 KB take 48 us so and 57 else, where none is cached. */
-static void fetch(const char *from, size_t bytes) {
-  for (size_t at = 0; at < bytes; at += LINE) __builtin_prefetch(from + at, 0, 2);
-}
-
-/* The first block of what is written soon. */
-static void fetch_to_write(char *to, size_t bytes) {
-  if (bytes > BLOCK) bytes = BLOCK;
-  for (size_t at = 0; at < bytes; at += LINE) __builtin_prefetch(to + at, 1, 2);
 }
 
 /* The kind of an object: the second word of all of them. */
@@ -244,65 +190,29 @@ static int fits(const struct view *view, const struct input *input, size_t rows)
   return !view->wide || apart % sizeof(int64_t) == 0;
 }
 
-static int copy_ids(char *to, const char *ids, size_t count, const struct input *input, int wide) {
-  if (wide) return copy_64_as_32((uint32_t *)to, (const uint64_t *)ids, count, input->limit);
-  if (input->id_bytes == 8)
-    return copy_64((uint64_t *)to, (const uint64_t *)ids, count, input->limit);
-  return copy_32((uint32_t *)to, (const uint32_t *)ids, count, (uint32_t)input->limit);
+/* A share of all inputs, by rows of the bucket. */
+static int fill_share(const void *job, size_t at, size_t count) {
+  const struct recreplay_fill *fill = job;
+  size_t from = fill->size * at / count, to = fill->size * (at + 1) / count;
+  int found = FILLED;
+  for (size_t i = 0; i < fill->count; i++)
+    if (fill_rows(&fill->values[i], &fill->inputs[i], fill->rows, from, to))
+      found |= fill->values[i].wide ? OTHER_ARRAYS : BAD_IDS;
+  return found;
 }
 
-/* Copies rows that adjoin. Returns whether an id is out of range. */
-static int copy(char *to, const char *from, size_t bytes, const struct input *input, int wide) {
-  size_t size = wide ? sizeof(int32_t) : (size_t)input->id_bytes; /* of an id, staged */
-  if (!wide && (!is_checked(input) || (size_t)from % size)) {
-    memcpy(to, from, bytes);
-    return any_bad(to, bytes, input);
-  }
-  int bad = 0;
-  for (size_t at = 0; at < bytes; at += BLOCK) {
-    size_t left = bytes - at, here = left < BLOCK ? left : BLOCK, next = left - here;
-    fetch(from + ((at + here) << wide), (next < BLOCK ? next : BLOCK) << wide);
-    bad |= copy_ids(to + at, from + (at << wide), here / size, input, wide);
-  }
-  return bad;
-}
-
-/* What lies in the staging memory already, as borrowed requests do in part, stays where it is. */
-static int copy_rows(const struct rows *value, const struct input *input, size_t rows) {
-  size_t bytes = input->row_bytes;
-  if (value->first == input->staged) return any_bad(input->staged, rows * bytes, input);
-  if (rows == 1 || value->step == (ptrdiff_t)(bytes << value->wide))
-    return copy(input->staged, value->first, rows * bytes, input, value->wide);
-  int bad = 0;
-  for (size_t i = 0; i < rows; i++)
-    bad |= copy(input->staged + i * bytes, value->first + (ptrdiff_t)i * value->step, bytes, input,
-                value->wide);
-  return bad;
-}
-
-static void pad(const struct input *input, size_t rows, size_t size) {
-  char *end = input->staged + size * input->row_bytes;
-  char *to = input->staged + rows * input->row_bytes;
-  size_t done = input->row_bytes; /* doubled by each copy */
-  if (to == end) return;
-  memcpy(to, input->staged, done);
-  while (to + done < end) {
-    size_t left = (size_t)(end - to) - done;
-    size_t next = done < left ? done : left;
-    memcpy(to + done, to, next);
-    done += next;
-  }
+/* Without the interpreter lock, where much is copied. */
+static int do_unlocked(share_of work, const void *job, size_t bytes) {
+  if (bytes < UNLOCKED_FROM) return work(job, 0, 1);
+  void *thread = PyEval_SaveThread();
+  int found = do_job(work, job, bytes);
+  PyEval_RestoreThread(thread);
+  return found;
 }
 
 static int32_t filled(const struct recreplay_fill *fill) {
-  int bad = 0;
-  for (size_t i = 0; i < fill->count; i++) {
-    int found = copy_rows(&fill->values[i], &fill->inputs[i], fill->rows);
-    if (found && fill->values[i].wide) return OTHER_ARRAYS;
-    bad |= found;
-    pad(&fill->inputs[i], fill->rows, fill->size);
-  }
-  return bad ? BAD_IDS : FILLED;
+  int found = do_unlocked(fill_share, fill, fill->size * fill->row_bytes);
+  return found & OTHER_ARRAYS ? OTHER_ARRAYS : found;
 }
 
 /* `values`: a tuple of arrays and tensors, which keeps them. Nothing is copied before all of them
@@ -320,22 +230,14 @@ static int32_t fill_with(void *values, const struct recreplay_fill *fill) {
     fetch_to_write(fill->inputs[i].staged, fill->rows * fill->inputs[i].row_bytes);
     fill->values[i] = (struct rows){view.data, view.strides[0] * view.unit, view.wide};
   }
-  if (fill->rows * fill->row_bytes < UNLOCKED_FROM) return filled(fill);
-  void *thread = PyEval_SaveThread();
-  int32_t code = filled(fill);
-  PyEval_RestoreThread(thread);
-  return code;
+  return filled(fill);
 }
 
 /* The same for a request that was written into the staging memory. */
 static int32_t fill_in_place(const struct recreplay_fill *fill) {
-  int bad = 0;
-  for (size_t i = 0; i < fill->count; i++) {
-    const struct input *input = &fill->inputs[i];
-    bad |= any_bad(input->staged, fill->rows * input->row_bytes, input);
-    pad(input, fill->rows, fill->size);
-  }
-  return bad ? BAD_IDS : FILLED;
+  for (size_t i = 0; i < fill->count; i++)
+    fill->values[i] = (struct rows){fill->inputs[i].staged, 0, 0};
+  return filled(fill);
 }
 
 /* Builtins of Python's, as recreplay.runtime.builtin_call makes them. */

@@ -90,17 +90,17 @@ static int measure(void *values, const struct recreplay_mixed *mixed, struct mea
 /* Stages where the values of each row begin, read once, so that what was checked is what is used:
    `staged` has two more than `most` rows. Returns whether they are right. */
 #define STAGE_STARTS(name, Staged, Given)                                                       \
-  static int name(Staged *staged, const Given *given, ptrdiff_t count, ptrdiff_t rows,          \
-                  ptrdiff_t most, int64_t total, int64_t room) {                                \
+  static int name(Staged *staged, const Given *given, size_t count, size_t rows, size_t most,   \
+                  int64_t total, int64_t room) {                                                \
     int64_t before = 0;                                                                         \
     int bad = 0;                                                                                \
-    for (ptrdiff_t i = 0; i < count; i++) {                                                     \
+    for (size_t i = 0; i < count; i++) {                                                        \
       int64_t start = ((const volatile Given *)given)[i];                                       \
       bad |= start < before || (i == 0 && start != 0);                                          \
       staged[i] = (Staged)(before = start);                                                     \
     }                                                                                           \
     bad |= count > rows ? before != total : before > total;                                     \
-    for (ptrdiff_t i = count; i <= most; i++) staged[i] = (Staged)total;                        \
+    for (size_t i = count; i <= most; i++) staged[i] = (Staged)total;                           \
     staged[most + 1] = (Staged)room;                                                            \
     return !bad;                                                                                \
   }
@@ -110,17 +110,17 @@ STAGE_STARTS(starts_32_64, int32_t, int64_t)
 STAGE_STARTS(starts_32_32, int32_t, int32_t)
 
 #define STAGE_LENGTHS(name, Staged, Given)                                                      \
-  static int name(Staged *staged, const Given *given, ptrdiff_t rows, ptrdiff_t most,           \
+  static int name(Staged *staged, const Given *given, size_t rows, size_t most,                 \
                   int64_t total) {                                                              \
     int64_t left = total;                                                                       \
     int bad = 0;                                                                                \
-    for (ptrdiff_t i = 0; i < rows; i++) {                                                      \
+    for (size_t i = 0; i < rows; i++) {                                                         \
       int64_t length = ((const volatile Given *)given)[i];                                      \
       bad |= length < 0 || length > left;                                                       \
       left -= bad ? 0 : length;                                                                 \
       staged[i] = (Staged)length;                                                               \
     }                                                                                           \
-    for (ptrdiff_t i = rows; i < most; i++) staged[i] = 0;                                      \
+    for (size_t i = rows; i < most; i++) staged[i] = 0;                                         \
     return !bad && left == 0;                                                                   \
   }
 STAGE_LENGTHS(lengths_64_64, int64_t, int64_t)
@@ -128,8 +128,12 @@ STAGE_LENGTHS(lengths_64_32, int64_t, int32_t)
 STAGE_LENGTHS(lengths_32_64, int32_t, int64_t)
 STAGE_LENGTHS(lengths_32_32, int32_t, int32_t)
 
-static int stage_division(const struct mixed_input *input, const struct view *view, ptrdiff_t rows,
-                          ptrdiff_t most, int64_t total, int64_t room) {
+/* What divides the values of input `at`. */
+static int stage_division(const struct recreplay_mixed *mixed, size_t at, size_t rows, size_t most) {
+  const struct mixed_input *values = &mixed->inputs[at];
+  const struct mixed_input *input = &mixed->inputs[values->along];
+  const struct view *view = &mixed->views[values->along];
+  int64_t total = mixed->views[at].shape[0], room = (int64_t)most * values->capacity;
   void *to = input->as.staged;
   const void *from = view->data;
   int wide = input->as.row_bytes == sizeof(int64_t);
@@ -139,55 +143,71 @@ static int stage_division(const struct mixed_input *input, const struct view *vi
     if (view->wide) return lengths_32_64(to, from, rows, most, total);
     return lengths_32_32(to, from, rows, most, total);
   }
-  ptrdiff_t count = rows + (input->kind == OFFSETS);
+  size_t count = rows + (input->kind == OFFSETS);
   if (wide && view->wide) return starts_64_64(to, from, count, rows, most, total, room);
   if (wide) return starts_64_32(to, from, count, rows, most, total, room);
   if (view->wide) return starts_32_64(to, from, count, rows, most, total, room);
   return starts_32_32(to, from, count, rows, most, total, room);
 }
 
-static int users_are_there(const struct mixed_input *input, ptrdiff_t rows, ptrdiff_t users) {
+/* Compares rows `from` to `to` of a bucket: those that are padded are right where the others are. */
+static int users_are_there(const struct mixed_input *input, size_t from, size_t to,
+                           ptrdiff_t users) {
+  const char *index = input->as.staged + from * input->as.row_bytes;
   if (input->as.row_bytes == sizeof(int64_t))
-    return !any_above_64((const uint64_t *)input->as.staged, (size_t)rows, (uint64_t)users);
-  return !any_above_32((const uint32_t *)input->as.staged, (size_t)rows, (uint32_t)users);
+    return !any_above_64((const uint64_t *)index, to - from, (uint64_t)users);
+  return !any_above_32((const uint32_t *)index, to - from, (uint32_t)users);
 }
 
-static int stage(const struct recreplay_mixed *mixed, const struct measured *found) {
+/* A share of the values that others divide: those staged, and the room behind them. */
+static int stage_values(const struct mixed_input *input, const struct view *view, size_t most,
+                        size_t at, size_t count) {
+  const struct rows values = {view->data, (ptrdiff_t)input->as.row_bytes << view->wide, view->wide};
+  size_t total = (size_t)view->shape[0], room = (size_t)input->capacity * most;
+  size_t from = room * at / count, to = room * (at + 1) / count, end = to < total ? to : total;
+  int bad = from < end && copy_rows(&values, &input->as, from, end);
+  if (from < end) from = end;
+  memset(input->as.staged + from * input->as.row_bytes, 0, (to - from) * input->as.row_bytes);
+  return !bad;
+}
+
+struct mixed_job {
+  const struct recreplay_mixed *mixed;
+  const struct measured *found;
+};
+
+/* A share of all inputs. The first has what divides values whole. Returns whether something is
+   wrong. */
+static int stage_share(const void *given, size_t at, size_t count) {
+  const struct mixed_job *job = given;
+  const struct recreplay_mixed *mixed = job->mixed;
   for (size_t i = 0; i < mixed->common.count; i++) {
     const struct mixed_input *input = &mixed->inputs[i];
     const struct view *view = &mixed->views[i];
-    ptrdiff_t rows = input->user ? found->users : found->rows;
+    size_t rows = (size_t)(input->user ? job->found->users : job->found->rows);
     size_t most = input->user ? mixed->users : mixed->common.size;
     if (divides(input)) continue; /* staged with the values */
-    struct rows value = {view->data, view->strides[0] * view->unit, view->wide};
-    if (input->kind != VALUES) {
-      if (copy_rows(&value, &input->as, (size_t)rows)) return 0;
-      if (input->kind == INDEX && mixed->checks_index && !users_are_there(input, rows, found->users))
-        return 0;
-      pad(&input->as, (size_t)rows, most);
+    if (input->kind == VALUES) {
+      if (at == 0 && !stage_division(mixed, i, rows, most)) return 1;
+      if (!stage_values(input, view, most, at, count)) return 1;
       continue;
     }
-    const struct mixed_input *by = &mixed->inputs[input->along];
-    size_t total = (size_t)view->shape[0], room = (size_t)input->capacity * most;
-    size_t bytes = total * input->as.row_bytes;
-    if (!stage_division(by, &mixed->views[input->along], rows, (ptrdiff_t)most, (int64_t)total,
-                        (int64_t)room))
-      return 0;
-    if (total && copy(input->as.staged, view->data, bytes, &input->as, view->wide)) return 0;
-    memset(input->as.staged + bytes, 0, room * input->as.row_bytes - bytes);
+    const struct rows value = {view->data, view->strides[0] * view->unit, view->wide};
+    size_t from = most * at / count, to = most * (at + 1) / count;
+    if (fill_rows(&value, &input->as, rows, from, to)) return 1;
+    if (input->kind == INDEX && mixed->checks_index &&
+        !users_are_there(input, from, to, job->found->users))
+      return 1;
   }
-  return 1;
+  return 0;
 }
 
 /* The rows that were filled, or 0. */
 static ptrdiff_t fill_mixed(void *values, const struct recreplay_mixed *mixed) {
   struct measured found;
   if (!measure(values, mixed, &found) || found.needed > (ptrdiff_t)mixed->common.size) return 0;
-  if (found.bytes < UNLOCKED_FROM) return stage(mixed, &found) ? found.rows : 0;
-  void *thread = PyEval_SaveThread();
-  int done = stage(mixed, &found);
-  PyEval_RestoreThread(thread);
-  return done ? found.rows : 0;
+  const struct mixed_job job = {mixed, &found};
+  return do_unlocked(stage_share, &job, found.bytes) ? 0 : found.rows;
 }
 
 void *recreplay_fill_mixed(void *self, void *values) {

@@ -66,6 +66,7 @@ class Graph(Protocol):
 class Device(Protocol):
     type: str
     torch_device: torch.device
+    helpers: int  # threads that may help the one of a request to fill its staging memory
 
     def fingerprint(self) -> dict[str, str]:
         """What compiled code depends on, by name: compared at load with what capture saw."""

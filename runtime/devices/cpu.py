@@ -73,6 +73,7 @@ class CpuGraph:
 class CpuDevice:
     type = "cpu"
     torch_device = torch.device("cpu")
+    helpers = 0  # the cores are for replays
 
     def fingerprint(self) -> dict[str, str]:
         return {

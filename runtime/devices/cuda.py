@@ -11,6 +11,7 @@ Every rule here has a reason that bit somebody:
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
@@ -26,6 +27,7 @@ from recreplay.runtime.errors import RecReplayError, ReplayError
 from recreplay.runtime.serving import Wait
 
 _DLPACK_CUDA = 2  # kDLCUDA of dlpack.h
+_HELPERS = 7  # eight cores read about what a link of 16 lanes of PCIe 5 carries
 _WARM_UPS = 3  # torch's own number for graphed callables: lazy loading, autotuning, then steady
 
 
@@ -173,6 +175,7 @@ class CudaDevice:
 
     def __init__(self, index: int, wait: Wait = "spin") -> None:
         self.torch_device = torch.device("cuda", index)
+        self.helpers = min(_HELPERS, len(os.sched_getaffinity(0)) - 1)
         self._streams: list[torch.cuda.Stream] = []
         with self._current():
             torch.cuda.init()  # type: ignore[no-untyped-call]

@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
+from recreplay.capture.compilers import c_library
 from recreplay.runtime.fill import Check, Filler
 from recreplay.runtime.manifest import Bucket
-from recreplay.runtime.native_fill import FillLibrary
+from recreplay.runtime.native_fill import FillLibrary, load_fill_library
 from recreplay.runtime.plan import Plan
 from recreplay.runtime.spec import IdBound, InputSpec, Slot, align, total_bytes
 
 NO_PLAN = Plan("single", (), ())
+
+
+HELPERS = 3
+
+
+def load_sharing(folder: Path) -> FillLibrary | None:
+    """The library with helpers, and so changed that they share requests of 8 bytes and more,
+    in pieces of 8."""
+    sources = Path(c_library.__file__).parent
+    for name in ("fill.c", "fill_rows.h", "fill_mixed.h", "crew.h"):
+        text = (sources / name).read_text()
+        for constant, value in (("UNLOCKED_FROM", 0), ("SHARED_FROM", 8), ("SHARE", 8)):
+            text = re.sub(rf"(?m)^(#define {constant}) \d+", rf"\1 {value}", text)
+        (folder / name).write_text(text)
+    compiler = c_library.cxx_compiler()
+    assert compiler is not None
+    path = folder / "sharing.so"
+    path.write_bytes(c_library._compiled(compiler, folder / "fill.c"))
+    return load_fill_library(path, HELPERS)
 
 
 def bucket(size: int, inputs: list[tuple[str, str, tuple[int, ...]]], staged: int = 0) -> Bucket:

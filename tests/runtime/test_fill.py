@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from filling import Staged, bucket
+from filling import Staged, bucket, load_sharing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,15 +23,25 @@ from recreplay.runtime.spec import DTYPES, IdBound, InputSpec, total_bytes
 from recreplay.runtime.tensor_exchange import tensor_reader
 
 
-@pytest.fixture(autouse=True, scope="module", params=["numpy", "library"])
-def copying(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Requests are copied by numpy, or by the library that capture compiles."""
+@pytest.fixture(autouse=True, scope="module", params=["numpy", "library", "helpers"])
+def copying(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """Requests are copied by numpy, by the library that capture compiles, or by several threads of
+    it."""
     Staged.library = None
+    if request.param == "numpy":
+        yield
+        return
+    folder = tmp_path_factory.mktemp("library")
     if request.param == "library":
-        path = tmp_path_factory.mktemp("library") / "fill.so"
-        build_c_library("fill.c", path)
-        Staged.library = load_fill_library(path)
-        assert Staged.library is not None
+        build_c_library("fill.c", folder / "fill.so")
+        Staged.library = load_fill_library(folder / "fill.so")
+    else:
+        Staged.library = load_sharing(folder)
+    assert Staged.library is not None
+    yield
+    Staged.library.close()
 
 
 def test_rows_are_copied_and_padded_with_the_first() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from filling import load_sharing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -166,11 +167,18 @@ def both(path: Path, library: FillLibrary, check: Check) -> Both:
     return Both(by, tuple(spec.name for spec in checker._specs))
 
 
-@pytest.fixture(scope="module")
-def library(artifact: Path) -> Iterator[FillLibrary]:
+@pytest.fixture(scope="module", params=["alone", "helpers"])
+def library(
+    artifact: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[FillLibrary]:
+    """Of one thread or of several."""
     found = load_fill_library(artifact / FILLER)
     if found is None:
         pytest.skip("no C compiler")
+    if request.param == "helpers":
+        found.close()
+        found = load_sharing(tmp_path_factory.mktemp("library"))
+        assert found is not None
     yield found
     found.close()
 

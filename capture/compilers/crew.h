@@ -1,0 +1,138 @@
+/* Threads that help whoever fills a large request: one core copies less than a link to a device
+   carries. A library has one crew, and who finds it busy goes alone. Included by fill.c. */
+#include <pthread.h>
+#include <signal.h>
+#include <unistd.h>
+
+#define MOST_HELPERS 15
+#define SHARED_FROM 2097152 /* bytes; one helper makes of 390 us 355 there, and of 133 us at half of it 154 */
+#define SHARE 131072        /* bytes */
+
+/* Does share `at` of `count` of a job, none of which waits for another. */
+typedef int (*share_of)(const void *job, size_t at, size_t count);
+
+static struct {
+  pthread_mutex_t lock; /* of all but `taken` and `found`, which are atomic */
+  pthread_cond_t called;
+  pthread_cond_t left;
+  share_of work; /* NULL where all shares are taken */
+  const void *job;
+  size_t shares;
+  size_t taken;  /* and beyond `shares`, in the end */
+  int found;     /* by all shares */
+  int busy;      /* whether a job is under way */
+  size_t inside; /* helpers that are at it */
+  size_t era;    /* helpers of an earlier one end */
+  size_t users;  /* who opened it and has not closed it */
+  pid_t process; /* that the threads are of: a fork leaves them behind */
+  size_t wanted;
+  size_t helpers; /* of them, those that there are */
+  pthread_t threads[MOST_HELPERS];
+} crew = {.lock = PTHREAD_MUTEX_INITIALIZER,
+          .called = PTHREAD_COND_INITIALIZER,
+          .left = PTHREAD_COND_INITIALIZER};
+
+static void take_shares(share_of work, const void *job, size_t shares) {
+  int found = 0;
+  size_t at;
+  while ((at = __atomic_fetch_add(&crew.taken, 1, __ATOMIC_RELAXED)) < shares)
+    found |= work(job, at, shares);
+  __atomic_fetch_or(&crew.found, found, __ATOMIC_RELAXED);
+}
+
+static void *help(void *era) {
+  pthread_mutex_lock(&crew.lock);
+  while (crew.era == (size_t)era) {
+    if (crew.work == NULL) {
+      pthread_cond_wait(&crew.called, &crew.lock);
+      continue;
+    }
+    share_of work = crew.work;
+    const void *job = crew.job;
+    size_t shares = crew.shares;
+    crew.inside++; /* until it is none again there is no other job */
+    pthread_mutex_unlock(&crew.lock);
+    take_shares(work, job, shares);
+    pthread_mutex_lock(&crew.lock);
+    crew.work = NULL;
+    if (--crew.inside == 0) pthread_cond_signal(&crew.left);
+  }
+  pthread_mutex_unlock(&crew.lock);
+  return NULL;
+}
+
+/* As many helpers as are wanted, or as the system gives. */
+static void call_helpers(void) {
+  sigset_t all, before;
+  sigfillset(&all); /* signals are for threads that know what to do */
+  pthread_sigmask(SIG_BLOCK, &all, &before);
+  while (crew.helpers < crew.wanted &&
+         pthread_create(&crew.threads[crew.helpers], NULL, help, (void *)crew.era) == 0)
+    crew.helpers++;
+  pthread_sigmask(SIG_SETMASK, &before, NULL);
+}
+
+/* Whether there is somebody to help. */
+static int begin_job(share_of work, const void *job, size_t shares) {
+  pthread_mutex_lock(&crew.lock);
+  int idle = !crew.busy && crew.process == getpid();
+  if (idle && crew.helpers < crew.wanted) call_helpers();
+  int begun = idle && crew.helpers > 0;
+  if (begun) {
+    crew.work = work;
+    crew.job = job;
+    crew.shares = shares;
+    crew.taken = 0;
+    crew.found = 0;
+    crew.busy = 1;
+    pthread_cond_broadcast(&crew.called);
+  }
+  pthread_mutex_unlock(&crew.lock);
+  return begun;
+}
+
+static int end_job(void) {
+  pthread_mutex_lock(&crew.lock);
+  crew.work = NULL;
+  while (crew.inside > 0) pthread_cond_wait(&crew.left, &crew.lock);
+  int found = crew.found;
+  crew.busy = 0;
+  pthread_mutex_unlock(&crew.lock);
+  return found;
+}
+
+/* Does a job that copies so many bytes. Returns what its shares found, or-ed. */
+static int do_job(share_of work, const void *job, size_t bytes) {
+  size_t shares = bytes / SHARE;
+  if (bytes < SHARED_FROM || !begin_job(work, job, shares)) return work(job, 0, 1);
+  take_shares(work, job, shares);
+  return end_job();
+}
+
+/* Lets jobs have so many helpers, who begin with the first job. */
+void recreplay_open_crew(size_t helpers) {
+  pthread_mutex_lock(&crew.lock);
+  if (crew.process != getpid()) crew.users = crew.wanted = crew.helpers = crew.inside = 0;
+  if (crew.process != getpid()) crew.busy = 0;
+  crew.process = getpid();
+  crew.users++;
+  if (helpers > MOST_HELPERS) helpers = MOST_HELPERS;
+  if (helpers > crew.wanted) crew.wanted = helpers;
+  pthread_mutex_unlock(&crew.lock);
+}
+
+/* The last who closes it waits for all helpers to end: their code may be unloaded next. */
+void recreplay_close_crew(void) {
+  pthread_t threads[MOST_HELPERS];
+  pthread_mutex_lock(&crew.lock);
+  int last = --crew.users == 0 && crew.process == getpid();
+  size_t helpers = last ? crew.helpers : 0;
+  if (last) {
+    memcpy(threads, crew.threads, sizeof threads);
+    crew.wanted = crew.helpers = 0;
+    crew.era++;
+    pthread_cond_broadcast(&crew.called);
+  }
+  pthread_mutex_unlock(&crew.lock);
+  for (size_t i = 0; i < helpers; i++) pthread_join(threads[i], NULL);
+}
