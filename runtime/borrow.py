@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import operator
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -13,9 +12,10 @@ import numpy as np
 from recreplay.runtime.errors import BorrowError, ReplayError
 from recreplay.runtime.lanes import LanePool
 from recreplay.runtime.replay import Replayer
+from recreplay.runtime.room import Room, Rooms
 
 if TYPE_CHECKING:
-    from recreplay.runtime.lane import Lane, Prepared
+    from recreplay.runtime.lane import Lane, Lent
 
 Array = np.ndarray[Any, Any]
 
@@ -36,8 +36,11 @@ class Views(dict[str, Array]):
 class Lending:
     """Lanes on loan, and the threads that have one."""
 
-    def __init__(self, lanes: LanePool, replayer: Replayer, failed: Callable[[], None]) -> None:
+    def __init__(
+        self, lanes: LanePool, replayer: Replayer, rooms: Rooms, failed: Callable[[], None]
+    ) -> None:
         self.lanes, self.replayer, self.failed = lanes, replayer, failed
+        self._rooms = rooms
         self.borrowers: set[int] = set()  # look here first: without any, nobody is refused
 
     def refuse_borrowers(self) -> None:
@@ -47,43 +50,32 @@ class Lending:
                 "this thread holds a borrow and would wait for itself; end its `with` block first"
             )
 
-    def borrow(self, n: int) -> Borrow:
+    def borrow(self, n: int, values: Mapping[str, int] | None, users: int) -> Borrow:
         if self.borrowers:
             self.refuse_borrowers()
-        most = self.replayer.largest
-        try:
-            rows = operator.index(n)
-        except TypeError:
-            raise BorrowError(f"cannot borrow {n!r} rows; expected a whole number") from None
-        if not 1 <= rows <= most:
-            raise BorrowError(
-                f"cannot borrow {rows} rows; expected 1 to {most}, the largest bucket (`run` "
-                "splits larger requests)"
-            )
-        if not self.replayer.by_rows:
-            raise BorrowError(
-                "the model has jagged inputs or a user side, whose rows are not the request's; use "
-                "`run`"
-            )
-        return Borrow(self, rows)
+        if self.replayer.by_rows and values is None and users == 1:
+            return Borrow(self, self._rooms.rows(n))
+        return Borrow(self, self._rooms.find(n, values or {}, users))
 
 
 class Borrow:
-    """The staging memory of one bucket, for one request of n rows, while its `with` block lasts.
+    """The staging memory of one bucket, for one request, while its `with` block lasts.
 
-    Nobody else replays on it meanwhile, so fill and run without delay. Rows from n on are the
-    runtime's.
+    Nobody else replays on it meanwhile, so fill and run without delay. What lies behind the items
+    of the request is the runtime's.
     """
 
-    __slots__ = ("_ended", "_lane", "_lending", "_owner", "_prepared", "_rows", "inputs")
-    # Views `[n, ...]` by input name, of exactly the captured dtypes: numpy casts what is assigned
-    # to them, a float to an int without a word. They hold what the request before left in them, and
-    # belong to somebody else once the block has ended. Of ids that are staged narrower they are
-    # memory beside it, which `run` reads: narrowed by an assignment, 2**32 + 5 would become 5.
+    __slots__ = ("_ended", "_lane", "_lending", "_lent", "_owner", "_room", "inputs")
+    # Views by input name, of as many items as were asked for and of exactly the captured dtypes:
+    # numpy casts what is assigned to them, a float to an int without a word. They hold what the
+    # request before left in them, and belong to somebody else once the block has ended. Of ids that
+    # are staged narrower they are memory beside it, which `run` reads: narrowed by an assignment,
+    # 2**32 + 5 would become 5.
     inputs: dict[str, Array]
 
-    def __init__(self, lending: Lending, rows: int) -> None:
-        self._lending, self._rows = lending, rows
+    def __init__(self, lending: Lending, room: Room | int) -> None:
+        """`room`: a number of rows where that says it all."""
+        self._lending, self._room = lending, room
         self._lane: Lane | None = None
         self._ended = "this borrow has not begun; use it as `with runtime.borrow(n) as request:`"
 
@@ -93,11 +85,12 @@ class Borrow:
             lending.refuse_borrowers()
         lane = lending.lanes.take()
         try:
-            self._prepared: Prepared = lane.prepare(self._rows)
+            room = self._room
+            self._lent: Lent = lane.lend(room) if isinstance(room, int) else lane.lend_room(room)
         except BaseException:
             lending.lanes.put(lane)
             raise
-        self.inputs = self._prepared.inputs
+        self.inputs = self._lent.inputs
         self._owner = threading.get_ident()
         self._lane = lane
         lending.borrowers.add(self._owner)
@@ -107,12 +100,13 @@ class Borrow:
         raise BorrowError(self._ended) if name == "inputs" else AttributeError(name)
 
     def run(self) -> dict[str, Array]:
-        """Check ids, pad, replay; new arrays `[n, ...]` by output name. May be called again."""
+        """Check what was written, pad, replay; new arrays `[n, ...]` by output name. May be called
+        again."""
         lane, lending = self._lane, self._lending
         if lane is None:
             raise BorrowError(self._ended)
         try:
-            results = lending.replayer.launch_borrowed(lane, self._prepared)
+            results = lending.replayer.launch_borrowed(lane, self._lent)
         except BaseException as error:
             lending.failed()
             if isinstance(error, ReplayError):
@@ -120,6 +114,8 @@ class Borrow:
                 lending.lanes.mend(lane)
             raise
         lane.metrics.requests += 1
+        if isinstance(self._room, Room):
+            lane.metrics.capacity_moves += self._room.moved
         return results
 
     def __exit__(

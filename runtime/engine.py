@@ -27,6 +27,7 @@ from recreplay.runtime.loading import LaneLoader
 from recreplay.runtime.manifest import Manifest
 from recreplay.runtime.refresh import Refresher
 from recreplay.runtime.replay import Replayer
+from recreplay.runtime.room import Rooms
 from recreplay.runtime.selftest import SelfTest
 from recreplay.runtime.serving import Serving
 
@@ -60,7 +61,9 @@ class Runtime:
         self._lock = threading.Lock()
         self._failed = 0
         self._lanes = LanePool(self._more_lanes(lane), self._new_lane, self._prove)
-        self._lending = Lending(self._lanes, self._replayer, self._count_failure)
+        self._lending = Lending(
+            self._lanes, self._replayer, Rooms(self.manifest), self._count_failure
+        )
         self._dispatcher = Dispatcher(
             self.manifest,
             self.serving,
@@ -130,21 +133,22 @@ class Runtime:
             self._count_failure()
             raise
 
-    def borrow(self, n: int) -> Borrow:
+    def borrow(self, n: int, values: Mapping[str, int] | None = None, users: int = 1) -> Borrow:
         """The staging memory for one request of n rows, to be written without a copy.
 
             with rt.borrow(n) as request:
                 request.inputs["ids_0"][:] = ids
                 scores = request.run()["output"]
 
-        `inputs` are views `[n, ...]` (ids that are staged as int32 are copied once, to be checked
-        before they are narrowed; capture with int32 examples to write them as they are staged). The
-        block has a lane for itself: with one lane, all other
-        requests wait until it ends. Raises `BorrowError` if n is not 1 to the largest bucket, if
-        the model has jagged inputs or a user side, or if this thread holds a borrow already, since
-        a thread that takes the last lane twice waits for itself.
+        `inputs` are views `[n, ...]`; of the user side, of `users` rows; of jagged inputs, of as
+        many values as `values` says, which has a number for each of them. (Ids that are staged as
+        int32 are copied once, to be checked before they are narrowed; capture with int32 examples
+        to write them as they are staged.) The block has a lane for itself: with one lane, all other
+        requests wait until it ends. Raises `BorrowError` if no bucket holds so much, or if this
+        thread holds a borrow already, since a thread that takes the last lane twice waits for
+        itself.
         """
-        return self._lending.borrow(n)
+        return self._lending.borrow(n, values, users)
 
     def submit(
         self, inputs: Mapping[str, Any], *, deadline_us: int | None = None

@@ -28,6 +28,7 @@ from recreplay.runtime.mixed import (
 from recreplay.runtime.native_fill import FillLibrary, NativeFill
 from recreplay.runtime.plan import check_plan
 from recreplay.runtime.record import issue
+from recreplay.runtime.room import Room
 from recreplay.runtime.segments import LoadedPackage
 from recreplay.runtime.spec import total_bytes
 from recreplay.runtime.tf32 import products_in
@@ -61,13 +62,19 @@ class Prepared:
     bucket: int
     rows: int
     fill: Fill | NativeFill | MixedFill
-    fill_borrowed: Callable[[], int]  # after `inputs` were written to
     replay: Launch
     replay_fed: Launch
     outputs: list[tuple[str, Array]]  # host views of the rows asked for; overwritten by the next
-    # The same of the inputs, for who borrows them: host views, or memory beside it where ids are
-    # staged narrower than a request has them.
+
+
+@dataclass(frozen=True, slots=True)
+class Lent:
+    """The same for who writes a request himself."""
+
+    prepared: Prepared
+    # Host views, or memory beside it where ids are staged narrower than a request has them.
     inputs: Views
+    fill: Callable[[], int]  # after they were written to
 
 
 class Lane:
@@ -92,13 +99,13 @@ class Lane:
         self._out = device.staging(max(total_bytes(b.outputs) for b in manifest.buckets))
         arena = max(total_bytes(b.buffers) for b in manifest.buckets)
         self._arena = torch.zeros(arena, dtype=torch.uint8, device=device.torch_device)
-        largest = max(bucket.size for bucket in manifest.buckets)
+        largest = max(manifest.buckets, key=lambda b: b.size)
         wide = {name: t for b in manifest.buckets for name, t in b.wide(manifest.inputs).items()}
         # Of the system, which gives no pages before somebody borrows.
         self._wide = {
-            spec.name: np.zeros((largest, *spec.row), wide[spec.name])
-            for spec in manifest.inputs
-            if spec.name in wide and spec.by_row
+            slot.name: np.zeros(slot.shape, wide[slot.name])
+            for slot in largest.inputs
+            if slot.name in wide
         }
         self.nbytes = self._in.device.numel() + self._out.device.numel() + arena
         # A recorded graph knows addresses alone, so what it reads lives as long as the lane.
@@ -108,7 +115,7 @@ class Lane:
         self.resources: list[Closeable] = []  # what goes when the lane goes, in this order
         self._captured: dict[int, _Captured] = {}
         fillers = make_fillers(manifest, self._in.host, check, library)
-        self.needed = rows_needed(fillers[largest])
+        self.needed = rows_needed(fillers[largest.size])
         checker = make_checker(manifest, "error")
         for bucket in sorted(manifest.buckets, key=lambda b: b.size, reverse=True):
             launches = self._bind(bucket, packages, tensors)
@@ -136,6 +143,7 @@ class Lane:
         self._sizes = sorted(self._captured)
         # By bucket and rows, and by rows alone what the smallest bucket has for so many.
         self._prepared: dict[tuple[int, int] | int, Prepared] = {}
+        self._lent: dict[int, Lent] = {}
 
     def prepare(self, n: int) -> Prepared:
         """The smallest bucket that holds `n` rows, and its views of so many."""
@@ -152,20 +160,38 @@ class Lane:
             if len(self._prepared) >= _PREPARED:
                 self._prepared.clear()
             captured = self._captured[size]
-            fill = captured.filler.prepare(n)
-            inputs = Views({name: view[:n] for name, view in captured.inputs})
-            again = partial(fill, tuple(inputs.values()))
             found = self._prepared[size, n] = Prepared(
                 size,
                 n,
-                fill,
-                again if isinstance(fill, MixedFill) or captured.beside else fill.in_place,
+                captured.filler.prepare(n),
                 captured.graph.replay,
                 captured.graph.replay_fed,
                 [(name, view[:n]) for name, view in captured.outputs],
-                inputs,
             )
         return found
+
+    def lend(self, n: int) -> Lent:
+        """`prepare` for a borrow, where every input has a row for each of it."""
+        found = self._lent.get(n)
+        if found is None:
+            prepared = self.prepare(n)
+            captured = self._captured[prepared.bucket]
+            inputs = {name: view[:n] for name, view in captured.inputs}
+            fill = prepared.fill
+            assert not isinstance(fill, MixedFill)
+            again = partial(fill, tuple(inputs.values())) if captured.beside else fill.in_place
+            if len(self._lent) >= _PREPARED:
+                self._lent.clear()
+            found = self._lent[n] = Lent(prepared, Views(inputs), again)
+        return found
+
+    def lend_room(self, room: Room) -> Lent:
+        """The same for inputs of as many items as a borrow says."""
+        captured = self._captured[room.bucket]
+        prepared = self.prepare_in(room.bucket, room.rows)
+        inputs = {name: view[: room.items[name]] for name, view in captured.inputs}
+        values = tuple(inputs[name] for name in captured.filler.order)
+        return Lent(prepared, Views(inputs), partial(prepared.fill, values))
 
     def feeder(self, size: int) -> Feeder:
         """What fills bucket `size` with requests that are on the device in part."""
@@ -182,6 +208,7 @@ class Lane:
             captured.graph.close()
         self._captured.clear()
         self._prepared.clear()
+        self._lent.clear()
         self._tensors.clear()
         for resource in self.resources:
             resource.close()

@@ -17,7 +17,7 @@ from recreplay.runtime.request import OwnTensor
 
 if TYPE_CHECKING:
     from recreplay.runtime.devices.base import Launch
-    from recreplay.runtime.lane import Lane, Prepared
+    from recreplay.runtime.lane import Lane, Lent, Prepared
 
 Array = np.ndarray[Any, Any]
 
@@ -77,9 +77,9 @@ class Replayer:
         clamped = prepared.fill(feeder.fetch(values), first_row)
         return self.launch(lane, prepared, prepared.replay, clamped)
 
-    def launch_borrowed(self, lane: Lane, prepared: Prepared) -> dict[str, Array]:
+    def launch_borrowed(self, lane: Lane, lent: Lent) -> dict[str, Array]:
         """The outputs of a request that was written into what a borrow has."""
-        return self.launch(lane, prepared, prepared.replay, prepared.fill_borrowed())
+        return self.launch(lane, lent.prepared, lent.prepared.replay, lent.fill())
 
     def launch(
         self, lane: Lane, prepared: Prepared, replay: Launch, clamped: int

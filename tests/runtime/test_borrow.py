@@ -170,6 +170,19 @@ def test_a_number_of_rows_that_is_none_takes_no_lane(runtime: Runtime) -> None:
         assert borrowed.inputs["dense"].shape == (2, 5)
 
 
+def test_models_by_row_have_neither_values_nor_users(runtime: Runtime) -> None:
+    with pytest.raises(BorrowError, match=r"^cannot borrow values of 'ids_0'; jagged inputs are n"):
+        runtime.borrow(2, {"ids_0": 3})
+    with pytest.raises(BorrowError, match=r"^cannot borrow 2 users; the model has no user side"):
+        runtime.borrow(2, users=2)
+    values = request(2)
+    with runtime.borrow(2, {}) as borrowed:
+        for name, value in values.items():
+            borrowed.inputs[name][:] = value
+        got = borrowed.run()["output"]
+    np.testing.assert_array_equal(got, runtime.run(values)["output"])
+
+
 def test_a_borrow_lends_within_its_block_alone(runtime: Runtime) -> None:
     borrowed = runtime.borrow(2)
     with pytest.raises(BorrowError, match=r"^this borrow has not begun; use it as `with"):
