@@ -53,7 +53,7 @@ class Lending:
     def borrow(self, n: int, values: Mapping[str, int] | None, users: int) -> Borrow:
         if self.borrowers:
             self.refuse_borrowers()
-        if self.replayer.by_rows and values is None and users == 1:
+        if self.replayer.by_rows and not values and users == 1:
             return Borrow(self, self._rooms.rows(n))
         return Borrow(self, self._rooms.find(n, values or {}, users))
 

@@ -144,6 +144,8 @@ class Lane:
         # By bucket and rows, and by rows alone what the smallest bucket has for so many.
         self._prepared: dict[tuple[int, int] | int, Prepared] = {}
         self._lent: dict[int, Lent] = {}
+        # By bucket, rows and users: with all the room that there is for jagged values.
+        self._rooms: dict[tuple[int, int, int], tuple[Prepared, dict[str, Array]]] = {}
 
     def prepare(self, n: int) -> Prepared:
         """The smallest bucket that holds `n` rows, and its views of so many."""
@@ -186,12 +188,23 @@ class Lane:
         return found
 
     def lend_room(self, room: Room) -> Lent:
-        """The same for inputs of as many items as a borrow says."""
-        captured = self._captured[room.bucket]
-        prepared = self.prepare_in(room.bucket, room.rows)
-        inputs = {name: view[: room.items[name]] for name, view in captured.inputs}
-        values = tuple(inputs[name] for name in captured.filler.order)
-        return Lent(prepared, Views(inputs), partial(prepared.fill, values))
+        """The same where some inputs have other numbers of items."""
+        key = room.bucket, room.rows, room.users
+        found = self._rooms.get(key)
+        if found is None:
+            captured = self._captured[room.bucket]
+            assert isinstance(captured.filler, MixedFiller)
+            whole = dict(captured.inputs)
+            views = {
+                spec.name: whole[spec.name][: room.items(spec)]
+                for spec in captured.filler.order.specs
+            }
+            if len(self._rooms) >= _PREPARED:
+                self._rooms.clear()
+            found = self._rooms[key] = (self.prepare_in(room.bucket, room.rows), views)
+        prepared, views = found
+        inputs = Views(views | {name: views[name][:count] for name, count in room.values.items()})
+        return Lent(prepared, inputs, partial(prepared.fill, tuple(inputs.values())))
 
     def feeder(self, size: int) -> Feeder:
         """What fills bucket `size` with requests that are on the device in part."""
@@ -209,6 +222,7 @@ class Lane:
         self._captured.clear()
         self._prepared.clear()
         self._lent.clear()
+        self._rooms.clear()
         self._tensors.clear()
         for resource in self.resources:
             resource.close()

@@ -215,7 +215,7 @@ class MixedFill:
 
     def __call__(self, values: Sequence[Any], first_row: int = 0) -> int:
         """Copy, pad, check; returns how many ids were clamped."""
-        filler, order = self._filler, self._filler.inputs
+        filler, order = self._filler, self._filler.order
         if not isinstance(values, Divided):
             if self.as_it_came(tuple(values)):
                 return 0
@@ -246,8 +246,7 @@ class MixedFiller:
         check: Check,
         library: FillLibrary | None,
     ) -> None:
-        self.order = tuple(spec.name for spec in order.specs)
-        self.inputs = order
+        self.order = order
         self.checker = MixedChecker(order, manifest.bounds, check)
         self.native: NativeMixed | None = None
         if library is not None:
@@ -284,7 +283,7 @@ class MixedFiller:
         if self._check == "error":
             row = int(np.argmax(bad))
             raise IdRangeError(
-                f"input {next(s.name for s in self.inputs.rows if s.kind == 'index')!r}, row "
+                f"input {next(s.name for s in self.order.rows if s.kind == 'index')!r}, row "
                 f"{first_row + row}: user {mine[row]} is out of range; the request has {users} "
                 f"users, so it is 0 to {users - 1}"
             )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from bisect import bisect_left
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from recreplay.runtime.errors import BorrowError
 from recreplay.runtime.jagged import Group, groups
@@ -13,26 +13,36 @@ from recreplay.runtime.manifest import Manifest
 from recreplay.runtime.spec import InputSpec
 
 
-@dataclass(frozen=True, slots=True)
-class Room:
-    """`items`: how many items each input has, by name. `moved`: a smaller bucket has rows enough,
-    but no room for the values."""
+class Room(NamedTuple):
+    """For `rows` rows of `users` users, and so many values of each jagged input by name. `moved`: a
+    smaller bucket has rows enough, but no room for the values."""
 
     bucket: int
     rows: int
-    items: dict[str, int]
+    users: int
+    values: dict[str, int]
     moved: bool
+
+    def items(self, spec: InputSpec) -> int | None:
+        """How many items an input has; None of what is in `values`."""
+        if spec.kind == "values":
+            return None
+        return (self.users if spec.user else self.rows) + (spec.kind == "offsets")
 
 
 class Rooms:
     """Finds room for requests of one model. All errors are `BorrowError`."""
 
     def __init__(self, manifest: Manifest) -> None:
-        self._inputs: Sequence[InputSpec] = manifest.inputs
-        self._groups = groups(manifest.inputs)
-        self._names = [spec.name for group in self._groups for spec in group.values]
         self._sizes = [bucket.size for bucket in manifest.buckets]
         self._users = manifest.users  # 0 where there is no user side
+        found = groups(manifest.inputs)
+        self._names = [spec.name for group in found for spec in group.values]
+        # Each group, its first input, and the most values of a request.
+        self._groups = [
+            (g, g.values[0].name, g.capacity * (self._users if g.user else self._sizes[-1]))
+            for g in found
+        ]
 
     def rows(self, n: object) -> int:
         """`n`, if a bucket has so many rows."""
@@ -48,14 +58,20 @@ class Rooms:
     def find(self, n: object, values: Mapping[str, object], users: object) -> Room:
         """Room for `n` rows of so many users, and so many values of each jagged input by name."""
         rows = self.rows(n)
-        users = self._checked_users(users)
+        people = self._checked_users(users)
         counts = self._counts(values)
         needed = rows
-        for group in self._groups:
-            needed = max(needed, self._needed(group, counts))
-        smallest, bucket = (min(s for s in self._sizes if s >= k) for k in (rows, needed))
-        items = {s.name: _items(s, users if s.user else rows, counts) for s in self._inputs}
-        return Room(bucket, rows, items, bucket > smallest)
+        for group, name, most in self._groups:
+            total = counts[name]
+            for spec in group.values:
+                if counts[spec.name] != total:
+                    raise _apart(group, spec.name, counts)
+            if not 0 <= total <= most:
+                raise self._no_room(group, total, most)
+            if not group.user:
+                needed = max(needed, -(-total // group.capacity))
+        smallest, at = bisect_left(self._sizes, rows), bisect_left(self._sizes, needed)
+        return Room(self._sizes[at], rows, people, counts, at > smallest)
 
     def _checked_users(self, users: object) -> int:
         count = _whole(users, "users")
@@ -81,38 +97,27 @@ class Rooms:
                 "a borrow says how many values each jagged input has; missing "
                 f"{', '.join(missing)}; write borrow(n, {{{missing[0]!r}: 100, ...}})"
             )
-        return {name: _whole(values[name], f"values of {name!r}") for name in self._names}
+        return {name: _whole(values[name], "values of", name) for name in self._names}
 
-    def _needed(self, group: Group, counts: Mapping[str, int]) -> int:
-        """The rows of a bucket that has room for the values of a group."""
-        name = group.values[0].name
-        total = counts[name]
-        for spec in group.values:
-            if counts[spec.name] != total:
-                raise BorrowError(
-                    f"cannot borrow {counts[spec.name]} values of {spec.name!r} and {total} of "
-                    f"{name!r}; input {group.division.name!r} divides both"
-                )
-        rows, what = self._sizes[-1], "the largest bucket"
-        if group.user:
-            rows, what = self._users, "a request's users"
-        most = group.capacity * rows
-        if not 0 <= total <= most:
-            raise BorrowError(
-                f"cannot borrow {total} values of {name!r}; expected 0 to {most}, the room of "
-                f"{what}; send fewer, or capture with a capacity above {group.capacity}"
-            )
-        return 0 if group.user else -(-total // group.capacity)
+    def _no_room(self, group: Group, total: int, most: int) -> BorrowError:
+        what = "a request's users" if group.user else "the largest bucket"
+        return BorrowError(
+            f"cannot borrow {total} values of {group.values[0].name!r}; expected 0 to {most}, the "
+            f"room of {what}; send fewer, or capture with a capacity above {group.capacity}"
+        )
 
 
-def _items(spec: InputSpec, rows: int, counts: Mapping[str, int]) -> int:
-    if spec.kind == "values":
-        return counts[spec.name]
-    return rows + (spec.kind == "offsets")
+def _apart(group: Group, name: str, counts: Mapping[str, int]) -> BorrowError:
+    first = group.values[0].name
+    return BorrowError(
+        f"cannot borrow {counts[name]} values of {name!r} and {counts[first]} of {first!r}; input "
+        f"{group.division.name!r} divides both"
+    )
 
 
-def _whole(number: Any, what: str) -> int:
+def _whole(number: Any, what: str, name: str | None = None) -> int:
     try:
         return operator.index(number)
     except TypeError:
-        raise BorrowError(f"cannot borrow {number!r} {what}; expected a whole number") from None
+        of = "" if name is None else f" {name!r}"
+        raise BorrowError(f"cannot borrow {number!r} {what}{of}; expected a whole number") from None

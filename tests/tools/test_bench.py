@@ -13,7 +13,7 @@ from typer.testing import Result
 
 from recreplay.runtime import Runtime
 from recreplay.runtime.errors import ParityError
-from recreplay.tools.bench import compare, eager
+from recreplay.tools.bench import eager, timed_lane
 from recreplay.tools.bench.command import choose
 from recreplay.tools.bench.compare import Session, largest_difference
 from recreplay.tools.bench.latency import Latency
@@ -98,9 +98,11 @@ def test_times_are_measured_and_threads_restored(
     monkeypatch.setattr(time, "perf_counter_ns", lambda: now)
     threads = torch.get_num_threads()
     with Session(load_target(f"{model_file}:build"), captured[0]) as session:
-        replay = compare.TimedLane._replay
+        replay = timed_lane.TimedLane._replay
         monkeypatch.setattr(Runtime, "run", calls_cost(10, Runtime.run))
-        monkeypatch.setattr(compare.TimedLane, "_replay", lambda s, r: replay(s, calls_cost(4, r)))
+        monkeypatch.setattr(
+            timed_lane.TimedLane, "_replay", lambda s, r: replay(s, calls_cost(4, r))
+        )
         found = session.compare(8, runs=20)
     assert found.eager == Latency(30, 30, 30, 30)
     assert found.replay == Latency(10, 10, 10, 10)

@@ -15,14 +15,21 @@ from recreplay.tools.bench.scaling import SERIES, Series, Stages, exponent
 from recreplay.tools.bench.suites import Benchmark
 
 SMALL = (Benchmark("recreplay.models:rm_small", ("rows_scale=0.00001",), (1, 4), (1, 4)),)
+JAGGED = (Benchmark("recreplay.models:two_tower", ("rows_scale=0.0001",), (1, 16), (1, 4)),)
 
 
-def test_overhead(report: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(overhead, "BENCHMARKS", SMALL)
+@pytest.mark.parametrize(("benchmarks", "inputs"), [(SMALL, 27), (JAGGED, 10)])
+def test_overhead(
+    report: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    benchmarks: tuple[Benchmark, ...],
+    inputs: int,
+) -> None:
+    monkeypatch.setattr(overhead, "BENCHMARKS", benchmarks)
     found = report("bench", "--suite", "overhead", "--compiler", "eager", "--runs", "20")
     assert found["kind"] == "recreplay-bench-overhead"
     (model,) = found["results"]
-    assert model["inputs"] == 27
+    assert model["inputs"] == inputs
     assert [b["batch"] for b in model["batches"]] == [1, 4]
     for batch in model["batches"]:
         views = batch["borrowed"]

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
@@ -20,13 +19,13 @@ from torch import Tensor
 
 from recreplay.runtime import Runtime
 from recreplay.runtime.artifact import open_artifact
-from recreplay.runtime.devices.base import Launch
 from recreplay.runtime.errors import ParityError
-from recreplay.runtime.lane import Lane, Prepared
+from recreplay.runtime.lane import Lane
 from recreplay.runtime.loading import LaneLoader
 from recreplay.tools.bench.eager import Call, EagerModel
 from recreplay.tools.bench.latency import Latency
 from recreplay.tools.bench.requests import COUNT, as_arrays, random_requests
+from recreplay.tools.bench.timed_lane import TimedLane
 from recreplay.tools.quiet import quiet
 
 if TYPE_CHECKING:
@@ -208,36 +207,6 @@ class Session:
             replay_ns.append(sum(timed.replay_ns))  # of its parts, where it has some
         overhead_ns = [whole - replay for whole, replay in zip(whole_ns, replay_ns, strict=True)]
         return HostCost(*map(Latency.from_ns, (whole_ns, replay_ns, overhead_ns)))
-
-
-class TimedLane:
-    """A lane whose replays are timed, for a runtime to use in place of the lane itself.
-
-    The difference of a run and its own replay is small and steady; the difference of two medians
-    that were measured apart drowns in their noise.
-    """
-
-    def __init__(self, lane: Lane) -> None:
-        self._lane = lane
-        self.metrics = lane.metrics
-        self.own_tensor = lane.own_tensor
-        self._prepared: dict[int, Prepared] = {}
-        self.replay_ns: list[int] = []
-
-    def prepare(self, n: int) -> Prepared:
-        found = self._prepared.get(n)
-        if found is None:
-            plain = self._lane.prepare(n)
-            found = self._prepared[n] = replace(plain, replay=partial(self._replay, plain.replay))
-        return found
-
-    def _replay(self, replay: Launch) -> None:
-        t0 = time.perf_counter_ns()
-        replay()
-        self.replay_ns.append(time.perf_counter_ns() - t0)
-
-    def close(self) -> None:
-        self._lane.close()
 
 
 def largest_difference(

@@ -22,7 +22,8 @@ from recreplay.tools.bench.suites import Benchmark
 from recreplay.tools.console import Progress
 
 if TYPE_CHECKING:
-    from recreplay.tools.bench.compare import Session, TimedLane
+    from recreplay.tools.bench.compare import Session
+    from recreplay.tools.bench.timed_lane import TimedLane
 
 KIND = "recreplay-bench-overhead"
 SIZES = (1, 16, 128)
@@ -31,6 +32,8 @@ BENCHMARKS = (
     Benchmark("recreplay.models:rm_small", ("rows_scale=0.1",), SIZES, SIZES),
     # the same with 20 ids each
     Benchmark("recreplay.models:dlrm", ("rows_scale=0.1",), SIZES, SIZES),
+    # three jagged features of about 50, 10 and 3 ids, two of one id, and 24 dense values
+    Benchmark("recreplay.models:two_tower", ("rows_scale=0.1",), SIZES, SIZES),
 )
 WARM_UP = 40
 
@@ -91,19 +94,21 @@ def borrowed(
     """What borrowing views and running them adds to the replay, and apart from it what the
     caller's writes take."""
     runtime, lane = session.timed_runtime()
+    jagged = [spec.name for spec in runtime.manifest.inputs if spec.kind == "values"]
+    rooms = [{name: len(array[name]) for name in jagged} or None for array in arrays]
     clock = time.perf_counter_ns
     whole: list[int] = []
     writes: list[int] = []
     for turn in range(-WARM_UP, runs):
         if turn == 0:
             _forget(whole, writes, lane)
-        given = arrays[turn % len(arrays)]
+        given, room = arrays[turn % len(arrays)], rooms[turn % len(arrays)]
         begun = clock()
-        with runtime.borrow(batch) as request:
+        with runtime.borrow(batch, room) as request:
             write = clock()
             views = request.inputs
             for name, array in given.items():
-                views[name][:batch] = array
+                views[name][:] = array
             written = clock()
             request.run()
         ended = clock()

@@ -23,7 +23,7 @@ import numpy as np
 from recreplay.runtime import Runtime, Serving
 from recreplay.runtime.artifact import open_artifact
 from recreplay.runtime.loading import LaneLoader
-from recreplay.tools.bench.compare import TimedLane
+from recreplay.tools.bench.timed_lane import TimedLane
 from recreplay.tools.load.generator import sleep_until
 from recreplay.tools.load.queries import Queries
 from recreplay.tools.schedule.latency_table import LatencyTable
