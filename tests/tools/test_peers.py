@@ -126,6 +126,23 @@ def test_compilers_answer_as_eager(name: str, subject: Subject, requests: list[A
     same_answers(name, subject, requests)
 
 
+@pytest.mark.inductor
+def test_jagged_models_have_one_compiled_function_for_any_number_of_values(invoke: Invoke) -> None:
+    if PEERS["compile"].absent("cpu") is not None:
+        pytest.skip(str(PEERS["compile"].absent("cpu")))
+    sizes = ("--arg", "rows_scale=0.0001", "--arg", "dim=8", "--buckets", "16", "--batches", "16")
+    peers = ("--peers", "compile,aotinductor_static", "--runs", "18", "--compiler", "eager")
+    result = invoke("bench", "recreplay.models:two_tower", *sizes, *peers, "--json")
+    assert result.exit_code == 0, result.stderr
+    (model,) = json.loads(result.stdout)["results"]
+    assert [c["name"] for c in model["batches"][0]["contenders"]] == ["eager", "compile", "ours"]
+    (absent,) = model["absent"].items()
+    assert absent == (
+        "aotinductor_static at batch 16",
+        "RuntimeError: a static package has one number of values, and watched has many",
+    )
+
+
 def test_operators_of_streams_are_issued_in_an_order_that_works(
     subject: Subject, requests: list[Arrays]
 ) -> None:
@@ -313,9 +330,9 @@ def test_suites_name_models_that_fit() -> None:
     from recreplay.models import MODELS
     from recreplay.tools.factory_args import parse_factory_args
 
-    # Peers are given one item a row, which jagged inputs are not.
+    # What is jagged has a suite of its own: not all peers take it.
     assert {b.name for b in find_suite("core").benchmarks} == set(MODELS) - {"two_tower"}
-    for name in ("core", "deeprecinfra", "microrec"):
+    for name in ("core", "jagged", "deeprecinfra", "microrec"):
         for benchmark in SUITES[name].benchmarks:
             card = MODELS[benchmark.name]
             scale = parse_factory_args(card.factory, benchmark.arguments).get("rows_scale", 1.0)

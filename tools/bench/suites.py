@@ -43,6 +43,7 @@ _ROWS_SCALE = {
     "dien": 0.3,
     "microrec_47": 0.3,
     "microrec_98": 0.03,
+    "two_tower": 0.1,
     "rm_small": 0.5,
     "rm_med": 0.2,
     "rm_large": 0.1,
@@ -83,6 +84,11 @@ _SUITES = (
         "core",
         "all reference models without jagged inputs, tables of at most half a gigabyte",
         _models(_CORE, (1, 16, 128)),
+    ),
+    Suite(
+        "jagged",
+        "a user with jagged histories and candidates with jagged tags, tables of 41 MB",
+        _models(("two_tower",), (1, 16, 128)),
     ),
     Suite(
         "deeprecinfra",

@@ -15,22 +15,23 @@ from recreplay.tools.bench.peers.multi_stream import MultiStream
 from recreplay.tools.bench.peers.onnx_runtime import OnnxRuntime
 from recreplay.tools.bench.peers.ours import Ours
 
+_SIZES = "dynamic=False (numbers of jagged values are marked dynamic)"
 _PEERS: tuple[Peer, ...] = (
     Eager(),
     MultiStream(),
     CudaGraph(),
-    Compiled("compile", "default", "torch.compile, dynamic=False", graphs=False),
+    Compiled("compile", "default", f"torch.compile, {_SIZES}", graphs=False),
     Compiled(
         "reduce_overhead",
         "reduce-overhead",
-        "torch.compile mode=reduce-overhead, dynamic=False: CUDA graphs by cudagraph trees",
+        f"torch.compile mode=reduce-overhead, {_SIZES}: CUDA graphs by cudagraph trees",
         graphs=True,
     ),
     Compiled(
         "max_autotune",
         "max-autotune",
-        "torch.compile mode=max-autotune, dynamic=False; on the CPU with freezing, without which "
-        "it packs no weights",
+        f"torch.compile mode=max-autotune, {_SIZES}; on the CPU with freezing, without which it "
+        "packs no weights",
         graphs=True,
     ),
     AotInductor("aotinductor", static=False),

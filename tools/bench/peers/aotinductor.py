@@ -50,6 +50,10 @@ class StaticPackages:
 
     def prepare(self, example: Mapping[str, Array]) -> Call:
         subject = self._subject
+        if subject.jagged:
+            raise RuntimeError(
+                f"a static package has one number of values, and {subject.jagged[0]} has many"
+            )
         rows = len(next(iter(example.values())))
         tensors = list(to_tensors(subject)(example).values())
         with torch.no_grad():

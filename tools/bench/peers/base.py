@@ -62,6 +62,14 @@ class Subject:
     folder: Path  # for files that peers write
 
     @cached_property
+    def jagged(self) -> list[str]:
+        """Inputs whose number of values differs from request to request."""
+        from recreplay.runtime.artifact import open_artifact
+
+        specs = open_artifact(self.artifact).manifest.inputs
+        return [spec.name for spec in specs if spec.kind == "values"]
+
+    @cached_property
     def module(self) -> torch.nn.Module:
         """The model on its device: itself on the CPU, elsewhere one copy for all."""
         import torch

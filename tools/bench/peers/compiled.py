@@ -1,4 +1,4 @@
-"""torch.compile in its modes, one static graph for each batch size."""
+"""torch.compile in its modes, one graph for each batch size."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from recreplay.capture.compilers.toolchain import inductor_problem
 from recreplay.tools.bench.peers.base import Array, Call, Subject
-from recreplay.tools.bench.peers.torch_call import host_call
+from recreplay.tools.bench.peers.torch_call import host_call, nesting, to_tensors
 
 _RECOMPILES = 64  # one for each batch size; past the limit dynamo would quietly run eager
 
@@ -53,6 +53,7 @@ class CompiledModel:
             ),
             torch._inductor.config.patch(settings),
         ):
+            self._compile(function, example)
             for _ in range(3 if self._on_cuda else 1):  # a graph is recorded on the second call
                 self._begin()
                 call(example)
@@ -67,6 +68,16 @@ class CompiledModel:
 
     def close(self) -> None:
         torch._dynamo.reset()
+
+    def _compile(self, function: Any, example: Mapping[str, Array]) -> None:
+        """Static, but for the numbers of jagged values."""
+        args, kwargs = nesting(self._subject)
+        tensors = to_tensors(self._subject)(example)
+        for name in self._subject.jagged:
+            torch._dynamo.mark_dynamic(tensors[name], 0)
+        self._begin()
+        with torch.inference_mode():
+            function(*args(tensors), **kwargs(tensors))
 
     def _begin(self) -> None:
         if self._graphs:
