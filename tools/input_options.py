@@ -1,4 +1,4 @@
-"""Options of `capture` that say what inputs are: which are jagged, and which the user's."""
+"""Options that say what inputs are: which are jagged, and which the user's."""
 
 from __future__ import annotations
 

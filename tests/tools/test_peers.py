@@ -334,7 +334,7 @@ def test_suites_name_models_that_fit() -> None:
     assert {b.name for b in find_suite("core").benchmarks} == set(MODELS) - {"two_tower"}
     for name in ("core", "jagged", "deeprecinfra", "microrec"):
         for benchmark in SUITES[name].benchmarks:
-            card = MODELS[benchmark.name]
+            card = MODELS[benchmark.target.rpartition(":")[2]]
             scale = parse_factory_args(card.factory, benchmark.arguments).get("rows_scale", 1.0)
             assert card.table_bytes * scale < 0.55e9
 

@@ -23,7 +23,13 @@ from recreplay.tools.bench.peers import find_peers
 from recreplay.tools.bench.peers.base import Arrays, Peer, Subject
 from recreplay.tools.bench.peers.contender import Contender, LocalContender
 from recreplay.tools.bench.peers.own_process import ProcessContender
-from recreplay.tools.bench.requests import COUNT, as_arrays, random_requests
+from recreplay.tools.bench.requests import (
+    COUNT,
+    as_arrays,
+    as_the_model_takes_them,
+    model_inputs,
+    random_requests,
+)
 from recreplay.tools.bench.rounds import TURN, Spread, latencies, play
 from recreplay.tools.bench.stamp import heading
 from recreplay.tools.bench.suites import Benchmark
@@ -101,7 +107,7 @@ def _measure_one(
             model.target,
             model.path,
             ring.device,
-            tuple(spec.name for spec in manifest.inputs),
+            model_inputs(manifest),
             tuple(spec.name for spec in manifest.outputs),
             model.folder,
         )
@@ -157,8 +163,10 @@ def _measure_batch(
     progress: Progress,
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """One batch size, and why peers are left out of it."""
-    tensors = random_requests(subject.target, open_artifact(subject.artifact), batch, COUNT, 7)
-    requests = [as_arrays(request) for request in tensors]
+    artifact = open_artifact(subject.artifact)
+    tensors = random_requests(subject.target, artifact, batch, COUNT, 7)
+    plain = as_the_model_takes_them(artifact.manifest, tensors, batch)
+    ours, theirs = ([as_arrays(request) for request in some] for some in (tensors, plain))
     left_out: dict[str, str] = {}
     ready: list[Contender] = []
     errors: dict[str, float] = {}
@@ -167,7 +175,7 @@ def _measure_batch(
         for contender in contenders:  # eager is the first
             progress(f"{subject.target.name}: batch {batch}, preparing {contender.name}")
             try:
-                contender.prepare(requests)
+                contender.prepare(ours if contender.name == OURS else theirs)
                 answers = [contender.answer(i) for i in range(COUNT)]
                 want = want or answers
                 errors[contender.name] = _largest(answers, want)
@@ -202,11 +210,12 @@ def _batch(
     percentiles = latencies(found)
     ours = found[OURS]
     best = min((name for name in found if name != OURS), key=lambda name: percentiles[name].p50)
-    program = specialise(subject.ingested, batch)
+    model = subject.ingested_as_captured
+    program = specialise(model, batch)
     split_linears(program)  # what it saves can be avoided
     if subject.device.startswith("cuda"):  # and half of the ids, before they are sent
         bounds, _ = id_bounds(program)
-        narrow_ids(program, narrowed(subject.ingested.inputs, bounds, "cuda"))
+        narrow_ids(program, narrowed(model.inputs, bounds, "cuda"))
     work, sent = least_work(program), crossing(program)
     least = floor.us(work, sent)
     return {

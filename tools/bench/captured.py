@@ -34,7 +34,7 @@ class Captured:
     def to_json(self) -> dict[str, Any]:
         manifest = self.manifest
         return {
-            "name": self.target.name,
+            "name": self.target.name + self.benchmark.suffix,
             "target": self.target.text,
             "arguments": self.target.arguments,
             "buckets": list(self.benchmark.buckets),
@@ -65,6 +65,7 @@ def captured(
     target = load_target(benchmark.target, benchmark.arguments)
     with temporary_folder() as folder:
         path = folder / f"{target.name}.rr"
+        own = benchmark.user_inputs
         with empty_cache():
             manifest = capture_target(
                 target,
@@ -73,6 +74,6 @@ def captured(
                 lambda message: progress(f"{target.name}: {message}"),
                 example=example,
                 strict_mode=strict_mode,
-                **settings,
+                **settings | ({"user_inputs": own} if own else {}),
             )
         yield Captured(target, benchmark, folder, path, manifest, folder_size(path))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from recreplay.runtime.errors import RecReplayError
-from recreplay.tools import options
+from recreplay.tools import input_options, options
 from recreplay.tools.bench.suites import Benchmark, find_suite
 from recreplay.tools.console import Progress, print_json, report_notice, show
 from recreplay.tools.files import check_output, write_json
@@ -29,9 +29,9 @@ def bench(
     suite: Annotated[
         str | None,
         typer.Option(
-            help="foundation, core, deeprecinfra, microrec: named sets of models; overhead: what "
-            "the host adds to a replay; scaling: capture against features and buckets; "
-            "precision: lower precision of trunk and tables against float32. "
+            help="foundation, core, jagged, deeprecinfra, microrec: named sets of models; "
+            "overhead: what the host adds to a replay; scaling: capture against features and "
+            "buckets; precision: lower precision of trunk and tables against float32. "
             "[dim]Default without a model: foundation.[/]"
         ),
     ] = None,
@@ -68,6 +68,10 @@ def bench(
     tune: options.Tune = "off",
     arg: options.FactoryArgs = None,
     inputs: options.ExampleFile = None,
+    jagged: input_options.JaggedInputs = None,
+    capacity: input_options.Capacity = None,
+    user_inputs: input_options.UserInputs = None,
+    users: input_options.Users = 1,
     out: Annotated[Path | None, typer.Option(help="Write the report here too, as JSON.")] = None,
     plot: Annotated[
         Path | None, typer.Option(help="With --peers: draw the ratios, as .svg or .png.")
@@ -89,8 +93,12 @@ def bench(
             "--batches": batches,
             "--arg": arg,
             "--inputs": inputs,
+            "--jagged": jagged,
+            "--user-inputs": user_inputs,
         }
         _refuse(suite, [name for name, value in given.items() if value])
+    if (jagged or user_inputs) and (suite or not targets):
+        raise RecReplayError("--jagged and --user-inputs go with a model of your own, not a suite")
     settings = {
         "device": device,
         "strategy": strategy,
@@ -98,6 +106,9 @@ def bench(
         "compiler": compiler,
         "rewrites": options.parse_rewrites(rewrites),
         "tune": tune,
+        "jagged": input_options.parse_jagged(jagged or (), capacity or ()) or None,
+        "user_inputs": input_options.parse_names(user_inputs),
+        "users": users,
     }
     example = None if inputs is None else read_example(inputs)
     if targets and peers is None and all(target.endswith(".onnx") for target in targets):

@@ -24,7 +24,13 @@ from recreplay.runtime.lane import Lane
 from recreplay.runtime.loading import LaneLoader
 from recreplay.tools.bench.eager import Call, EagerModel
 from recreplay.tools.bench.latency import Latency
-from recreplay.tools.bench.requests import COUNT, as_arrays, random_requests
+from recreplay.tools.bench.requests import (
+    COUNT,
+    as_arrays,
+    as_the_model_takes_them,
+    model_inputs,
+    random_requests,
+)
 from recreplay.tools.bench.timed_lane import TimedLane
 from recreplay.tools.quiet import quiet
 
@@ -95,7 +101,7 @@ class Session:
         manifest = self._artifact.manifest
         self.lane = LaneLoader(self._artifact, device, "error").lane()
         self.runtime = Runtime(self._artifact, self.lane)
-        self.eager = EagerModel(target, device, [spec.name for spec in manifest.inputs])
+        self.eager = EagerModel(target, device, model_inputs(manifest))
 
     def __enter__(self) -> Session:
         return self
@@ -112,17 +118,18 @@ class Session:
         """Different requests of so many rows."""
         return random_requests(self._target, self._artifact, rows, count, seed)
 
-    def check(self, request: Mapping[str, Tensor]) -> float:
+    def check(self, request: dict[str, Tensor], rows: int) -> float:
         """Replay one request, compare it with eager, and return the largest difference."""
+        (call,) = self._calls([request], rows)
         with torch.inference_mode():
-            want = self.eager.arrays(self.eager.prepare(request)())
-        return largest_difference(self.runtime.run(as_arrays(dict(request))), want)
+            want = self.eager.arrays(call())
+        return largest_difference(self.runtime.run(as_arrays(request)), want)
 
     def compare(self, batch: int, runs: int) -> Comparison:
         """Measure one batch size with `runs` pairs."""
         requests = self.requests(batch)
         arrays = [as_arrays(request) for request in requests]
-        calls = [self.eager.prepare(request) for request in requests]
+        calls = self._calls(requests, batch)
         with quiet():
             before = self.runtime.stats()
             self._pairs(calls, arrays, min(runs, WARM_UP))
@@ -149,6 +156,10 @@ class Session:
             max_abs_error=worst,
             host=host,
         )
+
+    def _calls(self, requests: Sequence[dict[str, Tensor]], rows: int) -> list[Call]:
+        plain = as_the_model_takes_them(self.runtime.manifest, requests, rows)
+        return [self.eager.prepare(request) for request in plain]
 
     def _pairs(
         self, calls: Sequence[Call], arrays: Sequence[dict[str, Array]], runs: int

@@ -109,7 +109,12 @@ def _measure(
 
     from recreplay.runtime import Runtime
     from recreplay.runtime.artifact import open_artifact
-    from recreplay.tools.bench.requests import COUNT, as_arrays, random_requests
+    from recreplay.tools.bench.requests import (
+        COUNT,
+        as_arrays,
+        as_the_model_takes_them,
+        random_requests,
+    )
     from recreplay.tools.capture_model import capture_target
     from recreplay.tools.quiet import quiet
     from recreplay.tools.target import load_target
@@ -135,10 +140,12 @@ def _measure(
                 for batch in batches:
                     progress(f"{path}: batch {batch}, {runs} pairs of ONNX Runtime and replay")
                     drawn = random_requests(target, artifact, batch, COUNT, seed=7)
+                    plain = as_the_model_takes_them(manifest, drawn, batch)
                     requests = [as_arrays(request) for request in drawn]
+                    feeds = [as_arrays(request) for request in plain]
                     with quiet():
-                        _pairs(session, ours, requests, WARM_UP)
-                        measured.append(_pairs(session, ours, requests, runs))
+                        _pairs(session, ours, requests, feeds, WARM_UP)
+                        measured.append(_pairs(session, ours, requests, feeds, runs))
     finally:
         torch.set_num_threads(threads)
     return {
@@ -153,12 +160,14 @@ def _measure(
     }
 
 
-def _pairs(session: Any, ours: Any, requests: Sequence[Arrays], runs: int) -> dict[str, Any]:
+def _pairs(
+    session: Any, ours: Any, requests: Sequence[Arrays], plain: Sequence[Arrays], runs: int
+) -> dict[str, Any]:
     from recreplay.tools.bench.compare import largest_difference
 
     names = [o.name for o in session.get_outputs()]
     taken = {i.name for i in session.get_inputs()}
-    feeds = [{k: v for k, v in request.items() if k in taken} for request in requests]
+    feeds = [{k: v for k, v in request.items() if k in taken} for request in plain]
     clock = time.perf_counter_ns
     theirs_ns, ours_ns, worst = [], [], 0.0
     for turn in range(runs):

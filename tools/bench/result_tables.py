@@ -31,6 +31,8 @@ _TITLES = {
     "dien": "DIEN",
     "microrec_47": "MicroRec, 47 tables",
     "microrec_98": "MicroRec, 98 tables",
+    "two_tower": "Two towers, jagged",
+    "two_tower_user_side": "the same, the user once a request",
     "rm_small": "RM-small",
     "rm_med": "RM-med",
     "rm_large": "RM-large",

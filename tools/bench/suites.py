@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from recreplay.runtime.errors import RecReplayError
@@ -17,11 +17,19 @@ class Benchmark:
     arguments: tuple[str, ...]
     buckets: tuple[int, ...]
     batches: tuple[int, ...]
+    user_inputs: tuple[
+        str, ...
+    ] = ()  # inputs that ours takes once a request, and peers for all rows
 
     @property
     def name(self) -> str:
         """The model's name, without where it is defined."""
-        return self.target.rpartition(":")[2]
+        return self.target.rpartition(":")[2] + self.suffix
+
+    @property
+    def suffix(self) -> str:
+        """What is said of the model besides its name."""
+        return "_user_side" if self.user_inputs else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +67,7 @@ _DEEPRECINFRA = (
     "dien",
 )
 _MICROREC = ("microrec_47", "microrec_98")
+_USER = ("user", "profile", "watched", "watched_offsets", "searched", "searched_offsets")
 _CORE = ("dlrm", "streamrec", *_DEEPRECINFRA, *_MICROREC, "rm_small", "rm_med", "rm_large")
 
 
@@ -87,8 +96,13 @@ _SUITES = (
     ),
     Suite(
         "jagged",
-        "a user with jagged histories and candidates with jagged tags, tables of 41 MB",
-        _models(("two_tower",), (1, 16, 128)),
+        "a user with jagged histories and candidates with jagged tags, tables of 41 MB: all of it "
+        "by row, and the user once a request",
+        tuple(
+            replace(benchmark, user_inputs=user)
+            for user in ((), _USER)
+            for benchmark in _models(("two_tower",), (1, 16, 128))
+        ),
     ),
     Suite(
         "deeprecinfra",

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     import torch
     from torch.export import ExportedProgram
 
+    from recreplay.capture import Jagged
     from recreplay.capture.ingest import Ingested
+    from recreplay.runtime.manifest import Manifest
     from recreplay.tools.target import Target
 
 Array = np.ndarray[Any, Any]
@@ -62,12 +64,15 @@ class Subject:
     folder: Path  # for files that peers write
 
     @cached_property
-    def jagged(self) -> list[str]:
-        """Inputs whose number of values differs from request to request."""
+    def manifest(self) -> Manifest:
         from recreplay.runtime.artifact import open_artifact
 
-        specs = open_artifact(self.artifact).manifest.inputs
-        return [spec.name for spec in specs if spec.kind == "values"]
+        return open_artifact(self.artifact).manifest
+
+    @property
+    def jagged(self) -> list[str]:
+        """Inputs whose number of values differs from request to request."""
+        return [spec.name for spec in self.manifest.inputs if spec.kind == "values"]
 
     @cached_property
     def module(self) -> torch.nn.Module:
@@ -89,7 +94,15 @@ class Subject:
     def exported(self) -> ExportedProgram:
         return self.ingested.exported
 
-    def ingest(self) -> Ingested:
+    @cached_property
+    def ingested_as_captured(self) -> Ingested:
+        """The same with the user side, if there is one."""
+        if not self.manifest.users:
+            return self.ingested
+        users = [spec.name for spec in self.manifest.inputs if spec.user]
+        return self.ingest(user_inputs=users, users=self.manifest.users)
+
+    def ingest(self, **user_side: Any) -> Ingested:
         """Export the model, where it runs, by capture's own front end."""
         from torch.export import ExportedProgram
         from torch.export.passes import move_to_device_pass
@@ -106,13 +119,37 @@ class Subject:
             )
         with contextlib.redirect_stdout(sys.stderr):  # what the user's model prints
             example = own(4) if callable(own) else self._stored()
-            return ingest(model, {k: v.to(self.device) for k, v in example.items()})
+            on_device = {k: v.to(self.device) for k, v in example.items()}
+            return ingest(model, on_device, jagged=self._declared(), **user_side)
+
+    def _declared(self) -> list[Jagged]:
+        from recreplay.capture import Jagged
+
+        kinds = {spec.name: spec.kind for spec in self.manifest.inputs}
+        return [
+            Jagged(
+                spec.name,
+                **{"lengths" if kinds[spec.along] == "lengths" else "offsets": spec.along},
+                capacity=spec.capacity,
+            )
+            for spec in self.manifest.inputs
+            if spec.kind == "values"
+        ]
 
     def _stored(self) -> dict[str, Any]:
         """The largest request that the artifact stores, for models that make none."""
         from safetensors.torch import load_file
 
-        from recreplay.runtime.artifact import SELFTEST, open_artifact, stored_request
+        from recreplay.runtime.artifact import SELFTEST, stored_request
+        from recreplay.tools.bench.requests import as_the_model_takes_them
 
-        largest = open_artifact(self.artifact).manifest.buckets[-1].size
-        return stored_request(load_file(self.artifact / SELFTEST), largest)
+        manifest, largest = self.manifest, self.manifest.buckets[-1].size
+        request = stored_request(load_file(self.artifact / SELFTEST), largest)
+        (plain,) = as_the_model_takes_them(manifest, [request], _rows(manifest, request))
+        return plain
+
+
+def _rows(manifest: Manifest, request: Mapping[str, Any]) -> int:
+    """How many rows a request has."""
+    spec = next(s for s in manifest.inputs if s.kind != "values" and not s.user)
+    return len(request[spec.name]) - (spec.kind == "offsets")

@@ -83,6 +83,7 @@ def _serve(
     from recreplay.runtime.artifact import open_artifact
     from recreplay.tools.bench.peers import PEERS
     from recreplay.tools.bench.peers.contender import LocalContender
+    from recreplay.tools.bench.requests import model_inputs
     from recreplay.tools.target import load_target
 
     torch.set_num_threads(1)
@@ -96,7 +97,7 @@ def _serve(
             if word == "load":
                 manifest = open_artifact(artifact).manifest
                 work.mkdir()
-                inputs = tuple(spec.name for spec in manifest.inputs)
+                inputs = model_inputs(manifest)
                 outputs = tuple(spec.name for spec in manifest.outputs)
                 target = load_target(text, given)
                 subject = Subject(target, artifact, device, inputs, outputs, work)
