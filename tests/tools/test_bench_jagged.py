@@ -109,12 +109,18 @@ def test_onnx_runtime_takes_every_row_with_its_user(
     assert names == ["eager", "onnxruntime", "ours"]
 
 
-def test_the_suite_has_the_user_by_row_and_once() -> None:
+def test_the_suite_has_the_user_by_row_and_once(invoke: Invoke) -> None:
     plain, once = find_suite("jagged").benchmarks
     assert (plain.name, once.name) == ("two_tower", "two_tower_user_side")
     from recreplay.models.two_tower import TwoTower
 
     assert once.user_inputs == TwoTower.user_inputs
+    tiny = (*TINY, "--arg", "rows_scale=0.0001", "--peers", "eager", "--json")
+    result = invoke("bench", "--suite", "jagged", *tiny)
+    assert result.exit_code == 0, result.stderr
+    by_row, shared = json.loads(result.stdout)["results"]
+    assert (by_row["name"], shared["name"]) == ("two_tower", "two_tower_user_side")
+    assert shared["batches"][1]["floor"]["flops"] < by_row["batches"][1]["floor"]["flops"]
 
 
 @pytest.mark.parametrize("given", [("--suite", "core"), ("--suite", "overhead"), ()])

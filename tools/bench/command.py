@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -203,11 +204,11 @@ def choose(
     if suite is not None or not targets:
         named = {text.partition("=")[0] for text in given}
         found += [
-            Benchmark(
-                b.target,
-                (*(a for a in b.arguments if a.partition("=")[0] not in named), *given),
-                sizes or b.buckets,
-                measured or sizes or b.batches,
+            replace(
+                b,
+                arguments=(*(a for a in b.arguments if a.partition("=")[0] not in named), *given),
+                buckets=sizes or b.buckets,
+                batches=measured or sizes or b.batches,
             )
             for b in find_suite(suite or "foundation").benchmarks
         ]
