@@ -50,6 +50,11 @@ class HostCost:
     replay: Latency
     overhead: Latency
 
+    @classmethod
+    def of(cls, whole_ns: Sequence[int], replay_ns: Sequence[int]) -> HostCost:
+        added = [whole - replay for whole, replay in zip(whole_ns, replay_ns, strict=True)]
+        return cls(*map(Latency.from_ns, (whole_ns, replay_ns, added)))
+
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
@@ -204,20 +209,26 @@ class Session:
     def host_cost(self, requests: Sequence[Mapping[str, Any]], runs: int) -> HostCost:
         """Time whole runs and, inside of each, the replay."""
         runtime, timed = self.timed_runtime()
-        run, clock = runtime.run, time.perf_counter_ns
         for request in requests[:WARM_UP]:
-            run(request)
-        whole_ns, replay_ns = [], []
-        for turn in range(runs):
-            request = requests[turn % len(requests)]
-            timed.replay_ns.clear()
-            t0 = clock()
-            run(request)
-            t1 = clock()
-            whole_ns.append(t1 - t0)
-            replay_ns.append(sum(timed.replay_ns))  # of its parts, where it has some
-        overhead_ns = [whole - replay for whole, replay in zip(whole_ns, replay_ns, strict=True)]
-        return HostCost(*map(Latency.from_ns, (whole_ns, replay_ns, overhead_ns)))
+            runtime.run(request)
+        return HostCost.of(*host_times(runtime, timed, requests, range(runs)))
+
+
+def host_times(
+    runtime: Runtime, timed: TimedLane, requests: Sequence[Mapping[str, Any]], turns: range
+) -> tuple[list[int], list[int]]:
+    """Nanoseconds of whole runs and, inside of each, of the replay."""
+    run, clock = runtime.run, time.perf_counter_ns
+    whole_ns, replay_ns = [], []
+    for turn in turns:
+        request = requests[turn % len(requests)]
+        timed.replay_ns.clear()
+        t0 = clock()
+        run(request)
+        t1 = clock()
+        whole_ns.append(t1 - t0)
+        replay_ns.append(sum(timed.replay_ns))  # of its parts, where it has some
+    return whole_ns, replay_ns
 
 
 def largest_difference(

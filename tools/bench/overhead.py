@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.console import RenderableType
 
@@ -22,6 +22,7 @@ from recreplay.tools.bench.suites import Benchmark
 from recreplay.tools.console import Progress
 
 if TYPE_CHECKING:
+    from recreplay.runtime import Runtime
     from recreplay.tools.bench.compare import Session
     from recreplay.tools.bench.timed_lane import TimedLane
 
@@ -35,7 +36,7 @@ BENCHMARKS = (
     # three jagged features of about 50, 10 and 3 ids, two of one id, and 24 dense values
     Benchmark("recreplay.models:two_tower", ("rows_scale=0.1",), SIZES, SIZES),
 )
-WARM_UP = 40
+TURNS = 40  # requests of one kind before those of the next
 
 
 def measure(
@@ -54,7 +55,6 @@ def _measure_one(
     benchmark: Benchmark, runs: int, progress: Progress, settings: dict[str, Any]
 ) -> dict[str, Any]:
     from recreplay.tools.bench.compare import Session
-    from recreplay.tools.bench.requests import as_arrays
     from recreplay.tools.quiet import quiet
 
     batches = []
@@ -64,22 +64,8 @@ def _measure_one(
     ):
         for batch in benchmark.batches:
             progress(f"{model.target.name}: batch {batch}, {runs} requests")
-            requests = session.requests(batch)
-            arrays = [as_arrays(request) for request in requests]
             with quiet():
-                cost = session.host_cost(arrays, runs)
-                tensors = session.host_cost(requests, runs)
-                views = borrowed(session, arrays, batch, runs)
-            batches.append(
-                {
-                    "batch": batch,
-                    "run_us": cost.run.to_json(),
-                    "graph_us": cost.replay.to_json(),
-                    "overhead_us": cost.overhead.to_json(),
-                    "tensors_overhead_us": tensors.overhead.to_json(),
-                    "borrowed": views,
-                }
-            )
+                batches.append({"batch": batch} | _measure_batch(session, batch, runs))
     return {
         **model.to_json(),
         "inputs": len(model.manifest.inputs),
@@ -88,38 +74,79 @@ def _measure_one(
     }
 
 
-def borrowed(
-    session: Session, arrays: Sequence[dict[str, Any]], batch: int, runs: int
-) -> dict[str, Any]:
-    """What borrowing views and running them adds to the replay, and apart from it what the
-    caller's writes take."""
+def _measure_batch(session: Session, batch: int, runs: int) -> dict[str, Any]:
+    """The three ways take turns: the machine's speed changes from second to second."""
+    from recreplay.tools.bench.compare import HostCost, host_times
+    from recreplay.tools.bench.requests import as_arrays
+
     runtime, lane = session.timed_runtime()
+    requests = session.requests(batch)
+    arrays = [as_arrays(request) for request in requests]
     jagged = [spec.name for spec in runtime.manifest.inputs if spec.kind == "values"]
-    rooms = [{name: len(array[name]) for name in jagged} or None for array in arrays]
+    lent = [Lendable(a, {name: len(a[name]) for name in jagged} or None) for a in arrays]
+    times: dict[str, tuple[list[int], ...]] = {
+        "arrays": ([], []),
+        "tensors": ([], []),
+        "borrowed": ([], [], []),
+    }
+    for first in range(-TURNS, runs, TURNS):
+        turns = range(first, min(first + TURNS, runs))
+        found = {
+            "arrays": host_times(runtime, lane, arrays, turns),
+            "tensors": host_times(runtime, lane, requests, turns),
+            "borrowed": _borrowed(runtime, lane, lent, batch, turns),
+        }
+        if first < 0:
+            continue  # warm now
+        for way, lists in found.items():
+            for kept, new in zip(times[way], lists, strict=True):
+                kept += new
+    cost, tensors = (HostCost.of(*times[way]) for way in ("arrays", "tensors"))
+    whole, replays, writes = times["borrowed"]
+    added = [w - f - r for w, f, r in zip(whole, writes, replays, strict=True)]
+    return {
+        "run_us": cost.run.to_json(),
+        "graph_us": cost.replay.to_json(),
+        "overhead_us": cost.overhead.to_json(),
+        "tensors_overhead_us": tensors.overhead.to_json(),
+        "borrowed": {
+            "run_us": Latency.from_ns(whole).to_json(),
+            "writes_us": Latency.from_ns(writes).to_json(),
+            "overhead_us": Latency.from_ns(added).to_json(),
+        },
+    }
+
+
+class Lendable(NamedTuple):
+    """A request, and how many values its jagged inputs have."""
+
+    arrays: dict[str, Any]
+    values: dict[str, int] | None
+
+
+def _borrowed(
+    runtime: Runtime, lane: TimedLane, requests: Sequence[Lendable], batch: int, turns: range
+) -> tuple[list[int], list[int], list[int]]:
+    """Nanoseconds of borrowing, writing and running; of the replays; and of the writes, which are
+    the caller's."""
     clock = time.perf_counter_ns
-    whole: list[int] = []
-    writes: list[int] = []
-    for turn in range(-WARM_UP, runs):
-        if turn == 0:
-            _forget(whole, writes, lane)
-        given, room = arrays[turn % len(arrays)], rooms[turn % len(arrays)]
+    whole, replays, writes = [], [], []
+    for turn in turns:
+        given = requests[turn % len(requests)]
+        lane.replay_ns.clear()
         begun = clock()
-        with runtime.borrow(batch, room) as request:
+        with runtime.borrow(batch, given.values) as request:
             write = clock()
             views = request.inputs
-            for name, array in given.items():
+            for name, array in given.arrays.items():
                 views[name][:] = array
             written = clock()
             request.run()
         ended = clock()
         whole.append(ended - begun)
+        replays.append(sum(lane.replay_ns))
         writes.append(written - write)
-    added = [w - f - r for w, f, r in zip(whole, writes, lane.replay_ns, strict=True)]
-    return {
-        "run_us": Latency.from_ns(whole).to_json(),
-        "writes_us": Latency.from_ns(writes).to_json(),
-        "overhead_us": Latency.from_ns(added).to_json(),
-    }
+    return whole, replays, writes
 
 
 def render(report: dict[str, Any]) -> Iterator[RenderableType]:
@@ -139,12 +166,6 @@ def render(report: dict[str, Any]) -> Iterator[RenderableType]:
         "Borrowed: the same where the caller writes into the staging views; its writes are "
         f"apart.\n{machine(report['stamp'])}"
     )
-
-
-def _forget(whole: list[int], writes: list[int], lane: TimedLane) -> None:
-    whole.clear()
-    writes.clear()
-    lane.replay_ns.clear()
 
 
 def _row(batch: dict[str, Any]) -> tuple[str, ...]:
