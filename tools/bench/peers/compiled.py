@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from recreplay.capture.compilers.toolchain import inductor_problem
@@ -70,15 +71,41 @@ class CompiledModel:
         torch._dynamo.reset()
 
     def _compile(self, function: Any, example: Mapping[str, Array]) -> None:
-        """Static, but for the numbers of jagged values."""
+        """Static, but for the numbers of jagged values.
+
+        One function serves all of these if the example has one value, and torch is told not to ask
+        whether it is one: of more values it assumes that there are always two or more.
+        """
         args, kwargs = nesting(self._subject)
-        tensors = to_tensors(self._subject)(example)
+        tensors = to_tensors(self._subject)(_with_one_value(self._subject, example))
         for name in self._subject.jagged:
             torch._dynamo.mark_dynamic(tensors[name], 0)
         self._begin()
-        with torch.inference_mode():
+        config: Any = torch.fx.experimental._config
+        with (
+            config.patch(backed_size_oblivious=bool(self._subject.jagged)),
+            torch.inference_mode(),
+        ):
             function(*args(tensors), **kwargs(tensors))
 
     def _begin(self) -> None:
         if self._graphs:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+
+
+def _with_one_value(subject: Subject, example: Mapping[str, Array]) -> dict[str, Array]:
+    """The example, but jagged inputs have one value, of the first row."""
+    changed = dict(example)
+    for spec in subject.manifest.inputs:
+        given = example.get(spec.name)
+        if given is None or spec.kind in ("rows", "index"):
+            continue
+        if spec.kind == "values":
+            changed[spec.name] = np.zeros(1, given.dtype)
+            continue
+        changed[spec.name] = np.zeros_like(given)
+        if spec.kind == "lengths":
+            changed[spec.name][0] = 1
+        else:
+            changed[spec.name][1:] = 1
+    return changed
