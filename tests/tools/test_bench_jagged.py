@@ -62,8 +62,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     return f"{folder / 'feed.py'}:build", folder / "example.npz"
 
 
-@pytest.mark.parametrize("users", [(), SHARED, SHARED[:2]])
-@pytest.mark.parametrize("peers", [(), ("--peers", "eager")])
+@pytest.mark.parametrize(
+    ("users", "peers"),
+    [((), ()), (SHARED, ()), (SHARED, ("--peers", "eager"))],
+)
 def test_a_model_of_ones_own(
     made: tuple[str, Path], invoke: Invoke, users: tuple[str, ...], peers: tuple[str, ...]
 ) -> None:
@@ -115,12 +117,11 @@ def test_the_suite_has_the_user_by_row_and_once(invoke: Invoke) -> None:
     from recreplay.models.two_tower import TwoTower
 
     assert once.user_inputs == TwoTower.user_inputs
-    tiny = (*TINY, "--arg", "rows_scale=0.0001", "--peers", "eager", "--json")
+    tiny = (*TINY, "--arg", "rows_scale=0.0001", "--models", once.name, "--json")
     result = invoke("bench", "--suite", "jagged", *tiny)
     assert result.exit_code == 0, result.stderr
-    by_row, shared = json.loads(result.stdout)["results"]
-    assert (by_row["name"], shared["name"]) == ("two_tower", "two_tower_user_side")
-    assert shared["batches"][1]["floor"]["flops"] < by_row["batches"][1]["floor"]["flops"]
+    (measured,) = json.loads(result.stdout)["results"]
+    assert measured["name"] == once.name
 
 
 @pytest.mark.parametrize("given", [("--suite", "core"), ("--suite", "overhead"), ()])
