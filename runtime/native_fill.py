@@ -93,10 +93,8 @@ class FillLibrary:
         self._same_dtype.argtypes = [ctypes.py_object] * 2
         self.types = _types()  # what calls begin with
         self._handle = library._handle
-        # These wait for a lock of the helpers, and these may wait for the interpreter's.
-        crew = ctypes.CDLL(str(path), handle=library._handle)
-        crew.recreplay_open_crew(ctypes.c_size_t(helpers))
-        self._close_crew = crew.recreplay_close_crew
+        library.recreplay_open_crew(ctypes.c_size_t(helpers))
+        self._close_crew = library.recreplay_close_crew
 
     def close(self) -> None:
         """End the helpers, and let go of the library, which the loader counts."""

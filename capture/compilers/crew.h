@@ -11,7 +11,7 @@
 /* Does share `at` of `count` of a job, none of which waits for another. */
 typedef int (*share_of)(const void *job, size_t at, size_t count);
 
-static struct {
+static struct crew {
   pthread_mutex_t lock; /* of all but `taken` and `found`, which are atomic */
   pthread_cond_t called;
   pthread_cond_t left;
@@ -28,9 +28,10 @@ static struct {
   size_t wanted;
   size_t helpers; /* of them, those that there are */
   pthread_t threads[MOST_HELPERS];
-} crew = {.lock = PTHREAD_MUTEX_INITIALIZER,
-          .called = PTHREAD_COND_INITIALIZER,
-          .left = PTHREAD_COND_INITIALIZER};
+} crew;
+
+/* A fork may have left the lock taken, too. */
+static int is_of_this_process(void) { return crew.process == getpid(); }
 
 static void take_shares(share_of work, const void *job, size_t shares) {
   int found = 0;
@@ -75,9 +76,8 @@ static void call_helpers(void) {
 /* Whether there is somebody to help. */
 static int begin_job(share_of work, const void *job, size_t shares) {
   pthread_mutex_lock(&crew.lock);
-  int idle = !crew.busy && crew.process == getpid();
-  if (idle && crew.helpers < crew.wanted) call_helpers();
-  int begun = idle && crew.helpers > 0;
+  if (!crew.busy && crew.helpers < crew.wanted) call_helpers();
+  int begun = !crew.busy && crew.helpers > 0;
   if (begun) {
     crew.work = work;
     crew.job = job;
@@ -104,17 +104,21 @@ static int end_job(void) {
 /* Does a job that copies so many bytes. Returns what its shares found, or-ed. */
 static int do_job(share_of work, const void *job, size_t bytes) {
   size_t shares = bytes / SHARE;
-  if (bytes < SHARED_FROM || !begin_job(work, job, shares)) return work(job, 0, 1);
+  if (bytes < SHARED_FROM || !is_of_this_process() || !begin_job(work, job, shares))
+    return work(job, 0, 1);
   take_shares(work, job, shares);
   return end_job();
 }
 
-/* Lets jobs have so many helpers, who begin with the first job. */
+/* Lets jobs have so many helpers, who begin with the first job. Called by one thread at a time. */
 void recreplay_open_crew(size_t helpers) {
+  if (!is_of_this_process()) {
+    crew = (struct crew){.lock = PTHREAD_MUTEX_INITIALIZER,
+                         .called = PTHREAD_COND_INITIALIZER,
+                         .left = PTHREAD_COND_INITIALIZER,
+                         .process = getpid()};
+  }
   pthread_mutex_lock(&crew.lock);
-  if (crew.process != getpid()) crew.users = crew.wanted = crew.helpers = crew.inside = 0;
-  if (crew.process != getpid()) crew.busy = 0;
-  crew.process = getpid();
   crew.users++;
   if (helpers > MOST_HELPERS) helpers = MOST_HELPERS;
   if (helpers > crew.wanted) crew.wanted = helpers;
@@ -124,8 +128,9 @@ void recreplay_open_crew(size_t helpers) {
 /* The last who closes it waits for all helpers to end: their code may be unloaded next. */
 void recreplay_close_crew(void) {
   pthread_t threads[MOST_HELPERS];
+  if (!is_of_this_process()) return;
   pthread_mutex_lock(&crew.lock);
-  int last = --crew.users == 0 && crew.process == getpid();
+  int last = --crew.users == 0;
   size_t helpers = last ? crew.helpers : 0;
   if (last) {
     memcpy(threads, crew.threads, sizeof threads);
