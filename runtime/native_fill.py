@@ -78,8 +78,8 @@ class FillCall(ctypes.Structure):
 class FillLibrary:
     """The functions of fill.c, called with the interpreter lock held: they read Python objects.
 
-    `helpers`: threads that help whoever fills a bucket of 2 MB or more. All who load the
-    same file share them.
+    `helpers`: threads that help whoever fills a bucket of 2 MB or more. All who load the same file
+    share them.
     """
 
     def __init__(self, path: Path, helpers: int = 0) -> None:
