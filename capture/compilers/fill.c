@@ -98,7 +98,6 @@ struct recreplay_fill {
 enum { FILLED, OTHER_ARRAYS, BAD_IDS }; /* both of the last: OTHER_ARRAYS */
 
 #include "fill_rows.h"
-
 #include "crew.h"
 
 extern void *PyTuple_GetItem(void *, ptrdiff_t); /* Python's stable ABI */

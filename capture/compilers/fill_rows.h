@@ -82,7 +82,7 @@ static int copy(char *to, const char *from, size_t bytes, const struct input *in
   return bad;
 }
 
-/* Rows `from` to `to` of a request, one or more. What lies in the staging memory already, as
+/* Rows `from` to `to` of a request, none or more. What lies in the staging memory already, as
    borrowed requests do, stays where it is. */
 static int copy_rows(const struct rows *value, const struct input *input, size_t from, size_t to) {
   size_t bytes = input->row_bytes;

@@ -58,7 +58,7 @@ static void add(const Bags<Id> &all, int64_t begin, int64_t end, int64_t at) {
   const int64_t dim = all.dim;
   auto fetch = [](const float *row) __attribute__((always_inline)) {
 #pragma GCC unroll 8
-    for (int64_t j = 0; j < V * kOfSum; j += kLine) __builtin_prefetch(row + j);
+    for (int64_t j = 0; j < V * kWide; j += kLine) __builtin_prefetch(row + j);
   };
   auto fetch_first = [&](int64_t feature) {
     const Spot &spot = all.spots[feature];
@@ -76,12 +76,12 @@ static void add(const Bags<Id> &all, int64_t begin, int64_t end, int64_t at) {
     const float *rows = all.rows + spot.first * dim + at;
     const int64_t last = all.ends[spot.ends + all.bags] - ahead;
     for (; i < until; i++, ends++) {
-      Sum sums[V] = {};
+      Vector sums[V] = {};
       const int64_t stop = ends[1];
       auto sum = [&](int64_t k) __attribute__((always_inline)) {
         const float *row = rows + ids[k] * dim;
 #pragma GCC unroll 8
-        for (int v = 0; v < V; v++) sums[v] += *(const Sum *)(row + v * kOfSum);
+        for (int v = 0; v < V; v++) sums[v] += *(const Vector *)(row + v * kWide);
       };
       int64_t k = ends[0];
       for (; k < std::min(stop, last); k++) {
@@ -92,7 +92,7 @@ static void add(const Bags<Id> &all, int64_t begin, int64_t end, int64_t at) {
       const float share = all.share(stop - ends[0]);
       float *to = all.out + i * all.stride + at;
 #pragma GCC unroll 8
-      for (int v = 0; v < V; v++) *(Sum *)(to + v * kOfSum) = sums[v] * share;
+      for (int v = 0; v < V; v++) *(Vector *)(to + v * kWide) = sums[v] * share;
     }
   }
 }
@@ -102,7 +102,7 @@ template <typename Id> static void part(const Bags<Id> &all, int64_t begin, int6
                                                           add<4, Id>, add<5, Id>, add<6, Id>,
                                                           add<7, Id>, add<8, Id>};
   int64_t at = 0, now;
-  for (int64_t left = all.dim / kOfSum; left > 0; left -= now, at += now * kOfSum) {
+  for (int64_t left = all.dim / kWide; left > 0; left -= now, at += now * kWide) {
     now = std::min<int64_t>(left, kMostSums);
     of[now - 1](all, begin, end, at);
   }

@@ -19,7 +19,7 @@ _SOURCES = {
     ROW_BAGS: "row_bags.h",
     JAGGED_BAGS: "jagged_bags.h",
 }
-_SUMS = Path(__file__).with_name("sums.h")
+_INCLUDED = ("sums.h", "vector.h")  # in this order: the first includes the second
 _SHIMS = "aot_inductor.custom_ops_to_c_shims"
 
 
@@ -30,8 +30,9 @@ class OwnFunctions:
         """`threads`: how many a call runs on, as the loops that inductor writes."""
         self._texts = {}
         for target, source in _SOURCES.items():
-            text = Path(__file__).with_name(source).read_text()
-            text = text.replace('#include "sums.h"\n', _SUMS.read_text())
+            text = _text(source)
+            for name in _INCLUDED:
+                text = text.replace(f'#include "{name}"\n', _text(name))
             for name, value in {"THREADS": threads, "COLUMNS": block_columns()}.items():
                 text = text.replace(f"RECREPLAY_{name}", str(value))
             self._texts[target] = text
@@ -47,6 +48,10 @@ class OwnFunctions:
             if target in targets
         }
         return {_SHIMS: used} if used else {}
+
+
+def _text(name: str) -> str:
+    return Path(__file__).with_name(name).read_text()
 
 
 def _out(operator: Any) -> Any:

@@ -6,6 +6,7 @@ AOTITorchError aoti_torch_cpu_recreplay_packed_linear_out(AtenTensorHandle, Aten
    Processors without AVX2 call oneDNN's batch-reduce product. Copied into a package's source behind
    `extern`, inside of extern "C". */
 extern "C++" {
+#include "vector.h"
 #ifdef __AVX2__
 #include <immintrin.h>
 #endif
@@ -29,18 +30,7 @@ constexpr int64_t kWorthThreads = 1 << 18; /* multiply-adds */
 constexpr int64_t kFar = 1 << 17; /* elements of a weight that is in no near cache */
 constexpr int64_t kShort = 512;  /* rows of so few columns that are kept on the stack */
 
-/* A sum of so many at once, which the compiler may not make of one. Wider ones than the processor
-   has are kept in memory. */
-#if defined(__AVX512F__)
-constexpr int kVectorBytes = 64;
-#elif defined(__AVX2__)
-constexpr int kVectorBytes = 32;
-#else
-constexpr int kVectorBytes = 16;
-#endif
 constexpr int64_t kNarrow = kVectorBytes / 16; /* columns that fill the product's registers badly */
-typedef float Vector __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
-constexpr int64_t kWide = sizeof(Vector) / sizeof(float);
 
 static void finish(float *y, int64_t rows, int64_t width, int64_t stride, const float *bias,
                    bool relu) {

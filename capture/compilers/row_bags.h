@@ -60,22 +60,22 @@ template <int V, typename Id> static void add(const Bags<Id> &bags, int64_t at) 
     const Id *ids = bags.ids + i * length;
     const Id *soon = last ? ids : ids + (inside ? ahead : on * length);
     const float *rows = bags.from(i) + at, *late = last ? rows : bags.from(i + on) + at;
-    Sum sums[V] = {};
+    Vector sums[V] = {};
     int64_t k = 0;
     auto until = [&](int64_t end, const float *next) __attribute__((always_inline)) {
       for (; k < end; k++) {
         const float *far = next + soon[k] * dim, *row = rows + ids[k] * dim;
 #pragma GCC unroll 8
-        for (int64_t j = 0; j < V * kOfSum; j += kLine) __builtin_prefetch(far + j);
+        for (int64_t j = 0; j < V * kWide; j += kLine) __builtin_prefetch(far + j);
 #pragma GCC unroll 8
-        for (int v = 0; v < V; v++) sums[v] += *(const Sum *)(row + v * kOfSum);
+        for (int v = 0; v < V; v++) sums[v] += *(const Vector *)(row + v * kWide);
       }
     };
     until(split, rows);
     until(length, late);
     float *to = bags.out + i * bags.stride + at;
 #pragma GCC unroll 8
-    for (int v = 0; v < V; v++) *(Sum *)(to + v * kOfSum) = sums[v] * bags.share;
+    for (int v = 0; v < V; v++) *(Vector *)(to + v * kWide) = sums[v] * bags.share;
   }
 }
 
@@ -87,7 +87,7 @@ template <typename Id> static void add_all(const Bags<Id> &bags) {
   check(bags.table, bags.ids + bags.begin * length, bags.first ? bags.first + bags.begin : nullptr,
         bags.end - bags.begin, length);
   int64_t at = 0, now;
-  for (int64_t left = dim / kOfSum; left > 0; left -= now, at += now * kOfSum) {
+  for (int64_t left = dim / kWide; left > 0; left -= now, at += now * kWide) {
     now = std::min<int64_t>(left, kMostSums);
     of[now - 1](bags, at);
   }

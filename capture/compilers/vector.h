@@ -1,0 +1,16 @@
+/* As many floats as the processor takes at once, which the compiler may not make of one: wider ones
+   are kept in memory. Copied into what includes it. */
+#ifndef RECREPLAY_VECTOR
+#define RECREPLAY_VECTOR
+namespace recreplay {
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+typedef float Vector __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
+constexpr int64_t kWide = sizeof(Vector) / sizeof(float);
+} // namespace recreplay
+#endif
