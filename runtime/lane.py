@@ -51,7 +51,6 @@ class _Captured:
     # row for each row of a request.
     feeder: Callable[[], Feeder] | None
     inputs: list[tuple[str, Array]]  # what borrowers write to, full bucket
-    beside: bool  # whether some of that is not staging memory itself
     outputs: list[tuple[str, Array]]
 
 
@@ -128,18 +127,16 @@ class Lane:
             filler.prepare(rows)(arrays)
             with products_in(manifest.precision):
                 graph = device.record(bucket.plan.streams, queue)
-            beside = bucket.wide(manifest.inputs).keys() & self._wide
+            wide = bucket.wide(manifest.inputs)
             inputs = [
-                (s.name, self._wide[s.name] if s.name in beside else s.view(self._in.host))
+                (s.name, self._wide[s.name] if s.name in wide else s.view(self._in.host))
                 for s in bucket.inputs
             ]
             outputs = [(slot.name, slot.view(self._out.host)) for slot in bucket.outputs]
             feeder = None
             if isinstance(filler, Filler):
                 feeder = cache(partial(Feeder, bucket, filler, part, device))
-            self._captured[bucket.size] = _Captured(
-                filler, graph, feeder, inputs, bool(beside), outputs
-            )
+            self._captured[bucket.size] = _Captured(filler, graph, feeder, inputs, outputs)
         self._sizes = sorted(self._captured)
         # By bucket and rows, and by rows alone what the smallest bucket has for so many.
         self._prepared: dict[tuple[int, int] | int, Prepared] = {}
@@ -179,9 +176,10 @@ class Lane:
             prepared = self.prepare(n)
             captured = self._captured[prepared.bucket]
             inputs = {name: view[:n] for name, view in captured.inputs}
-            fill = prepared.fill
+            filler, fill = captured.filler, prepared.fill
+            assert isinstance(filler, Filler)
             assert not isinstance(fill, MixedFill)
-            again = partial(fill, tuple(inputs.values())) if captured.beside else fill.in_place
+            again = partial(fill, tuple(inputs.values())) if filler.wide else fill.in_place
             if len(self._lent) >= _PREPARED:
                 self._lent.clear()
             found = self._lent[n] = Lent(prepared, Views(inputs), again)
