@@ -6,7 +6,7 @@ before anything else, on a copy that nobody else can write to.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +46,7 @@ def groups(inputs: Sequence[InputSpec]) -> list[Group]:
     ]
 
 
-def rows_of(spec: InputSpec, division: Array) -> int:
+def rows_of(spec: InputSpec, division: Sized) -> int:
     """The number of rows that offsets or lengths speak of."""
     return len(division) - (spec.kind == "offsets")
 

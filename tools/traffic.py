@@ -69,7 +69,7 @@ def replay_mixed(session: Session, sizes: Sequence[int], rounds: int = 3) -> Tra
     for turn in range(rounds):
         for n in order:
             request = session.requests(n, count=1, seed=100 + turn)[0]
-            worst = max(worst, session.check(request, n))
+            worst = max(worst, session.check(request))
             rows.append(n)
     after = session.runtime.stats()
     counted = {k: after[k] - before[k] for k in ("requests", "padded_rows", "split_requests")}

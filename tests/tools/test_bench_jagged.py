@@ -111,17 +111,28 @@ def test_onnx_runtime_takes_every_row_with_its_user(
     assert names == ["eager", "onnxruntime", "ours"]
 
 
-def test_the_suite_has_the_user_by_row_and_once(invoke: Invoke) -> None:
+def test_the_suite_has_the_user_by_row_and_once(
+    invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from recreplay.models.two_tower import TwoTower
+    from recreplay.tools import capture_model
+
     plain, once = find_suite("jagged").benchmarks
     assert (plain.name, once.name) == ("two_tower", "two_tower_user_side")
-    from recreplay.models.two_tower import TwoTower
+    assert (plain.user_side, once.user_side) == (False, True)
+    capture, said = capture_model.capture_target, []
 
-    assert once.user_inputs == TwoTower.user_inputs
+    def noted(*arguments: Any, **settings: Any) -> Any:
+        said.append(settings["user_inputs"])
+        return capture(*arguments, **settings)
+
+    monkeypatch.setattr(capture_model, "capture_target", noted)
     tiny = (*TINY, "--arg", "rows_scale=0.0001", "--models", once.name, "--json")
     result = invoke("bench", "--suite", "jagged", *tiny)
     assert result.exit_code == 0, result.stderr
     (measured,) = json.loads(result.stdout)["results"]
     assert measured["name"] == once.name
+    assert said == [TwoTower.user_inputs]
 
 
 @pytest.mark.parametrize("given", [("--suite", "core"), ("--suite", "overhead"), ()])

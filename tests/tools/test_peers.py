@@ -37,15 +37,7 @@ TINY = ("--runs", "4", "--compiler", "eager", "--buckets", "1,4")
 
 @pytest.fixture
 def subject(captured: tuple[Path, Any], model_file: Path, tmp_path: Path) -> Subject:
-    manifest = open_artifact(captured[0]).manifest
-    return Subject(
-        load_target(f"{model_file}:build"),
-        captured[0],
-        "cpu",
-        tuple(spec.name for spec in manifest.inputs),
-        tuple(spec.name for spec in manifest.outputs),
-        tmp_path,
-    )
+    return Subject(load_target(f"{model_file}:build"), captured[0], "cpu", tmp_path)
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from recreplay.runtime.artifact import open_artifact
 from recreplay.runtime.errors import ParityError
 from recreplay.tools import strict
 from recreplay.tools.bench.apart import apart
@@ -27,7 +26,6 @@ from recreplay.tools.bench.requests import (
     COUNT,
     as_arrays,
     as_the_model_takes_them,
-    model_inputs,
     random_requests,
 )
 from recreplay.tools.bench.rounds import TURN, Spread, latencies, play
@@ -103,14 +101,7 @@ def _measure_one(
         contextlib.ExitStack() as stack,
     ):
         manifest = model.manifest
-        subject = Subject(
-            model.target,
-            model.path,
-            ring.device,
-            model_inputs(manifest),
-            tuple(spec.name for spec in manifest.outputs),
-            model.folder,
-        )
+        subject = Subject(model.target, model.path, ring.device, model.folder)
         contenders, absent = _enter(subject, ring, progress, stack)
         batches = []
         for batch in benchmark.batches:
@@ -163,9 +154,8 @@ def _measure_batch(
     progress: Progress,
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """One batch size, and why peers are left out of it."""
-    artifact = open_artifact(subject.artifact)
-    tensors = random_requests(subject.target, artifact, batch, COUNT, 7)
-    plain = as_the_model_takes_them(artifact.manifest, tensors, batch)
+    tensors = random_requests(subject.target, subject.captured, batch, COUNT, 7)
+    plain = as_the_model_takes_them(subject.manifest, tensors)
     ours, theirs = ([as_arrays(request) for request in some] for some in (tensors, plain))
     left_out: dict[str, str] = {}
     ready: list[Contender] = []

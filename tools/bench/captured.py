@@ -65,7 +65,8 @@ def captured(
     target = load_target(benchmark.target, benchmark.arguments)
     with temporary_folder() as folder:
         path = folder / f"{target.name}.rr"
-        own = benchmark.user_inputs
+        model: Any = target.model
+        shared = {"user_inputs": model.user_inputs} if benchmark.user_side else {}
         with empty_cache():
             manifest = capture_target(
                 target,
@@ -74,6 +75,6 @@ def captured(
                 lambda message: progress(f"{target.name}: {message}"),
                 example=example,
                 strict_mode=strict_mode,
-                **settings | ({"user_inputs": own} if own else {}),
+                **settings | shared,
             )
         yield Captured(target, benchmark, folder, path, manifest, folder_size(path))

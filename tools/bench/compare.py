@@ -123,9 +123,9 @@ class Session:
         """Different requests of so many rows."""
         return random_requests(self._target, self._artifact, rows, count, seed)
 
-    def check(self, request: dict[str, Tensor], rows: int) -> float:
+    def check(self, request: dict[str, Tensor]) -> float:
         """Replay one request, compare it with eager, and return the largest difference."""
-        (call,) = self._calls([request], rows)
+        (call,) = self._calls([request])
         with torch.inference_mode():
             want = self.eager.arrays(call())
         return largest_difference(self.runtime.run(as_arrays(request)), want)
@@ -134,7 +134,7 @@ class Session:
         """Measure one batch size with `runs` pairs."""
         requests = self.requests(batch)
         arrays = [as_arrays(request) for request in requests]
-        calls = self._calls(requests, batch)
+        calls = self._calls(requests)
         with quiet():
             before = self.runtime.stats()
             self._pairs(calls, arrays, min(runs, WARM_UP))
@@ -162,8 +162,8 @@ class Session:
             host=host,
         )
 
-    def _calls(self, requests: Sequence[dict[str, Tensor]], rows: int) -> list[Call]:
-        plain = as_the_model_takes_them(self.runtime.manifest, requests, rows)
+    def _calls(self, requests: Sequence[dict[str, Tensor]]) -> list[Call]:
+        plain = as_the_model_takes_them(self.runtime.manifest, requests)
         return [self.eager.prepare(request) for request in plain]
 
     def _pairs(

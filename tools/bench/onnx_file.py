@@ -140,7 +140,7 @@ def _measure(
                 for batch in batches:
                     progress(f"{path}: batch {batch}, {runs} pairs of ONNX Runtime and replay")
                     drawn = random_requests(target, artifact, batch, COUNT, seed=7)
-                    plain = as_the_model_takes_them(manifest, drawn, batch)
+                    plain = as_the_model_takes_them(manifest, drawn)
                     requests = [as_arrays(request) for request in drawn]
                     feeds = [as_arrays(request) for request in plain]
                     with quiet():

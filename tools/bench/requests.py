@@ -41,14 +41,16 @@ def random_requests(
 
 
 def as_the_model_takes_them(
-    manifest: Manifest, requests: Sequence[dict[str, Tensor]], rows: int
+    manifest: Manifest, requests: Sequence[dict[str, Tensor]]
 ) -> Sequence[dict[str, Tensor]]:
     """The same requests for whoever knows of no user side: every row with its user's inputs."""
     from recreplay.capture.user_side import for_eager
+    from recreplay.runtime.jagged import rows_of
 
     if not manifest.users:
         return requests
-    return [for_eager(manifest.inputs, request, rows) for request in requests]
+    spec = next(s for s in manifest.inputs if s.kind != "values" and not s.user)
+    return [for_eager(manifest.inputs, r, rows_of(spec, r[spec.name])) for r in requests]
 
 
 def model_inputs(manifest: Manifest) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from recreplay.capture import Jagged
     from recreplay.capture.ingest import Ingested
+    from recreplay.runtime.artifact import Artifact
     from recreplay.runtime.manifest import Manifest
     from recreplay.tools.target import Target
 
@@ -59,15 +60,28 @@ class Subject:
     target: Target
     artifact: Path  # what capture made of it, which is our own side
     device: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
     folder: Path  # for files that peers write
 
     @cached_property
-    def manifest(self) -> Manifest:
+    def captured(self) -> Artifact:
         from recreplay.runtime.artifact import open_artifact
 
-        return open_artifact(self.artifact).manifest
+        return open_artifact(self.artifact)
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.captured.manifest
+
+    @cached_property
+    def inputs(self) -> tuple[str, ...]:
+        """What the model itself takes, in the order of the artifact."""
+        from recreplay.tools.bench.requests import model_inputs
+
+        return model_inputs(self.manifest)
+
+    @cached_property
+    def outputs(self) -> tuple[str, ...]:
+        return tuple(spec.name for spec in self.manifest.outputs)
 
     @property
     def jagged(self) -> list[str]:
@@ -145,11 +159,5 @@ class Subject:
 
         manifest, largest = self.manifest, self.manifest.buckets[-1].size
         request = stored_request(load_file(self.artifact / SELFTEST), largest)
-        (plain,) = as_the_model_takes_them(manifest, [request], _rows(manifest, request))
+        (plain,) = as_the_model_takes_them(manifest, [request])
         return plain
-
-
-def _rows(manifest: Manifest, request: Mapping[str, Any]) -> int:
-    """How many rows a request has."""
-    spec = next(s for s in manifest.inputs if s.kind != "values" and not s.user)
-    return len(request[spec.name]) - (spec.kind == "offsets")

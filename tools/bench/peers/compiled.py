@@ -97,9 +97,9 @@ def _with_one_value(subject: Subject, example: Mapping[str, Array]) -> dict[str,
     """The example, but jagged inputs have one value, of the first row."""
     changed = dict(example)
     for spec in subject.manifest.inputs:
-        given = example.get(spec.name)
-        if given is None or spec.kind in ("rows", "index"):
+        if spec.kind in ("rows", "index"):
             continue
+        given = example[spec.name]
         if spec.kind == "values":
             changed[spec.name] = np.zeros(1, given.dtype)
             continue

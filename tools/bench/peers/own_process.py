@@ -80,10 +80,8 @@ def _serve(
 ) -> None:
     import torch
 
-    from recreplay.runtime.artifact import open_artifact
     from recreplay.tools.bench.peers import PEERS
     from recreplay.tools.bench.peers.contender import LocalContender
-    from recreplay.tools.bench.requests import model_inputs
     from recreplay.tools.target import load_target
 
     torch.set_num_threads(1)
@@ -95,12 +93,9 @@ def _serve(
             break
         try:
             if word == "load":
-                manifest = open_artifact(artifact).manifest
                 work.mkdir()
-                inputs = model_inputs(manifest)
-                outputs = tuple(spec.name for spec in manifest.outputs)
                 target = load_target(text, given)
-                subject = Subject(target, artifact, device, inputs, outputs, work)
+                subject = Subject(target, artifact, device, work)
                 contender = LocalContender(PEERS[name], subject)
                 found: Any = None
             else:
