@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from recreplay.capture.division import division_of, starts_of
-from recreplay.runtime.artifact import SELFTEST, Artifact, stored_request
+from recreplay.runtime.artifact import SELFTEST, Artifact, stored_lengths, stored_request
 from recreplay.runtime.spec import IdBound, InputSpec
 
 Room = Literal["typical", "none", "full"]
@@ -22,11 +22,33 @@ def sample_stored(
     """A request for each seed, drawn from the largest that the artifact stores: no model is
     needed."""
     manifest = artifact.manifest
-    example = stored_request(load_file(artifact.path / SELFTEST), manifest.buckets[-1].size)
+    stored = load_file(artifact.path / SELFTEST)
+    example = stored_request(stored, manifest.buckets[-1].size)
+    lengths = stored_lengths(stored)
     return [
-        sample_request(manifest.inputs, manifest.bounds, example, rows, seed, users=manifest.users)
+        sample_request(
+            manifest.inputs,
+            manifest.bounds,
+            example,
+            rows,
+            seed,
+            users=manifest.users,
+            lengths=lengths,
+        )
         for seed in seeds
     ]
+
+
+def usual_lengths(
+    inputs: Sequence[InputSpec], example: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """How many values the rows of the example have, by the input that divides them."""
+    members = {spec.along: spec.name for spec in inputs if spec.kind == "values"}
+    return {
+        spec.name: _lengths(spec, example, len(example[members[spec.name]]))
+        for spec in inputs
+        if spec.name in members
+    }
 
 
 def sample_request(
@@ -39,17 +61,19 @@ def sample_request(
     users: int = 0,
     room: Room = "typical",
     bucket: int | None = None,
+    lengths: Mapping[str, torch.Tensor] | None = None,
 ) -> dict[str, torch.Tensor]:
     """`rows` random rows on the CPU, for 1 to `users` users where the model has a user side.
 
     Each value comes from the same column of the example, so that it has a meaning; floats are
     moved by a tenth of their spread, so that few rows are alike; bounded ids are uniform in
-    their table. Jagged inputs have as many values per row as rows of the example do, cut to the
-    capacity of the rows; with `room`, none at all or all that `bucket` (by default as many rows)
-    holds.
+    their table. Jagged inputs have as many values per row as rows of the example do, or as
+    `lengths` says, cut to the capacity of the rows; with `room`, none at all or all that `bucket`
+    (by default as many rows) holds.
     """
     generator = torch.Generator().manual_seed(seed)
     request: dict[str, torch.Tensor] = {}
+    usual = usual_lengths(inputs, example) if lengths is None else lengths
     present = int(torch.randint(1, users + 1, (), generator=generator)) if users else 0
     for spec in inputs:
         count = present if spec.user else rows
@@ -61,12 +85,11 @@ def sample_request(
         elif spec.kind != "values":
             members = [s for s in inputs if s.along == spec.name]
             most = members[0].capacity * (users if spec.user else bucket or rows)
-            usual = _lengths(spec, example, len(example[members[0].name]))
-            lengths = _some_lengths(usual, count, most, room, generator)
-            request[spec.name] = division_of(spec, lengths).to(example[spec.name].dtype)
+            drawn = _some_lengths(usual[spec.name], count, most, room, generator)
+            request[spec.name] = division_of(spec, drawn).to(example[spec.name].dtype)
             for member in members:
                 source = example[member.name].detach().cpu()
-                total = int(lengths.sum())
+                total = int(drawn.sum())
                 request[member.name] = _draw(member.name, source, total, bounds, generator)
     return {spec.name: request[spec.name] for spec in inputs}
 

@@ -11,7 +11,7 @@ import torch
 from recreplay.capture.eager_model import run_eager
 from recreplay.capture.ingest import Ingested
 from recreplay.capture.precision import Precision
-from recreplay.capture.sampling import Room, sample_request
+from recreplay.capture.sampling import Room, sample_request, usual_lengths
 from recreplay.capture.user_side import for_eager
 from recreplay.runtime.artifact import stored_request
 from recreplay.runtime.errors import ParityError
@@ -20,6 +20,7 @@ from recreplay.runtime.manifest import OutputParity, Parity
 from recreplay.runtime.request import RequestChecker
 from recreplay.runtime.spec import IdBound
 
+_LENGTHS = 4096  # rows whose numbers of values are stored, at most
 _SCALE_REQUESTS = 4  # of the largest bucket, to see how large an output gets
 # Another order of the same sums, on another machine, turns some roundings of a lowered trunk the
 # other way: each far less than all of them together, which the bound of errors is for.
@@ -31,12 +32,15 @@ Array = np.ndarray[Any, Any]
 def stored_requests(
     model: Ingested, sizes: Sequence[int], bounds: Sequence[IdBound]
 ) -> dict[str, torch.Tensor]:
-    """A request for each bucket that fills it, as `BUCKET/in/NAME`."""
-    return {
+    """A request for each bucket that fills it, as `BUCKET/in/NAME`, and as `lengths/NAME` how many
+    values rows of the example have, of which a request of one user shows one."""
+    requests = {
         f"{size}/in/{name}": tensor.contiguous()
         for size in sizes
         for name, tensor in _request(model, bounds, size, size, "typical", 0).items()
     }
+    lengths = usual_lengths(model.inputs, model.example)
+    return requests | {f"lengths/{k}": v[:_LENGTHS].contiguous() for k, v in lengths.items()}
 
 
 def verify(

@@ -43,6 +43,12 @@ def stored_request(stored: Mapping[str, T], bucket: int) -> dict[str, T]:
     return {k.removeprefix(prefix): v for k, v in stored.items() if k.startswith(prefix)}
 
 
+def stored_lengths(stored: Mapping[str, T]) -> dict[str, T]:
+    """How many values the rows of the captured example have, by the input that divides them."""
+    prefix = "lengths/"
+    return {k.removeprefix(prefix): v for k, v in stored.items() if k.startswith(prefix)}
+
+
 def file_digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -13,16 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from recreplay.runtime.batching import cut, pack, unpack
+from recreplay.runtime.batching import Batching, Convert, Piece, RowBatching, unpack
 from recreplay.runtime.errors import InputError, RecReplayError
 from recreplay.runtime.manifest import Manifest
+from recreplay.runtime.mixed import is_mixed
+from recreplay.runtime.mixed_batching import MixedBatching
 from recreplay.runtime.serving import Serving
 from recreplay.runtime.waiting import Reply, Ticket, WaitingLine
 
 Array = np.ndarray[Any, Any]
-# Arrays of a request, its number of rows, how many requests that is, and which row of the request
+# Values of a request, its number of rows, how many requests that is, and which row of the request
 # the first one is: the outputs.
-Answer = Callable[[Sequence[Array], int, int, int], dict[str, Array]]
+Answer = Callable[[Sequence[Any], int, int, int], dict[str, Array]]
 
 
 @dataclass
@@ -44,19 +46,17 @@ class Dispatcher:
         self,
         manifest: Manifest,
         serving: Serving,
-        check: Callable[[Mapping[str, Any]], tuple[Sequence[Array], int]],
-        convert: Callable[[Sequence[Array]], tuple[list[Array], int]],
+        check: Callable[[Mapping[str, Any]], tuple[Sequence[Any], int]],
+        convert: Convert,
         answer: Answer,
         failed: Callable[[], None],
     ) -> None:
-        self._check, self._convert, self._answer, self._failed = check, convert, answer, failed
+        self._check, self._answer, self._failed = check, answer, failed
         self._serving = serving
-        self._by_rows = _packs_or_cuts(serving)
-        most = manifest.buckets[-1].size
-        if serving.chunk_rows is not None:
-            most = min(most, serving.chunk_rows)
+        self._batching = batching = _batching(manifest, serving, convert)
+        room = (manifest.buckets[-1].size,) if batching is None else batching.room
         delay = serving.max_delay_us / 1e6 if serving.max_delay_us is not None else None
-        self._line = WaitingLine(serving.max_queue, most, delay)
+        self._line = WaitingLine(serving.max_queue, room, delay)
         self._lock = threading.Lock()
         self._counts = Dispatched()
         self._threads: list[threading.Thread] = []
@@ -82,30 +82,28 @@ class Dispatcher:
         allowed = self._serving.deadline_us if deadline_us is None else deadline_us
         due = None if allowed is None else now + allowed / 1e6
         try:
-            arrays, n = self._check(inputs)
-            chunk = self._serving.chunk_rows or n
-            if n > chunk or (self._by_rows and not _have_rows(arrays, n)):
-                arrays, n = self._convert(arrays)
+            values, n = self._check(inputs)
+            batching = self._batching
+            pieces = [Piece(values, (n,))] if batching is None else batching.pieces(values, n)
         except InputError as error:
             self._failed()
             reply = Reply(1)
             reply.fail(error)
             return reply.future
-        parts = cut(arrays, n, chunk) if n > chunk else [arrays]
-        sizes = [n] if len(parts) == 1 else [len(part[0]) for part in parts]
-        reply = Reply(len(parts))
+        reply = Reply(len(pieces))
+        step = pieces[0].takes[0]
         with self._lock:
             if not self._threads:  # before anything waits: who closes now must find them
                 self._start()
         self._line.put(
             [
-                Ticket(part, rows, reply, at, now, due, at * chunk)
-                for at, (part, rows) in enumerate(zip(parts, sizes, strict=True))
+                Ticket(piece.values, piece.takes, reply, at, now, due, at * step)
+                for at, piece in enumerate(pieces)
             ]
         )
         with self._lock:
             self._counts.submitted += 1
-            self._counts.cut += len(parts) > 1
+            self._counts.cut += len(pieces) > 1
         return reply.future
 
     def stats(self) -> dict[str, int]:
@@ -150,7 +148,7 @@ class Dispatcher:
 
     def _serve_one(self, ticket: Ticket) -> None:
         try:
-            outputs = self._answer(ticket.arrays, ticket.rows, ticket.at == 0, ticket.first_row)
+            outputs = self._answer(ticket.values, ticket.rows, ticket.at == 0, ticket.first_row)
         except BaseException as error:
             self._failed()
             ticket.reply.fail(error)
@@ -159,8 +157,9 @@ class Dispatcher:
 
     def _serve_pack(self, tickets: Sequence[Ticket]) -> None:
         rows = [ticket.rows for ticket in tickets]
+        assert self._batching is not None
         try:
-            packed = pack([ticket.arrays for ticket in tickets])
+            packed = self._batching.pack([ticket.values for ticket in tickets])
             outputs = self._answer(packed, sum(rows), sum(ticket.at == 0 for ticket in tickets), 0)
         except BaseException:
             # One of them may be at fault; by itself, it is told so and the others are answered.
@@ -172,13 +171,6 @@ class Dispatcher:
             self._counts.packed += len(tickets)
         for ticket, own in zip(tickets, unpack(outputs, rows), strict=True):
             ticket.reply.give(ticket.at, own)
-
-
-def _have_rows(values: Sequence[Any], n: int) -> bool:
-    try:
-        return {*map(len, values)} == {n}
-    except TypeError:  # one is no array at all
-        return False
 
 
 def _finish(line: WaitingLine, threads: Sequence[threading.Thread]) -> None:
@@ -195,18 +187,24 @@ def _finish_at_exit(process: int, line: WaitingLine, threads: Sequence[threading
         _finish(line, threads)
 
 
-def _packs_or_cuts(serving: Serving) -> bool:
-    return serving.max_delay_us is not None or serving.chunk_rows is not None
+def _batching(manifest: Manifest, serving: Serving, convert: Convert) -> Batching | None:
+    """None where each request is served as it comes."""
+    if serving.max_delay_us is None and serving.chunk_rows is None:
+        return None
+    most = manifest.buckets[-1].size
+    if serving.chunk_rows is not None:
+        most = min(most, serving.chunk_rows)
+    if is_mixed(manifest):
+        return MixedBatching(manifest, most, serving.chunk_rows, convert)
+    return RowBatching(most, serving.chunk_rows, convert)
 
 
 def check_serving(manifest: Manifest, serving: Serving) -> None:
-    """Raise RecReplayError where the model cannot be served so: requests can be packed and cut
-    where every input has a row for each row of the request."""
-    if not _packs_or_cuts(serving):
-        return
-    other = [s.name for s in manifest.inputs if not s.by_row]
-    if other:
+    """Raise RecReplayError where the model cannot be served so: requests are packed by putting
+    their users side by side, too."""
+    if serving.max_delay_us is not None and manifest.users == 1:
         raise RecReplayError(
-            f"inputs {', '.join(other)} are not by row, so requests cannot be packed or cut; load "
-            "without max_delay_us and chunk_rows"
+            f"max_delay_us is {serving.max_delay_us}, but requests cannot be packed: the model was "
+            "captured for one user a request; load without max_delay_us, or capture with more "
+            "users"
         )

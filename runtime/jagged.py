@@ -68,6 +68,13 @@ def divide(group: Group, division: Array, values: Sequence[Array]) -> Array:
     return _from_offsets(group.division, division.astype(np.int64), name, total)
 
 
+def division_of(spec: InputSpec, starts: Array) -> Array:
+    """The other way around: what a request gives for rows that begin at `starts`."""
+    if spec.kind == "lengths":
+        return np.diff(starts)
+    return starts[:-1] if spec.kind == "starts" else starts
+
+
 def _from_lengths(what: str, lengths: Array, name: str, total: int) -> Array:
     if len(lengths) and int(lengths.min()) < 0:
         row = int(np.argmax(lengths < 0))

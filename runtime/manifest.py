@@ -12,7 +12,7 @@ from recreplay.runtime.plan import Plan
 from recreplay.runtime.spec import DTYPES, IdBound, InputSpec, OutputSpec, Slot
 
 FORMAT = "recreplay"
-VERSION = 9
+VERSION = 10
 
 
 @dataclass(frozen=True, slots=True)

@@ -154,23 +154,24 @@ class Cutter:
     """Chooses buckets for checked requests, and cuts those that fit in none."""
 
     def __init__(self, manifest: Manifest) -> None:
-        self._order = Order(manifest)
+        self.order = Order(manifest)
         self._sizes = [bucket.size for bucket in manifest.buckets]
 
-    def parts(self, values: Sequence[Array], n: int) -> list[Part]:
-        for group, starts, _ in self._order.divided(values):
-            if group.user and starts[-1] > group.capacity * self._order.users:
+    def parts(self, values: Sequence[Array], n: int, first_row: int = 0) -> list[Part]:
+        """`first_row`: the row of the request that row 0 of these is, for messages."""
+        for group, starts, _ in self.order.divided(values):
+            if group.user and starts[-1] > group.capacity * self.order.users:
                 raise CapacityError(
                     f"input {group.values[0].name!r} has {starts[-1]} values for the users of the "
-                    f"request; there is room for {group.capacity * self._order.users}; send fewer, "
+                    f"request; there is room for {group.capacity * self.order.users}; send fewer, "
                     f"or capture with a capacity above {group.capacity} a user"
                 )
         loads = [
             Load(group.values[0].name, starts, group.capacity)
-            for group, starts, _ in self._order.divided(values)
+            for group, starts, _ in self.order.divided(values)
             if not group.user
         ]
-        return cut_rows(n, self._sizes, loads)
+        return cut_rows(n, self._sizes, loads, first_row)
 
     def rows_alone(self, n: int) -> int:
         """In how many parts a request of n rows would run if its values took no room."""
@@ -184,19 +185,20 @@ class Cutter:
             return None
         return Part(self._sizes[at], 0, n, moved=at > bisect_left(self._sizes, n))
 
-    def take(self, values: Divided, part: Part) -> Divided:
-        """One part of a checked request. The user side goes with each part whole."""
-        rows, by_user = len(self._order.rows), len(self._order.by_user)
-        taken = Divided([array[part.start : part.stop] for array in values[:rows]])
-        taken += values[rows : rows + by_user]
-        for group, starts, arrays in self._order.divided(values):
-            if group.user:
-                taken += [starts, *arrays]
-                continue
-            begin, end = starts[part.start], starts[part.stop]
-            taken.append(starts[part.start : part.stop + 1] - begin)
-            taken += [array[begin:end] for array in arrays]
-        return taken
+
+def take_rows(order: Order, values: Divided, start: int, stop: int) -> Divided:
+    """Some rows of a checked request. The user side goes with them whole."""
+    rows, by_user = len(order.rows), len(order.by_user)
+    taken = Divided([array[start:stop] for array in values[:rows]])
+    taken += values[rows : rows + by_user]
+    for group, starts, arrays in order.divided(values):
+        if group.user:
+            taken += [starts, *arrays]
+            continue
+        begin, end = starts[start], starts[stop]
+        taken.append(starts[start : stop + 1] - begin)
+        taken += [array[begin:end] for array in arrays]
+    return taken
 
 
 class MixedFill:

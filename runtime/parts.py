@@ -38,11 +38,14 @@ class Load:
     capacity: int
 
 
-def cut_rows(rows: int, sizes: Sequence[int], loads: Sequence[Load]) -> list[Part]:
+def cut_rows(
+    rows: int, sizes: Sequence[int], loads: Sequence[Load], first_row: int = 0
+) -> list[Part]:
     """The parts of a request of `rows` rows over buckets of the ascending `sizes`.
 
     One part where some bucket holds all of it; else greedily as many rows as the largest bucket
-    holds. Raises `CapacityError` where it does not hold a single row.
+    holds. Raises `CapacityError` where it does not hold a single row, with rows counted from
+    `first_row`.
     """
     parts = []
     start = 0
@@ -55,9 +58,9 @@ def cut_rows(rows: int, sizes: Sequence[int], loads: Sequence[Load]) -> list[Par
             if stop == start:
                 count = int(load.starts[start + 1] - load.starts[start])
                 raise CapacityError(
-                    f"input {load.name!r}, row {start} has {count} values; the largest bucket, of "
-                    f"{largest} rows, holds {load.capacity * largest}; send fewer, or capture with "
-                    f"a capacity above {load.capacity} a row"
+                    f"input {load.name!r}, row {first_row + start} has {count} values; the largest "
+                    f"bucket, of {largest} rows, holds {load.capacity * largest}; send fewer, or "
+                    f"capture with a capacity above {load.capacity} a row"
                 )
         bucket, moved = _bucket(stop - start, sizes, start, stop, loads)
         parts.append(Part(bucket, start, stop, moved))

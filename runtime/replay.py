@@ -11,7 +11,7 @@ from recreplay.runtime.batching import cut, join
 from recreplay.runtime.errors import InputError, ReplayError
 from recreplay.runtime.fill import Check
 from recreplay.runtime.manifest import Manifest
-from recreplay.runtime.mixed import Cutter, Divided, MixedFill, is_mixed, make_checker
+from recreplay.runtime.mixed import Cutter, Divided, MixedFill, is_mixed, make_checker, take_rows
 from recreplay.runtime.portions import Portions, measured_us
 from recreplay.runtime.request import OwnTensor
 
@@ -40,7 +40,7 @@ class Replayer:
         """The outputs `[n, ...]` of checked arrays. `first_row`: the row of the request that row 0
         of them is, for messages."""
         if self._cutter is not None:
-            return self._parts(self._cutter, lane, arrays, n)
+            return self._parts(self._cutter, lane, arrays, n, first_row)
         step = self.largest if self._portions is None else self._portions(n)
         if n <= step:
             return self._rows(lane, arrays, n, first_row)
@@ -116,7 +116,7 @@ class Replayer:
         return join(parts)
 
     def _parts(
-        self, cutter: Cutter, lane: Lane, arrays: Sequence[Array], n: int
+        self, cutter: Cutter, lane: Lane, arrays: Sequence[Array], n: int, first_row: int = 0
     ) -> dict[str, Array]:
         """A request with a user side or jagged values, in the buckets that hold both its rows and
         its values."""
@@ -126,11 +126,12 @@ class Replayer:
                 return whole
             arrays, n = self.checker.convert(arrays)
             assert isinstance(arrays, Divided)
-        parts = cutter.parts(arrays, n)
+        parts = cutter.parts(arrays, n, first_row)
         results = []
         for part in parts:
             prepared = lane.prepare_in(part.bucket, part.stop - part.start)
-            clamped = prepared.fill(cutter.take(arrays, part), part.start)
+            taken = take_rows(cutter.order, arrays, part.start, part.stop)
+            clamped = prepared.fill(taken, first_row + part.start)
             results.append(self.launch(lane, prepared, prepared.replay, clamped))
             lane.metrics.capacity_moves += part.moved
         lane.metrics.split_requests += len(parts) > 1

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from operator import sub
 from typing import Any
 
 import numpy as np
@@ -56,37 +57,42 @@ class Reply:
 class Ticket:
     """A request, or part `at` of one, in the queue. Times are of `time.monotonic`, in seconds.
 
-    `first_row`: the row of the request that row 0 of the part is.
+    `takes`: its rows, and what else of a pack, as `Piece` has it. `first_row`: the row of the
+    request that row 0 of the part is.
     """
 
-    __slots__ = ("arrays", "arrived", "at", "due", "first_row", "reply", "rows")
+    __slots__ = ("arrived", "at", "due", "first_row", "reply", "takes", "values")
 
     def __init__(
         self,
-        arrays: Sequence[Array],
-        rows: int,
+        values: Sequence[Any],
+        takes: tuple[int, ...],
         reply: Reply,
         at: int,
         arrived: float,
         due: float | None,
         first_row: int = 0,
     ) -> None:
-        self.arrays, self.rows, self.reply, self.at = arrays, rows, reply, at
+        self.values, self.takes, self.reply, self.at = values, takes, reply, at
         self.arrived, self.due, self.first_row = arrived, due, first_row
+
+    @property
+    def rows(self) -> int:
+        return self.takes[0]
 
 
 class WaitingLine:
-    """First come, first served. `max_rows` and `delay` (seconds) say how tickets are packed;
-    without a delay each is taken alone."""
+    """First come, first served. `room`, of rows and of what else tickets take, and `delay`
+    (seconds) say how tickets are packed; without a delay each is taken alone."""
 
     def __init__(
         self,
         limit: int,
-        max_rows: int,
+        room: tuple[int, ...],
         delay: float | None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._limit, self._max_rows, self._delay, self._clock = limit, max_rows, delay, clock
+        self._limit, self._room, self._delay, self._clock = limit, room, delay, clock
         self._waiting: deque[Ticket] = deque()
         self._changed = threading.Condition()
         self._turn = threading.Lock()  # one lane fills a pack at a time, or two would share it
@@ -112,8 +118,8 @@ class WaitingLine:
             self._changed.notify(len(tickets))
 
     def take(self) -> list[Ticket] | None:
-        """The next ticket, or tickets of at most `max_rows` rows in all; None when closed and
-        empty. Waits for the first one as long as it takes.
+        """The next ticket, or tickets that there is room for in a pack; None when closed and empty.
+        Waits for the first one as long as it takes.
 
         Those that are late already are not among them: they are answered here.
         """
@@ -127,21 +133,21 @@ class WaitingLine:
                 return taken or None
 
     def _fill(self, late: list[Ticket]) -> list[Ticket]:
-        first = self._next(None, self._max_rows, late)
+        first = self._next(None, self._room, late)
         if first is None:
             return []
-        taken, rows = [first], first.rows
+        taken, room = [first], _without(self._room, first)
         if self._delay is None:
             return taken
         until = first.arrived + max(0.0, self._delay - _WAKING)
         if first.due is not None:
             until = min(until, first.due)
-        while rows < self._max_rows:
-            ticket = self._next(until, self._max_rows - rows, late)
+        while min(room) > 0:
+            ticket = self._next(until, room, late)
             if ticket is None:
                 break
             taken.append(ticket)
-            rows += ticket.rows
+            room = _without(room, ticket)
         return taken
 
     def close(self) -> None:
@@ -150,11 +156,13 @@ class WaitingLine:
             self._closed = True
             self._changed.notify_all()
 
-    def _next(self, until: float | None, room: int, late: list[Ticket]) -> Ticket | None:
+    def _next(
+        self, until: float | None, room: tuple[int, ...], late: list[Ticket]
+    ) -> Ticket | None:
         """The first ticket that is in time, waited for `until` then, or None.
 
-        None also where it has more than `room` rows, unless it is to be the first of its pack, and
-        where a late one was found, so that it is answered at once.
+        None also where it takes more than there is room for, unless it is to be the first of its
+        pack, and where a late one was found, so that it is answered at once.
         """
         while True:
             while self._waiting:
@@ -163,7 +171,7 @@ class WaitingLine:
                     late.append(self._waiting.popleft())
                     self.expired += 1
                     continue
-                if until is not None and ticket.rows > room:
+                if until is not None and min(_without(room, ticket)) < 0:
                     return None
                 return self._waiting.popleft()
             if late or self._closed:
@@ -172,6 +180,11 @@ class WaitingLine:
             if left is not None and left <= 0:
                 return None
             self._changed.wait(left)
+
+
+def _without(room: tuple[int, ...], ticket: Ticket) -> tuple[int, ...]:
+    """What is left of the room."""
+    return tuple(map(sub, room, ticket.takes))
 
 
 def _too_late(ticket: Ticket, now: float) -> DeadlineExceeded:

@@ -80,13 +80,13 @@ def test_what_is_cut_joins_again(rows: int, most: int) -> None:
 
 
 def ticket(rows: int, arrived: float = 0.0, due: float | None = None) -> Ticket:
-    return Ticket([], rows, Reply(1), 0, arrived, due)
+    return Ticket([], (rows,), Reply(1), 0, arrived, due)
 
 
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=30), st.integers(1, 16))
 @settings(deadline=None)
 def test_packs_keep_the_order_and_fit_a_bucket(sizes: list[int], most: int) -> None:
-    line = WaitingLine(100, most, 0.0)
+    line = WaitingLine(100, (most,), 0.0)
     for rows in sizes:
         line.put([ticket(rows)])
     line.close()
@@ -100,7 +100,7 @@ def test_packs_keep_the_order_and_fit_a_bucket(sizes: list[int], most: int) -> N
 
 
 def test_the_first_of_a_pack_waits_no_longer_than_the_delay() -> None:
-    line = WaitingLine(10, 8, 0.05)
+    line = WaitingLine(10, (8,), 0.05)
     now = time.monotonic()
     line.put([ticket(1, now)])
     assert line.take() is not None
@@ -114,7 +114,7 @@ def test_the_first_of_a_pack_waits_no_longer_than_the_delay() -> None:
 
 
 def test_late_tickets_are_answered_at_once() -> None:
-    line = WaitingLine(10, 8, None)
+    line = WaitingLine(10, (8,), None)
     late = ticket(1, arrived=time.monotonic() - 2, due=time.monotonic() - 1)
     line.put([late])
     taker = threading.Thread(target=line.take, daemon=True)

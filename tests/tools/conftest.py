@@ -10,8 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
 from typer.testing import CliRunner, Result
 
+from recreplay.capture import Jagged, capture
 from recreplay.tools.cli import app
 
 MODEL = '''
@@ -132,3 +135,57 @@ def request_file(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+class Feed(nn.Module):
+    """A user with a history, and candidates with tags."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.user, self.item = nn.Embedding(40, 6), nn.Embedding(60, 6)
+        self.tag = nn.EmbeddingBag(20, 6, mode="mean", include_last_offset=True)
+        self.seen = nn.EmbeddingBag(60, 6, mode="sum", include_last_offset=True)
+
+    def forward(
+        self,
+        user: Tensor,
+        seen: Tensor,
+        seen_offsets: Tensor,
+        item: Tensor,
+        tags: Tensor,
+        tag_offsets: Tensor,
+    ) -> Tensor:
+        who = self.user(user) + self.seen(seen, seen_offsets)
+        return ((self.item(item) + self.tag(tags, tag_offsets)) * who).sum(1)
+
+
+@pytest.fixture(scope="session")
+def feeds(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """`Feed` captured for one user a request and for four, by the eager compiler in buckets 4 and
+    16. Not to be written to."""
+    example = {
+        "user": torch.tensor([1, 2, 3]),
+        "seen": torch.arange(12),
+        "seen_offsets": torch.tensor([0, 4, 4, 12]),
+        "item": torch.tensor([4, 5, 6]),
+        "tags": torch.arange(7),
+        "tag_offsets": torch.tensor([0, 3, 5, 7]),
+    }
+    found = {}
+    for users in (1, 4):
+        found[users] = tmp_path_factory.mktemp("feeds") / f"feed{users}.rr"
+        capture(
+            Feed().eval(),
+            example,
+            out=found[users],
+            buckets=[4, 16],
+            compiler="eager",
+            user_inputs=["user", "seen", "seen_offsets"],
+            users=users,
+            jagged=[
+                Jagged("seen", offsets="seen_offsets"),
+                Jagged("tags", offsets="tag_offsets"),
+            ],
+        )
+    return found

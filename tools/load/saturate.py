@@ -95,8 +95,12 @@ def by_delay(
 ) -> list[dict[str, Any]]:
     """Requests a second with 64 under way, and the latency of one that is alone."""
     from recreplay.runtime import Runtime, Serving
+    from recreplay.runtime.artifact import open_artifact
 
     found = []
+    if open_artifact(path).manifest.users == 1:
+        progress("requests of one user are not packed: no delay is measured")
+        waits = [None]
     for delay in waits:
         with Runtime.load(path, serving=Serving(lanes=2, max_delay_us=delay)) as runtime:
             for rows in sizes:

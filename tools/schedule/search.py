@@ -52,9 +52,13 @@ class Search:
         self._path, self._load, self._progress = artifact.path, workload, progress
         self._accelerator = accelerator
         self._buckets = [b.size for b in artifact.manifest.buckets]
+        self._users = artifact.manifest.users
         self._queries = Queries(artifact.path, artifact.manifest, workload.sizes, workload.seed)
         self._largest, self._mean = largest(workload.sizes), self._queries.mean_rows()
         self._cores, self._delays = cores, tuple(delays_us)
+        if self._users == 1:
+            progress("requests of one user are not packed: no delay is tried")
+            self._delays = ()
         rows = sorted({*_ends(self._buckets), self._largest})
         progress(f"latencies of {len(rows)} sizes on 1 to {cores} lanes")
         self.table, self.host = measure(artifact.path, self._queries, rows, cores)
@@ -82,6 +86,7 @@ class Search:
                 self._buckets[-1],
                 self._accelerator,
                 self._load.seed,
+                self._users,
             )
             self.simulated[setting] = found = simulation.run(SIMULATED)
             if climb.best_window is not None:

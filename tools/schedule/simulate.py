@@ -54,11 +54,15 @@ class Simulation:
         largest_bucket: int,
         accelerator: LatencyTable | None = None,
         seed: int = 0,
+        users: int = 0,
     ) -> None:
+        """`users`: the most that a replay has room for, where every query has one; 0: they have
+        none."""
         self._setting, self._lanes, self._host = setting, lanes, host
         self._accelerator = accelerator
         self._sizes, self._arrivals, self._climb = sizes, arrivals, climb
         self._most = min(setting.chunk_rows or largest_bucket, largest_bucket)
+        self._users = users or self._most  # a row each at least
         self._draw = np.random.default_rng(seed)
         self._env = simpy.Environment()
         self._line: deque[_Part] = deque()
@@ -128,7 +132,7 @@ class Simulation:
                 parts = [self._line.popleft()]
                 rows = parts[0].rows
                 until = parts[0].arrived + (delay or 0) / 1e6
-                while delay is not None and rows < self._most:
+                while delay is not None and rows < self._most and len(parts) < self._users:
                     if self._line:
                         if rows + self._line[0].rows > self._most:
                             break

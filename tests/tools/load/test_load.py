@@ -17,6 +17,7 @@ from recreplay.runtime.errors import RecReplayError
 from recreplay.tools.cli import app
 from recreplay.tools.load.arrivals import arrival_times, check_arrivals, draw_gap
 from recreplay.tools.load.generator import run_load
+from recreplay.tools.load.queries import Queries
 from recreplay.tools.load.sizes import parse_sizes
 
 
@@ -174,3 +175,41 @@ def test_loadgen_reports(shop_path: Path, tmp_path: Path) -> None:
     assert report["latency_ms"]["p50"] <= report["latency_ms"]["p99"]
     done = CliRunner().invoke(app, command)
     assert "latency from due" in done.stdout
+
+
+@pytest.mark.parametrize("users", [1, 4])
+def test_queries_are_the_candidates_of_one_user(feeds: dict[int, Path], users: int) -> None:
+    with Runtime.load(feeds[users]) as runtime:
+        queries = Queries(runtime.path, runtime.manifest, parse_sizes("fixed:5"))
+        found = [queries.next() for _ in range(60)]
+        for query in found:
+            assert len(query["item"]) == len(query["tag_offsets"]) - 1 == 5
+            assert len(query["user"]) == len(query["seen_offsets"]) - 1 == 1
+            assert runtime.run(query)["output"].shape == (5,)
+    assert len({query["user"][0] for query in found}) > 10
+    assert len({len(query["tags"]) for query in found}) > 1
+    assert len({len(query["seen"]) for query in found}) > 1
+
+
+def test_jagged_queries_are_sent_packed_and_cut(feeds: dict[int, Path], tmp_path: Path) -> None:
+    (tmp_path / "serving.json").write_text('{"max_delay_us": 2000, "chunk_rows": 3}')
+    command = ["loadgen", str(feeds[4]), "--rate", "200", "--seconds", "0.5", "--json"]
+    command += ["--sizes", "normal:3,2", "--serving", str(tmp_path / "serving.json")]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    assert report["answered"] == report["offered"] > 40
+    assert report["stats"]["queue"]["packed"] > 0
+    assert report["stats"]["queue"]["cut"] > 0
+
+
+@pytest.mark.parametrize(("users", "delays"), [(1, [None]), (4, [None, 0])])
+def test_saturate_packs_where_a_replay_has_room_for_users(
+    feeds: dict[int, Path], users: int, delays: list[int | None]
+) -> None:
+    command = ["saturate", str(feeds[users]), "--rows", "2", "--lanes", "1", "--delays", "0"]
+    done = CliRunner().invoke(app, [*command, "--seconds", "0.1", "--json"])
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    assert [i["max_delay_us"] for i in report["batching"]] == delays
+    assert ("requests of one user are not packed" in done.stderr) == (users == 1)

@@ -138,6 +138,15 @@ def test_more_lanes_and_batches_hold_more() -> None:
     assert simulate(Setting(1, max_delay_us=0), flat(0.01), 0.05) > 10 * one
 
 
+def test_packs_have_room_for_so_many_users() -> None:
+    one = simulate(Setting(1), flat(0.01), 0.05)
+    pack = Setting(1, max_delay_us=0)
+    assert simulate(pack, flat(0.01), 0.05, users=1) == one
+    assert 1.5 * one < simulate(pack, flat(0.01), 0.05, users=2) < 2.2 * one
+    everything = simulate(pack, flat(0.01), 0.05)
+    assert simulate(pack, flat(0.01), 0.05, users=256) == everything > 10 * one
+
+
 def test_chunks_shorten_what_would_be_too_long() -> None:
     linear = LatencyTable((1, 1000), dict.fromkeys((1, 2), ((0.0001,), (0.1,))))
     whole = simulate(Setting(2), linear, 0.03, "fixed:250")
@@ -233,6 +242,25 @@ def test_schedule_writes_what_the_runtime_takes(
     assert serving.deadline_us == 5_000_000
     with Runtime.load(shop_path, serving=serving) as runtime:
         assert runtime.lanes_alive() == report["chosen"]["lanes"]
+
+
+@pytest.mark.parametrize("users", [1, 4])
+def test_jagged_models_are_scheduled(
+    feeds: dict[int, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, users: int
+) -> None:
+    monkeypatch.setattr("recreplay.tools.schedule.climb._TARGETS", 0)
+    out = tmp_path / "serving.json"
+    command = ["schedule", str(feeds[users]), "--target-ms", "5000", "--sizes", "fixed:6", "--json"]
+    command += ["--out", str(out), "--windows", "2", "--seconds", "1", "--delays", "0"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)["report"]
+    assert report["baseline"]["chunk_rows"] == 3
+    assert report["qps_chosen"] >= report["qps_baseline"] > 0
+    delays = {s["max_delay_us"] for s in report["settings"]}
+    assert delays == ({None} if users == 1 else {None, 0})
+    assert ("requests of one user are not packed" in done.stderr) == (users == 1)
+    Runtime.load(feeds[users], serving=Serving.read(out)).close()
 
 
 def test_an_accelerator_is_planned_for_without_one(shop_path: Path, tmp_path: Path) -> None:
