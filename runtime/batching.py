@@ -38,7 +38,7 @@ class Batching(Protocol):
         """A request of `n` rows, by its own account, in parts of `chunk_rows`. Raises InputError
         where its inputs do not go together."""
 
-    def pack(self, requests: Sequence[Sequence[Any]]) -> Sequence[Any]:
+    def pack(self, pieces: Sequence[Piece]) -> Sequence[Any]:
         """The values of several pieces as those of one request, rows end to end. Raises
         PackError."""
 
@@ -59,8 +59,8 @@ class RowBatching:
             return [Piece(values, (n,))]
         return [Piece(part, (len(part[0]),)) for part in cut(values, n, chunk)]
 
-    def pack(self, requests: Sequence[Sequence[Any]]) -> list[Array]:
-        return pack(requests)
+    def pack(self, pieces: Sequence[Piece]) -> list[Array]:
+        return pack([piece.values for piece in pieces])
 
 
 def _have_rows(values: Sequence[Any], n: int) -> bool:

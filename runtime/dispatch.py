@@ -96,10 +96,7 @@ class Dispatcher:
             if not self._threads:  # before anything waits: who closes now must find them
                 self._start()
         self._line.put(
-            [
-                Ticket(piece.values, piece.takes, reply, at, now, due, at * step)
-                for at, piece in enumerate(pieces)
-            ]
+            [Ticket(piece, reply, at, now, due, at * step) for at, piece in enumerate(pieces)]
         )
         with self._lock:
             self._counts.submitted += 1
@@ -148,7 +145,9 @@ class Dispatcher:
 
     def _serve_one(self, ticket: Ticket) -> None:
         try:
-            outputs = self._answer(ticket.values, ticket.rows, ticket.at == 0, ticket.first_row)
+            outputs = self._answer(
+                ticket.piece.values, ticket.rows, ticket.at == 0, ticket.first_row
+            )
         except BaseException as error:
             self._failed()
             ticket.reply.fail(error)
@@ -159,7 +158,7 @@ class Dispatcher:
         rows = [ticket.rows for ticket in tickets]
         assert self._batching is not None
         try:
-            packed = self._batching.pack([ticket.values for ticket in tickets])
+            packed = self._batching.pack([ticket.piece for ticket in tickets])
             outputs = self._answer(packed, sum(rows), sum(ticket.at == 0 for ticket in tickets), 0)
         except BaseException:
             # One of them may be at fault; by itself, it is told so and the others are answered.

@@ -74,32 +74,28 @@ class MixedBatching:
         takes = tuple(numbers.pop() for numbers in found)
         return takes if min(takes[: self._least]) > 0 else None
 
-    def pack(self, requests: Sequence[Sequence[Any]]) -> tuple[Array, ...]:
+    def pack(self, pieces: Sequence[Piece]) -> tuple[Array, ...]:
         try:
-            return self._packed(requests)
+            return self._packed(pieces)
         except Exception as error:  # of values as they came, any
             raise PackError(str(error)) from error
 
-    def _packed(self, requests: Sequence[Sequence[Any]]) -> tuple[Array, ...]:
-        columns = [*zip(*requests, strict=True)]
-        specs = self._order.specs
-        users = next((_counts(s, c) for s, c in zip(specs, columns, strict=True) if s.user), None)
+    def _packed(self, pieces: Sequence[Piece]) -> tuple[Array, ...]:
+        rows, *more = np.array([piece.takes for piece in pieces]).T
+        users = more.pop(0) if self._least > 1 else None
+        totals = iter(more)  # of values, by group
         packed = []
-        for at, (spec, column) in enumerate(zip(specs, columns, strict=True)):
-            joined = end_to_end(column)
-            if spec.kind == "index":
+        columns = zip(*(piece.values for piece in pieces), strict=True)
+        for spec, column in zip(self._order.specs, columns, strict=True):
+            if spec.kind in ("rows", "values"):
+                packed.append(end_to_end(column))
+            elif spec.kind == "index":
                 assert users is not None
-                joined = _move_index(joined, _counts(spec, column), users)
-            elif spec.kind == "lengths":
-                _check_lengths(
-                    joined, _counts(spec, column), _counts(specs[at + 1], columns[at + 1])
-                )
-            elif spec.kind in ("offsets", "starts"):
-                lengths = np.array([len(value) for value in column])
-                joined = _move_offsets(
-                    spec, joined, lengths, _counts(specs[at + 1], columns[at + 1])
-                )
-            packed.append(joined)
+                packed.append(_index(column, rows, users))
+            else:
+                mine = users if spec.user else rows
+                assert mine is not None
+                packed.append(_division(spec, column, mine, next(totals)))
         return tuple(packed)
 
 
@@ -108,43 +104,45 @@ def _items(spec: InputSpec, value: Any) -> int:
     return len(value) - (spec.kind == "offsets")
 
 
-def _counts(spec: InputSpec, column: Sequence[Any]) -> Array:
-    return np.array([_items(spec, value) for value in column])
+def _numbers(values: Sequence[Any]) -> Array:
+    """End to end. Raises where moving would make others of them, as of bools."""
+    joined = end_to_end(values)
+    if joined.ndim != 1 or joined.dtype.kind != "i":
+        raise PackError("an index or a division is not of whole numbers")
+    return joined
 
 
 def _before(counts: Array) -> Array:
     """What stands before each."""
-    return np.cumsum(counts) - counts
+    before: Array = counts.cumsum() - counts
+    return before
 
 
-def _whole_numbers(array: Array) -> None:
-    """Raise where moving would make others of them, as of bools."""
-    if array.ndim != 1 or array.dtype.kind != "i":
-        raise PackError("an index or a division is not of whole numbers")
-
-
-def _move_index(index: Array, rows: Array, users: Array) -> Array:
-    _whole_numbers(index)
-    if ((index < 0) | (index >= np.repeat(users, rows))).any():
+def _index(column: Sequence[Any], rows: Array, users: Array) -> Array:
+    index = _numbers(column)
+    if ((index < 0) | (index >= users.repeat(rows))).any():
         raise PackError("an index names no user of its request")
-    first: Array = np.repeat(_before(users), rows).astype(index.dtype)
-    return index + first
+    index += _before(users).repeat(rows)
+    return index
 
 
-def _check_lengths(lengths: Array, rows: Array, totals: Array) -> None:
-    _whole_numbers(lengths)
-    if (np.add.reduceat(lengths, _before(rows), dtype=np.int64) != totals).any():
-        raise PackError("lengths do not add up to the number of values")
-
-
-def _move_offsets(spec: InputSpec, offsets: Array, lengths: Array, totals: Array) -> Array:
-    """`lengths`: how many offsets each request has; `totals`: how many values."""
-    _whole_numbers(offsets)
-    first = _before(lengths)
-    if offsets[first].any():
+def _division(spec: InputSpec, column: Sequence[Any], rows: Array, totals: Array) -> Array:
+    """`rows`: how many each request has of what is divided; `totals`: how many values."""
+    if spec.kind == "lengths":
+        lengths = _numbers(column)
+        if (np.add.reduceat(lengths, _before(rows), dtype=np.int64) != totals).any():
+            raise PackError("lengths do not add up to the number of values")
+        return lengths
+    if any(value[0] for value in column):
         raise PackError("offsets do not begin with 0")
-    if spec.kind == "offsets" and (offsets[first + lengths - 1] != totals).any():
-        raise PackError("offsets do not end with the number of values")
-    moved = offsets + np.repeat(_before(totals), lengths).astype(offsets.dtype)
+    moves = _before(totals).repeat(rows)
+    if spec.kind == "starts":
+        starts = _numbers(column)
+        starts += moves
+        return starts
     # Where the values of a request end those of the next begin.
-    return np.delete(moved, first[1:]) if spec.kind == "offsets" else moved
+    offsets = _numbers([column[0], *(value[1:] for value in column[1:])])
+    if (offsets[rows.cumsum()] != totals).any():
+        raise PackError("offsets do not end with the number of values")
+    offsets[1:] += moves
+    return offsets

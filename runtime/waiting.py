@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from recreplay.runtime.batching import join
+from recreplay.runtime.batching import Piece, join
 from recreplay.runtime.errors import DeadlineExceeded, Overloaded, RuntimeClosedError
 from recreplay.runtime.lanes import CLOSED
 
@@ -57,28 +57,26 @@ class Reply:
 class Ticket:
     """A request, or part `at` of one, in the queue. Times are of `time.monotonic`, in seconds.
 
-    `takes`: its rows, and what else of a pack, as `Piece` has it. `first_row`: the row of the
-    request that row 0 of the part is.
+    `first_row`: the row of the request that row 0 of the part is.
     """
 
-    __slots__ = ("arrived", "at", "due", "first_row", "reply", "takes", "values")
+    __slots__ = ("arrived", "at", "due", "first_row", "piece", "reply")
 
     def __init__(
         self,
-        values: Sequence[Any],
-        takes: tuple[int, ...],
+        piece: Piece,
         reply: Reply,
         at: int,
         arrived: float,
         due: float | None,
         first_row: int = 0,
     ) -> None:
-        self.values, self.takes, self.reply, self.at = values, takes, reply, at
+        self.piece, self.reply, self.at = piece, reply, at
         self.arrived, self.due, self.first_row = arrived, due, first_row
 
     @property
     def rows(self) -> int:
-        return self.takes[0]
+        return self.piece.takes[0]
 
 
 class WaitingLine:
@@ -184,7 +182,7 @@ class WaitingLine:
 
 def _without(room: tuple[int, ...], ticket: Ticket) -> tuple[int, ...]:
     """What is left of the room."""
-    return tuple(map(sub, room, ticket.takes))
+    return tuple(map(sub, room, ticket.piece.takes))
 
 
 def _too_late(ticket: Ticket, now: float) -> DeadlineExceeded:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from recreplay.runtime import Runtime
-from recreplay.runtime.batching import cut, join, pack, unpack
+from recreplay.runtime.batching import Piece, cut, join, pack, unpack
 from recreplay.runtime.errors import (
     DeadlineExceeded,
     IdRangeError,
@@ -80,7 +80,7 @@ def test_what_is_cut_joins_again(rows: int, most: int) -> None:
 
 
 def ticket(rows: int, arrived: float = 0.0, due: float | None = None) -> Ticket:
-    return Ticket([], (rows,), Reply(1), 0, arrived, due)
+    return Ticket(Piece([], (rows,)), Reply(1), 0, arrived, due)
 
 
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=30), st.integers(1, 16))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from recreplay.capture import Jagged
 from recreplay.runtime import Runtime
-from recreplay.runtime.batching import PackError
+from recreplay.runtime.batching import PackError, Piece
 from recreplay.runtime.errors import (
     CapacityError,
     IdRangeError,
@@ -79,11 +79,11 @@ def test_a_pack_is_a_request_of_all_rows(
     runtime: Runtime, batching: MixedBatching, several: list[Arrays]
 ) -> None:
     given_values = [in_order(runtime, r) for r in several]
-    packed = batching.pack(given_values)
     sizes = [len(r["dense"]) for r in several]
+    alone_each = [batching.pieces(v, n)[0] for v, n in zip(given_values, sizes, strict=True)]
+    packed = batching.pack(alone_each)
     [piece] = batching.pieces(packed, sum(sizes))
-    taken = [batching.pieces(v, n)[0].takes for v, n in zip(given_values, sizes, strict=True)]
-    assert piece.takes == tuple(map(sum, zip(*taken, strict=True)))
+    assert piece.takes == tuple(map(sum, zip(*(p.takes for p in alone_each), strict=True)))
     assert piece.takes[:2] == (sum(sizes), sum(len(r["user"]) for r in several))
     users, seen = (sum(len(r[name]) for r in several) for name in ("user", "seen"))
     if users > USERS or seen > CAPACITY * USERS:
@@ -229,7 +229,7 @@ def test_what_would_be_moved_has_to_be_right_by_itself(
     first, second = plain(1), plain(2)
     first[name] = first[name] + 1
     with pytest.raises(PackError):
-        batching.pack([in_order(runtime, first), in_order(runtime, second)])
+        batching.pack([batching.pieces(in_order(runtime, r), 2)[0] for r in (first, second)])
 
 
 def test_clamped_ids_are_those_of_each_request(path: Path) -> None:
@@ -248,11 +248,11 @@ def test_clamped_ids_are_those_of_each_request(path: Path) -> None:
 def test_packs_fit_in_every_way(sizes: list[tuple[int, ...]], room: tuple[int, ...]) -> None:
     line = WaitingLine(100, room, 0.0)
     for takes in sizes:
-        line.put([Ticket([], takes, Reply(1), 0, 0.0, None)])
+        line.put([Ticket(Piece([], takes), Reply(1), 0, 0.0, None)])
     line.close()
     packs = []
     while (taken := line.take()) is not None:
-        packs.append([t.takes for t in taken])
+        packs.append([t.piece.takes for t in taken])
     assert [takes for pack in packs for takes in pack] == sizes
 
     def fits(pack: Sequence[tuple[int, ...]]) -> bool:
