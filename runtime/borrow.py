@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping
+from threading import get_ident
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -45,7 +45,7 @@ class Lending:
 
     def refuse_borrowers(self) -> None:
         """Raise BorrowError where this thread holds a borrow, and would wait for itself."""
-        if threading.get_ident() in self.borrowers:
+        if get_ident() in self.borrowers:
             raise BorrowError(
                 "this thread holds a borrow and would wait for itself; end its `with` block first"
             )
@@ -54,7 +54,9 @@ class Lending:
         if self.borrowers:
             self.refuse_borrowers()
         if self.replayer.by_rows and not values and users == 1:
-            return Borrow(self, self._rooms.rows(n))
+            # What is usual is told apart here: each further call costs more after a replay.
+            usual = type(n) is int and 1 <= n <= self.replayer.largest
+            return Borrow(self, n if usual else self._rooms.rows(n))
         return Borrow(self, self._rooms.find(n, values or {}, users))
 
 
@@ -65,7 +67,7 @@ class Borrow:
     of the request is the runtime's.
     """
 
-    __slots__ = ("_ended", "_lane", "_lending", "_lent", "_owner", "_room", "inputs")
+    __slots__ = ("_ended", "_lane", "_lending", "_lent", "_moved", "_owner", "_room", "inputs")
     # Views by input name, of as many items as were asked for and of exactly the captured dtypes:
     # numpy casts what is assigned to them, a float to an int without a word. They hold what the
     # request before left in them, and belong to somebody else once the block has ended. Of ids that
@@ -86,12 +88,16 @@ class Borrow:
         lane = lending.lanes.take()
         try:
             room = self._room
-            self._lent: Lent = lane.lend(room) if isinstance(room, int) else lane.lend_room(room)
+            self._lent: Lent
+            if isinstance(room, int):
+                self._lent, self._moved = lane.lend(room), 0
+            else:
+                self._lent, self._moved = lane.lend_room(room), int(room.moved)
         except BaseException:
             lending.lanes.put(lane)
             raise
         self.inputs = self._lent.inputs
-        self._owner = threading.get_ident()
+        self._owner = get_ident()
         self._lane = lane
         lending.borrowers.add(self._owner)
         return self
@@ -105,8 +111,10 @@ class Borrow:
         lane, lending = self._lane, self._lending
         if lane is None:
             raise BorrowError(self._ended)
+        lent = self._lent
+        prepared = lent.prepared
         try:
-            results = lending.replayer.launch_borrowed(lane, self._lent)
+            results = lending.replayer.launch(lane, prepared, prepared.replay, lent.fill())
         except BaseException as error:
             lending.failed()
             if isinstance(error, ReplayError):
@@ -114,8 +122,7 @@ class Borrow:
                 lending.lanes.mend(lane)
             raise
         lane.metrics.requests += 1
-        if isinstance(self._room, Room):
-            lane.metrics.capacity_moves += self._room.moved
+        lane.metrics.capacity_moves += self._moved
         return results
 
     def __exit__(

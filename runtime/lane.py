@@ -64,6 +64,7 @@ class Prepared:
     replay: Launch
     replay_fed: Launch
     outputs: list[tuple[str, Array]]  # host views of the rows asked for; overwritten by the next
+    counted_as: tuple[int, int]  # bucket and rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +167,7 @@ class Lane:
                 captured.graph.replay,
                 captured.graph.replay_fed,
                 [(name, view[:n]) for name, view in captured.outputs],
+                (size, n),
             )
         return found
 

@@ -19,12 +19,6 @@ class Metrics:
     capacity_splits: int = 0  # requests in more parts than their rows need
     replays: dict[tuple[int, int], int] = field(default_factory=dict)  # by bucket and rows
 
-    def count(self, bucket: int, rows: int, clamped: int) -> None:
-        key = bucket, rows
-        self.replays[key] = self.replays.get(key, 0) + 1
-        if clamped:
-            self.clamped_ids += clamped
-
     def snapshot(self) -> dict[str, Any]:
         """The counters, with the rows that requests had and those that were padded."""
         counted = {f.name: getattr(self, f.name) for f in fields(self)}
