@@ -60,9 +60,7 @@ class Dispatcher:
         self._lock = threading.Lock()
         self._counts = Dispatched()
         self._threads: list[threading.Thread] = []
-        self._process = os.getpid()
-        # Threads that a process ends under while they replay bring it down.
-        weakref.finalize(self, _finish_at_exit, self._process, self._line, self._threads)
+        self._process = os.getpid()  # that they are of
 
     def submit(
         self, inputs: Mapping[str, Any], deadline_us: int | None
@@ -119,6 +117,9 @@ class Dispatcher:
         _finish(self._line, threads)
 
     def _start(self) -> None:
+        self._process = os.getpid()
+        # Threads that a process ends under while they replay bring it down.
+        weakref.finalize(self, _finish_at_exit, self._process, self._line, self._threads)
         for number in range(self._serving.lanes):
             thread = threading.Thread(
                 target=self._work, name=f"recreplay-lane-{number}", daemon=True

@@ -391,38 +391,3 @@ def test_a_process_ends_as_it_would_without_us(captured: Any) -> None:
     assert ended.returncode == 1
     assert ended.stdout == "answered 200\n"
     assert ended.stderr.endswith("ValueError: of the caller\n")
-
-
-_FORKED = """
-import os, sys
-import numpy as np
-from recreplay.runtime import Runtime
-
-runtime = Runtime.load(sys.argv[1])
-request = {"ids": np.zeros(3, np.int64)}
-runtime.submit(request).result()
-child = os.fork()
-if child == 0:
-    print(len(runtime.run(request)["output"]))
-    try:
-        runtime.submit(request)
-    except Exception as error:
-        print(error, flush=True)
-    runtime.close()
-    os._exit(0)
-os.waitpid(child, 0)
-runtime.submit(request).result()
-"""
-
-
-def test_a_forked_process_is_told_that_the_threads_stayed(captured: Any) -> None:
-    path = captured(Computed(), {"ids": torch.tensor([1, 2])})
-    ended = subprocess.run(
-        [sys.executable, "-c", _FORKED, str(path)], capture_output=True, text=True, timeout=60
-    )
-    assert ended.returncode == 0, ended.stderr
-    rows, said = ended.stdout.splitlines()
-    assert rows == "3"
-    assert said.startswith(
-        "this Runtime answered submitted requests before this process was forked"
-    )
