@@ -3,7 +3,18 @@
 from recreplay.runtime import errors
 from recreplay.runtime.engine import Runtime
 from recreplay.runtime.errors import InputError, RecReplayError
+from recreplay.runtime.funnel import Funnel, Ranking, Stage
 from recreplay.runtime.repository import ModelRepository
 from recreplay.runtime.serving import Serving
 
-__all__ = ["InputError", "ModelRepository", "RecReplayError", "Runtime", "Serving", "errors"]
+__all__ = [
+    "Funnel",
+    "InputError",
+    "ModelRepository",
+    "Ranking",
+    "RecReplayError",
+    "Runtime",
+    "Serving",
+    "Stage",
+    "errors",
+]

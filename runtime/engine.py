@@ -55,6 +55,7 @@ class Runtime:
         self.manifest: Manifest = artifact.manifest
         self.path = artifact.path
         self.serving = serving or Serving()
+        self.check: Check = check
         self._replayer = Replayer(self.manifest, check, lane.own_tensor)
         self._test = SelfTest(self.path, self.manifest, self._replayer)
         self._loader = loader

@@ -36,7 +36,14 @@ class EmptyBatchError(InputError):
 
 
 class IdRangeError(InputError):
-    """An id is negative or not below the number of rows of the table it looks up."""
+    """An id is negative or not below the number of rows of the table it looks up.
+
+    `row`: of the request, where it is known.
+    """
+
+    def __init__(self, message: str, row: int | None = None) -> None:
+        super().__init__(message)
+        self.row = row
 
 
 class BorrowError(RecReplayError):
@@ -105,6 +112,10 @@ class Overloaded(RecReplayError):
 
 class DeadlineExceeded(RecReplayError):
     """The request waited longer than its deadline, and was not replayed."""
+
+
+class FunnelError(RecReplayError):
+    """The stages of a funnel do not go together."""
 
 
 class RefreshError(RecReplayError, ValueError):

@@ -24,7 +24,8 @@ def out_of_range(
     position = f", position {', '.join(map(str, place))}" if len(place) else ""
     return IdRangeError(
         f"input {bound.input!r}{column}, {unit} {row}{position}: id {value} is out of range; table "
-        f"{bound.table!r} has {bound.rows} rows, so ids are 0 to {bound.rows - 1}"
+        f"{bound.table!r} has {bound.rows} rows, so ids are 0 to {bound.rows - 1}",
+        row if unit == "row" else None,
     )
 
 

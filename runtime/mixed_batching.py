@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from recreplay.runtime.batching import Convert, PackError, Piece, end_to_end
-from recreplay.runtime.jagged import division_of
 from recreplay.runtime.manifest import Manifest
-from recreplay.runtime.mixed import Divided, Order, take_rows
+from recreplay.runtime.mixed import Divided, Order
+from recreplay.runtime.mixed_rows import as_given, take_rows
 from recreplay.runtime.spec import InputSpec
 
 Array = np.ndarray[Any, Any]
@@ -53,11 +53,7 @@ class MixedBatching:
         return [self._piece(values, at, min(at + chunk, n)) for at in range(0, n, chunk)]
 
     def _piece(self, divided: Divided, start: int, stop: int) -> Piece:
-        part = take_rows(self._order, divided, start, stop)
-        values = [
-            division_of(spec, value) if spec.kind in ("offsets", "starts", "lengths") else value
-            for spec, value in zip(self._order.specs, part, strict=True)
-        ]
+        values = as_given(self._order, take_rows(self._order, divided, start, stop))
         takes = self._takes(values)
         assert takes is not None
         return Piece(values, takes)

@@ -11,7 +11,8 @@ from recreplay.runtime.batching import cut, join
 from recreplay.runtime.errors import InputError, ReplayError
 from recreplay.runtime.fill import Check
 from recreplay.runtime.manifest import Manifest
-from recreplay.runtime.mixed import Cutter, Divided, MixedFill, is_mixed, make_checker, take_rows
+from recreplay.runtime.mixed import Cutter, Divided, MixedFill, is_mixed, make_checker
+from recreplay.runtime.mixed_rows import take_rows
 from recreplay.runtime.portions import Portions, measured_us
 from recreplay.runtime.request import OwnTensor
 
