@@ -7,6 +7,7 @@ it; `MODELS` lists all of them.
 
 from .base import DenseInput, IdInput, JaggedInput, Ranker
 from .cards import MODELS, ModelCard
+from .clicks import clicks
 from .collaborative import ncf
 from .deep_interest import din
 from .dlrms import dlrm, dlrm_rmc1, dlrm_rmc2, dlrm_rmc3
@@ -24,6 +25,7 @@ __all__ = [
     "JaggedInput",
     "ModelCard",
     "Ranker",
+    "clicks",
     "dien",
     "din",
     "dlrm",

@@ -26,6 +26,7 @@ from recreplay.tools import (
 )
 from recreplay.tools.bench import command as bench
 from recreplay.tools.console import report_error
+from recreplay.tools.funnel import command as funnel
 from recreplay.tools.load import command as load
 from recreplay.tools.load import saturate
 from recreplay.tools.schedule import command as schedule
@@ -132,6 +133,7 @@ app.command("serve")(serve.serve)
 app.command("loadgen")(load.loadgen)
 app.command("saturate")(saturate.saturate)
 app.command("schedule")(schedule.schedule)
+app.command("funnel")(funnel.funnel)
 app.command("view")(view.view)
 app.command("trace")(view.trace)
 

@@ -11,11 +11,10 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from recreplay.runtime import Runtime
 from recreplay.runtime.errors import DeadlineExceeded, Overloaded, RecReplayError
 
 Request = dict[str, Any]
@@ -58,10 +57,16 @@ def sleep_until(due: float) -> None:
         time.sleep(left)
 
 
+class Answers(Protocol):
+    """A runtime, or a funnel of them."""
+
+    def submit(self, inputs: Request, /) -> Future[Any]: ...
+
+
 class Sender:
     """Sends queries and tells `done` the latency in seconds, or the error, of each."""
 
-    def __init__(self, runtime: Runtime, done: Callable[[float, BaseException | None], None]):
+    def __init__(self, runtime: Answers, done: Callable[[float, BaseException | None], None]):
         self._runtime, self._done = runtime, done
         self._under_way = 0
         self._idle = threading.Condition()
@@ -92,7 +97,7 @@ class Sender:
                 raise RecReplayError(f"{self._under_way} queries were not answered in {seconds} s")
 
 
-def run_load(runtime: Runtime, requests: Sequence[Request], times: Sequence[float]) -> Load:
+def run_load(runtime: Answers, requests: Sequence[Request], times: Sequence[float]) -> Load:
     """Send `requests[i]` at `times[i]` seconds from now, and wait for all answers."""
     latencies: list[float] = []
     counts = {"refused": 0, "expired": 0, "failed": 0}
