@@ -275,6 +275,32 @@ def _schedule(report: dict[str, Any]) -> list[str]:
     )
 
 
+def _funnel(report: dict[str, Any]) -> list[str]:
+    def milliseconds(item: dict[str, Any]) -> str:
+        return " / ".join(f"{item['latency_us'][p] / 1e3:.1f}" for p in ("p50", "p95"))
+
+    rates = [load["rate"] for load in report["funnels"][0]["loads"]]
+    return _table(
+        (
+            "models, and rows that each lets through",
+            f"NDCG@{report['top']}, %",
+            "p50 / p95, ms",
+            "× the last alone",
+            *(f"p95 at {rate:g} a second" for rate in rates),
+        ),
+        (
+            (
+                item["name"],
+                f"{100 * item['ndcg']:.2f}",
+                milliseconds(item),
+                f"{item['speedup']:.2f}",
+                *(f"{load['latency_ms']['p95']:.0f}" for load in item["loads"]),
+            )
+            for item in sorted(report["funnels"], key=lambda item: -item["latency_us"]["p50"])
+        ),
+    )
+
+
 def _error(point: dict[str, Any]) -> float:
     """The largest error of the simulator over the settings that were also run."""
     errors: list[float | None] = [s["simulator_error_percent"] for s in point["settings"]]
@@ -312,6 +338,7 @@ _RENDER: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "recreplay-bench-scaling": _scaling,
     "recreplay-saturate": _saturate,
     "recreplay-schedule": _schedule,
+    "recreplay-funnel": _funnel,
     "launches": _launches,
 }
 

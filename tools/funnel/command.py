@@ -57,6 +57,7 @@ def funnel(
     from recreplay.tools.funnel import measure
     from recreplay.tools.funnel import queries as made
     from recreplay.tools.funnel.pipelines import pipelines
+    from recreplay.tools.quiet import quiet
 
     kept = options.parse_numbers(keep, "--keep", "numbers of rows", 1, MOST)
     if labels is not None and inputs is None:
@@ -82,7 +83,8 @@ def funnel(
             asked = made.at_random(whole, items, queries, 0)
         else:
             asked = made.from_file(inputs, whole, items, queries, labels)
-        found = measure.measure(chosen, models, asked, top, runs, progress)
+        with quiet():
+            found = measure.measure(chosen, models, asked, top, runs, progress)
         for item in found:
             for each in rate or []:
                 progress(f"{item.pipeline.describe(names)}: {each:g} queries a second")
