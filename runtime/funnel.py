@@ -11,14 +11,14 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from recreplay.runtime.engine import Runtime
-from recreplay.runtime.errors import FunnelError, IdRangeError, InputError
+from recreplay.runtime.errors import FunnelError, IdRangeError, InputError, RuntimeClosedError
 from recreplay.runtime.mixed import Divided, MixedChecker, Order
 from recreplay.runtime.mixed_rows import as_given, pick_rows
 from recreplay.runtime.spec import InputSpec
@@ -60,10 +60,13 @@ class _Request(NamedTuple):
 
 
 class Funnel:
-    """Ranks the candidates of requests by several models. Thread-safe; it closes none of them.
+    """Ranks the candidates of requests by several models. Thread-safe.
 
-        with Runtime.load("small.rr") as small, Runtime.load("large.rr") as large:
-            funnel = Funnel([Stage(small, keep=512), Stage(large, keep=64)])
+        with (
+            Runtime.load("small.rr") as small,
+            Runtime.load("large.rr") as large,
+            Funnel([Stage(small, keep=512), Stage(large, keep=64)]) as funnel,
+        ):
             ranking = funnel.run(inputs)
 
     A request has the inputs of all stages, by name; those of the same name are the same. A stage
@@ -89,6 +92,8 @@ class Funnel:
         places = {spec.name: at for at, spec in enumerate(self._order.specs)}
         self._places = [[(s.name, places[s.name]) for s in m.inputs] for m in manifests]
         self._lock = threading.Lock()
+        self._pending: set[Future[Ranking]] = set()
+        self._closed = False
         self._requests = 0
         self._ranked = [0] * len(stages)
         self._left_out = [0] * len(stages)
@@ -122,7 +127,14 @@ class Funnel:
         except InputError as error:
             answer.set_exception(error)
             return answer
-        self._submit(answer, self._next(0, request.n), request, due)
+        with self._lock:
+            self._pending.add(answer)
+        answer.add_done_callback(self._forget)
+        try:
+            self._submit(answer, self._next(0, request.n), request, due)
+        except BaseException:
+            self._forget(answer)
+            raise
         return answer
 
     async def arun(self, inputs: Mapping[str, Any], *, deadline_us: int | None = None) -> Ranking:
@@ -139,12 +151,31 @@ class Funnel:
                 "stages": [{"rows": rows, "left_out": left} for rows, left in stages],
             }
 
+    def close(self) -> None:
+        """Answer what was submitted. The runtimes stay as they are."""
+        with self._lock:
+            self._closed = True
+            pending = list(self._pending)
+        wait(pending)
+
+    def __enter__(self) -> Funnel:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _forget(self, answer: Future[Ranking]) -> None:
+        with self._lock:
+            self._pending.discard(answer)
+
     def _checked(self, inputs: Mapping[str, Any]) -> _Request:
         values, _ = self._checker.check(inputs)
         if not isinstance(values, Divided):
             values, _ = self._checker.convert(values)
         n = self._checker.rows(values)
         with self._lock:
+            if self._closed:
+                raise RuntimeClosedError("this Funnel was closed")
             self._requests += 1
         return _Request(values, n, None)
 

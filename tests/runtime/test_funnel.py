@@ -28,6 +28,7 @@ from recreplay.runtime.errors import (
     InputNameError,
     InputShapeError,
     Overloaded,
+    RuntimeClosedError,
 )
 from recreplay.runtime.mixed import Divided, Order
 from recreplay.runtime.mixed_rows import as_given, pick_rows
@@ -304,3 +305,19 @@ def test_what_nobody_waits_for_is_not_ranked(loaded: tuple[Runtime, Runtime]) ->
         second.result(1)
     small.submit(part(request(3), "item", "dense")).result(30)
     assert small.stats()["requests"] - before == 2
+
+
+def test_closing_answers_what_was_submitted(paths: tuple[Path, Path]) -> None:
+    """Before the stages are closed, the last of them first."""
+    with (
+        Runtime.load(paths[0]) as small,
+        Runtime.load(paths[1]) as large,
+        Funnel([Stage(small, 3), Stage(large, 2, value)]) as made,
+    ):
+        futures = [made.submit(request(30, seed)) for seed in range(40)]
+        with pytest.raises(InputNameError):
+            made.submit({}).result(10)
+    assert all(len(future.result(0).rows) == 2 for future in futures)
+    for ask in (made.run, made.submit):
+        with pytest.raises(RuntimeClosedError, match=r"^this Funnel was closed$"):
+            ask(request(3))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 from itertools import pairwise
@@ -193,3 +194,28 @@ def test_jagged_models_are_drawn_for(feeds: dict[int, Path]) -> None:
     assert [f["overlap"] for f in json.loads(done.stdout)["funnels"]] == [1, 1]
     done = CliRunner().invoke(app, [*command, "--inputs", "q.npz"])
     assert "inputs user, seen, seen_offsets, tags, tag_offsets, user_index are not b" in done.stderr
+
+
+def test_the_example_makes_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = Path(__file__).parents[3] / "examples/funnel.py"
+    spec = importlib.util.spec_from_file_location("funnel_example", path)
+    assert spec is not None
+    assert spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    for name, value in {"TRAINED": 1024, "ITEMS": 64, "QUERIES": 2, "KEEPS": [8, 16]}.items():
+        monkeypatch.setattr(example, name, value)
+    monkeypatch.setattr(
+        example,
+        "capture",
+        lambda *given, tune, **options: capture(*given, **options, compiler="eager"),
+    )
+    example.main(tmp_path)
+    names = [str(tmp_path / name) for name in ("small.rr", "med.rr", "large.rr")]
+    command = ["funnel", *names, "--inputs", str(tmp_path / "queries.npz"), "--labels", "click"]
+    command += ["--items", "64", "--top", "8", "--keep", "8,16", "--runs", "2", "--json"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["queries"] == 2
+    assert [f["name"] for f in found["funnels"]][-1] == "small 16 → med 8 → large"
