@@ -40,6 +40,9 @@ def funnel(
         list[str] | None,
         typer.Option(metavar="MODEL=OUTPUT", help="What ranks, of a model with several outputs."),
     ] = None,
+    loss: Annotated[
+        float, typer.Option(help="NDCG that may be lost to the last model alone.", min=0)
+    ] = 0.001,
     queries: Annotated[int, typer.Option(help="The most queries.", min=1)] = 64,
     runs: Annotated[int, typer.Option(help="Rounds of all funnels.", min=2)] = 200,
     rate: Annotated[
@@ -98,6 +101,8 @@ def funnel(
         "labels": labels,
         "runs": runs,
         "lanes": lanes,
+        "loss": loss,
+        "chosen": measure.fastest(found, loss).pipeline.describe(names),
         "funnels": [
             _result(item, found[0], best, names)
             for item, best in zip(found, measure.frontier(found), strict=True)
@@ -184,6 +189,7 @@ def _show(report: dict[str, Any]) -> None:
             ),
             rows,
         ),
+        f"Fastest by p95 that loses at most {100 * report['loss']:g} % of NDCG: {report['chosen']}.",
         f"NDCG {right}. *: none is faster and as good. Of the last's: the share of the {top} rows "
         "that the last model alone ranks first. Milliseconds by p95; speed-up: ratio of the "
         "medians to that model alone.",

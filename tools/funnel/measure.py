@@ -91,6 +91,12 @@ def frontier(found: Sequence[Measured]) -> list[bool]:
     return [not any(a <= x and b <= y and (a, b) != (x, y) for a, b in points) for x, y in points]
 
 
+def fastest(found: Sequence[Measured], loss: float) -> Measured:
+    """The lowest p95 of those whose NDCG is at most `loss` below that of `found[0]`."""
+    good = [item for item in found if item.ndcg >= found[0].ndcg - loss]
+    return min(good, key=lambda item: item.latency().p95)
+
+
 def _request(item: Measured, query: Query) -> dict[str, Any]:
     return _mine(query, {spec.name for spec in item.funnel.inputs}).request
 

@@ -132,6 +132,8 @@ def test_labels_say_how_good_funnels_are(made: Path, tmp_path: Path) -> None:
     assert both["ndcg"] == both["overlap"] == 1  # eight of the coarse hold the best four
     assert both["latency_us"]["p50"] <= both["latency_us"]["p99"]
     assert alone["speedup"] == 1
+    faster = min(found["funnels"], key=lambda item: item["latency_us"]["p95"])
+    assert found["chosen"] == faster["name"]  # they are as good as each other
     assert any(item["on_frontier"] for item in found["funnels"])
     assert found["stamp"]["command"]
 
@@ -144,6 +146,10 @@ def test_without_labels_the_last_model_alone_is_right(made: Path) -> None:
     assert 0 < both["overlap"] <= 1
     wrong = report(made, "coarse.rr", "both.rr", "--score", "both=other", "--queries", 3)
     assert wrong["funnels"][1]["overlap"] < 0.5  # the coarse lets the others through
+    assert wrong["chosen"] == "both"
+    loose = report(made, "coarse.rr", "both.rr", "--score", "both=other", "--loss", 1)
+    faster = min(loose["funnels"], key=lambda item: item["latency_us"]["p95"])
+    assert loose["chosen"] == faster["name"]
 
 
 def test_a_load_says_what_became_of_the_queries(made: Path) -> None:
@@ -154,6 +160,7 @@ def test_a_load_says_what_became_of_the_queries(made: Path) -> None:
         assert load["answered"] == load["offered"] > 5
     done = invoke(made, *given)
     assert "p95 at 50/s" in done.stdout
+    assert "Fastest by p95 that loses at most 0.1 % of NDCG: " in done.stdout
     assert "coarse 8 → fine" in done.stdout
 
 
