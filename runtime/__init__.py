@@ -4,6 +4,7 @@ from recreplay.runtime import errors
 from recreplay.runtime.engine import Runtime
 from recreplay.runtime.errors import InputError, RecReplayError
 from recreplay.runtime.funnel import Funnel, Ranking, Stage
+from recreplay.runtime.offload import Offload
 from recreplay.runtime.repository import ModelRepository
 from recreplay.runtime.serving import Serving
 
@@ -11,6 +12,7 @@ __all__ = [
     "Funnel",
     "InputError",
     "ModelRepository",
+    "Offload",
     "Ranking",
     "RecReplayError",
     "Runtime",

@@ -118,6 +118,10 @@ class FunnelError(RecReplayError):
     """The stages of a funnel do not go together."""
 
 
+class OffloadError(RecReplayError):
+    """Two runtimes are not of one model."""
+
+
 class RefreshError(RecReplayError, ValueError):
     """New weights do not fit the captured ones; nothing was written."""
 

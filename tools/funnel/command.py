@@ -189,7 +189,7 @@ def _show(report: dict[str, Any]) -> None:
             ),
             rows,
         ),
-        f"Fastest by p95 that loses at most {100 * report['loss']:g} % of NDCG: {report['chosen']}.",
+        f"Fastest by p95, at most {100 * report['loss']:g} % of NDCG lost: {report['chosen']}.",
         f"NDCG {right}. *: none is faster and as good. Of the last's: the share of the {top} rows "
         "that the last model alone ranks first. Milliseconds by p95; speed-up: ratio of the "
         "medians to that model alone.",

@@ -1,4 +1,4 @@
-"""Funnels whose stages are on different devices, and requests of several users in one replay."""
+"""A GPU beside the CPU: funnels and one model over both; requests of several users in a replay."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 from recreplay.capture import Jagged, capture
 from recreplay.models import rm_large, rm_small, two_tower
 from recreplay.models.two_tower import TwoTower
-from recreplay.runtime import Funnel, Runtime, Serving, Stage
+from recreplay.runtime import Funnel, Offload, Runtime, Serving, Stage
 from recreplay.tools.load.queries import Queries
 from recreplay.tools.load.sizes import parse_sizes
 
@@ -48,6 +48,24 @@ def test_stages_may_be_on_any_device(
     for ranking in found[1:]:
         np.testing.assert_array_equal(ranking.rows, found[0].rows)
         np.testing.assert_allclose(ranking.scores, found[0].scores, rtol=1e-4, atol=1e-5)
+
+
+def test_large_requests_are_the_gpus(artifact: Callable[[str, str], Path]) -> None:
+    model = rm_small(**SMALL)
+    with (
+        Runtime.load(artifact("small", "cpu")) as host,
+        Runtime.load(artifact("small", "cuda")) as gpu,
+    ):
+        both = Offload(host, gpu, 20)
+        for rows in (1, 19, 20, ROWS):
+            request = {k: v.numpy() for k, v in model.example_inputs(rows).items()}
+            want = host.run(request)["output"]
+            for got in (both.run(request), both.submit(request).result(60)):
+                np.testing.assert_allclose(got["output"], want, rtol=1e-4, atol=1e-5)
+        assert gpu.stats()["requests"] == both.stats()["offloaded"] == 4
+        name, (_, shape) = next(iter(both.host.weights().items()))
+        both.update_weights({name: np.zeros(shape, np.float32)})
+        np.testing.assert_allclose(gpu.run(request)["output"], host.run(request)["output"], 1e-4)
 
 
 def test_requests_of_several_users_are_packed(tmp_path: Path) -> None:
