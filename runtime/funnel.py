@@ -21,6 +21,7 @@ from recreplay.runtime.engine import Runtime
 from recreplay.runtime.errors import FunnelError, IdRangeError, InputError, RuntimeClosedError
 from recreplay.runtime.mixed import Divided, MixedChecker, Order
 from recreplay.runtime.mixed_rows import as_given, pick_rows
+from recreplay.runtime.offload import Offload
 from recreplay.runtime.spec import InputSpec
 from recreplay.runtime.top_rows import best_first, top_rows
 
@@ -30,14 +31,14 @@ Score = Callable[[Mapping[str, Array]], Array]
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A loaded model, and how many rows of a request it lets through (the last stage: how many the
+    """A loaded model, on one device or two, and how many rows of a request it lets through (the last stage: how many the
     answer has; None: all).
 
     `score`: what ranks rows, the higher the better: an output `[n]` or `[n, 1]` by name, or a
     function of all outputs that gives `[n]`. It need not be said where there is one output.
     """
 
-    runtime: Runtime
+    runtime: Runtime | Offload
     keep: int | None = None
     score: str | Score | None = None
 
@@ -152,7 +153,8 @@ class Funnel:
             }
 
     def close(self) -> None:
-        """Answer what was submitted. The runtimes stay as they are."""
+        """Answer what was submitted. The runtimes stay as they are. Not for callbacks of futures,
+        which run on the threads that are waited for."""
         with self._lock:
             self._closed = True
             pending = list(self._pending)

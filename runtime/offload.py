@@ -40,6 +40,8 @@ class Offload:
         if type(from_rows) is not int or from_rows < 1:
             raise OffloadError(f"from_rows is {from_rows!r}; expected a whole number, 1 or more")
         self.host, self.accelerator, self.from_rows = host, accelerator, from_rows
+        # What a stage of a funnel asks for.
+        self.manifest, self.path, self.check = host.manifest, host.path, host.check
         self._by_row = next(s for s in host.manifest.inputs if s.kind != "values" and not s.user)
         self._lock = threading.Lock()
         self._offloaded = self._taken_over = 0

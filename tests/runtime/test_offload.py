@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from recreplay.runtime import Offload, Runtime
+from recreplay.runtime import Funnel, Offload, Runtime, Stage
 from recreplay.runtime.errors import (
     InputNameError,
     InputShapeError,
@@ -174,3 +174,17 @@ def test_two_models_are_refused(shop_path: Path, narrow_path: Path, captured: An
                 Offload(host, host, wrong)  # type: ignore[arg-type]
     with Runtime.load(shop_path) as host, Runtime.load(narrow_path) as accelerator:
         Offload(host, accelerator, 4)  # staged otherwise, which no request sees
+
+
+def test_a_stage_of_a_funnel_may_be_on_both(both: Offload, shop: Any) -> None:
+    request = shop.request(20)
+
+    def score(outputs: Any) -> Any:
+        first = next(iter(outputs.values()))
+        return first.reshape(len(first), -1)[:, 0]
+
+    whole = score(shop.answer(request))
+    with Funnel([Stage(both, 4, score), Stage(both, 2, score)]) as funnel:
+        for ranking in (funnel.run(request), funnel.submit(request).result(30)):
+            assert ranking.rows.tolist() == np.argsort(-whole, kind="stable")[:2].tolist()
+    assert answered(both) == (2, 2)  # four rows are few, twenty are many
