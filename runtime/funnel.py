@@ -31,8 +31,8 @@ Score = Callable[[Mapping[str, Array]], Array]
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A loaded model, on one device or two, and how many rows of a request it lets through (the last stage: how many the
-    answer has; None: all).
+    """A loaded model, on one device or two, and how many rows of a request it lets through (the
+    last stage: how many the answer has; None: all).
 
     `score`: what ranks rows, the higher the better: an output `[n]` or `[n, 1]` by name, or a
     function of all outputs that gives `[n]`. It need not be said where there is one output.
