@@ -2,7 +2,7 @@
 
 Each factory takes keywords, among them `rows_scale` (shrinks every table) and `seed` (fixes every
 weight), and returns a frozen model in eval mode. `model.example_inputs(batch)` makes requests for
-it; `MODELS` lists all of them.
+it; `MODELS` lists all of them. `clicks` makes a log that those of RecPipe can be trained on.
 """
 
 from .base import DenseInput, IdInput, JaggedInput, Ranker

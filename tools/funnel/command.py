@@ -183,14 +183,15 @@ def _show(report: dict[str, Any]) -> None:
         tables.table(
             f"{report['items']} candidates, {top} asked for, {report['queries']} queries",
             (
-                *("funnel, and rows kept", "", f"NDCG@{top}>", "of the last's>"),
-                *("p50 ms>", "p95>", "p99>", "speed-up>"),
-                *(f"p95 at {rate:g}/s>" for rate in rates),
+                *("funnel", "", f"NDCG@{top}>", "kept>"),
+                *("p50>", "p95>", "p99>", "speed-up>"),
+                *(f"at {rate:g}/s>" for rate in rates),
             ),
             rows,
         ),
         f"Fastest by p95, at most {100 * report['loss']:g} % of NDCG lost: {report['chosen']}.",
-        f"NDCG {right}. *: none is faster and as good. Of the last's: the share of the {top} rows "
-        "that the last model alone ranks first. Milliseconds by p95; speed-up: ratio of the "
-        "medians to that model alone.",
+        "Each model with the rows that it lets through; milliseconds, by p95. At n/s: p95 under "
+        f"that load. NDCG {right}; kept: the share of the {top} rows that the last model alone "
+        "ranks first. *: none is faster and as good. Speed-up: ratio of the medians to the last "
+        "model alone.",
     )
