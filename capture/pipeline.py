@@ -147,7 +147,7 @@ def capture(
         progress("exporting")
         ingested = ingest(
             model,
-            _example(model, example_inputs),
+            own_example(model) if example_inputs is None else example_inputs,
             jagged=jagged,
             user_inputs=user_inputs,
             users=users,
@@ -294,17 +294,16 @@ def _useless_rewrites(compiler: str, device: str) -> set[str]:
     return useless
 
 
-def _example(
-    model: torch.nn.Module | ExportedProgram, example_inputs: Example | None
-) -> Example | None:
+def own_example(model: torch.nn.Module | ExportedProgram) -> Example | None:
+    """What the model's own `example_inputs(batch)` makes; None if it has no such method."""
     own = getattr(model, "example_inputs", None)
-    if example_inputs is None and callable(own):
-        # Capacities come from the lengths of the example, of which there must be some.
-        made = own(256 if getattr(model, "jagged_inputs", None) else 4)
-        if isinstance(made, (dict, tuple, list)):
-            return made
-        raise CaptureError(
-            f"{type(model).__name__}.example_inputs(4) returned {type(made).__name__}; expected a "
-            "dict of tensors"
-        )
-    return example_inputs
+    if not callable(own):
+        return None
+    # Capacities come from the lengths of the example, of which there must be some.
+    made = own(256 if getattr(model, "jagged_inputs", None) else 4)
+    if isinstance(made, (dict, tuple, list)):
+        return made
+    raise CaptureError(
+        f"{type(model).__name__}.example_inputs(4) returned {type(made).__name__}; expected a "
+        "dict of tensors"
+    )

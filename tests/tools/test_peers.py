@@ -119,7 +119,11 @@ def test_compilers_answer_as_eager(name: str, subject: Subject, requests: list[A
 
 
 @pytest.mark.inductor
-def test_jagged_models_have_one_compiled_function_for_any_number_of_values(invoke: Invoke) -> None:
+@pytest.mark.parametrize("lengths", ["50.0,10.0,3.0", "3.0,0.4,0.4"])
+def test_jagged_models_have_one_compiled_function_for_any_number_of_values(
+    invoke: Invoke, lengths: str
+) -> None:
+    """Of the second, many requests have none at all."""
     if PEERS["compile"].absent("cpu") is not None:
         pytest.skip(str(PEERS["compile"].absent("cpu")))
     sizes = (
@@ -127,6 +131,8 @@ def test_jagged_models_have_one_compiled_function_for_any_number_of_values(invok
         "rows_scale=0.0001",
         "--arg",
         "dim=8",
+        "--arg",
+        f"lengths={lengths}",
         "--buckets",
         "1,16",
         "--batches",

@@ -118,12 +118,14 @@ class Subject:
 
     def ingest(self, **user_side: Any) -> Ingested:
         """Export the model, where it runs, by capture's own front end."""
+        import torch
         from torch.export import ExportedProgram
         from torch.export.passes import move_to_device_pass
+        from torch.utils._pytree import tree_map_only
 
         from recreplay.capture.ingest import ingest
+        from recreplay.capture.pipeline import own_example
 
-        own = getattr(self.target.model, "example_inputs", None)
         model = self.target.model
         if self.device != "cpu":
             model = (
@@ -132,8 +134,9 @@ class Subject:
                 else self.module
             )
         with contextlib.redirect_stdout(sys.stderr):  # what the user's model prints
-            example = own(4) if callable(own) else self._stored()
-            on_device = {k: v.to(self.device) for k, v in example.items()}
+            example = own_example(self.target.model) or self._stored()
+            # A dict or a tuple, in which there may be lists.
+            on_device = tree_map_only(torch.Tensor, lambda t: t.to(self.device), example)
             return ingest(model, on_device, jagged=self._declared(), **user_side)
 
     def _declared(self) -> list[Jagged]:

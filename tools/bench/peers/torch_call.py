@@ -47,11 +47,18 @@ def host_call(subject: Subject, function: Callable[..., Any]) -> Call:
 
 def to_tensors(subject: Subject) -> Callable[[Mapping[str, Array]], dict[str, Tensor]]:
     """Tensors on the subject's device: views on the CPU, queued copies elsewhere."""
-    make, names = torch.from_numpy, subject.inputs
+    make = _not_strided if subject.jagged else torch.from_numpy
+    names = subject.inputs
     if subject.device == "cpu":
         return lambda request: {name: make(request[name]) for name in names}
     device = torch.device(subject.device)
     return lambda request: {n: make(request[n]).to(device, non_blocking=True) for n in names}
+
+
+def _not_strided(array: Array) -> Tensor:
+    """Numpy's empty arrays have strides of 0, for which torch.compile would compile anew."""
+    tensor = torch.from_numpy(array)
+    return tensor if len(array) else tensor.new_empty(array.shape)
 
 
 def to_arrays(result: Any) -> Arrays:
