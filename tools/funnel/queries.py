@@ -44,8 +44,10 @@ def from_file(path: Path, funnel: Funnel, items: int, most: int, labels: str | N
         raise InputError(
             f"{path} has {len(arrays[names[0]])} rows; a query has {items} of them (--items)"
         )
-    if labels is not None and not np.isin(arrays[labels], (0, 1)).all():
-        raise InputError(f"{path}: labels {labels!r} are other than 0 and 1")
+    if labels is not None:
+        known = arrays[labels]
+        if known.ndim != 1 or not np.isin(known, (0, 1)).all():
+            raise InputError(f"{path}: labels {labels!r} are not one 0 or 1 for each row")
     return [
         Query(
             {spec.name: arrays[spec.name][at : at + items] for spec in funnel.inputs},

@@ -99,6 +99,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for at in range(0, 200, 40):
         best[at + np.argsort(-worth[at : at + 40])[:4]] = 1
     arrays = {"worth": worth, "item": draw.integers(0, 9, 200), "best": best, "odd": best * 2}
+    arrays["flat"] = best[:, None]
     np.savez(folder / "queries.npz", **arrays)
     return folder
 
@@ -180,7 +181,8 @@ def test_a_stage_without_a_bucket_of_its_rows_is_noticed(made: Path) -> None:
         (("both.rr",), "stage 1 says no score; its outputs are other, worth"),
         (("fine.rr", "--score", "x=y"), "--score 'x=y': expected MODEL=OUTPUT, where models are f"),
         (("fine.rr", "--inputs", "queries.npz", "--labels", "y"), "queries.npz has no y; it has w"),
-        (("fine.rr", "--inputs", "queries.npz", "--labels", "odd"), "labels 'odd' are other than "),
+        (("fine.rr", "--inputs", "queries.npz", "--labels", "odd"), "labels 'odd' are not one 0"),
+        (("fine.rr", "--inputs", "queries.npz", "--labels", "flat"), "labels 'flat' are not one"),
         (("fine.rr", "--inputs", "queries.npz", "--items", 300), "queries.npz has 200 rows; a que"),
         (("none.rr",), "no artifact at"),
         (("fine.rr", "--out", "/proc/no/f.json"), "cannot write /proc/no/f.json"),
