@@ -199,10 +199,16 @@ def _batching(manifest: Manifest, serving: Serving, convert: Convert) -> Batchin
     return RowBatching(most, serving.chunk_rows, convert)
 
 
+def can_pack(manifest: Manifest) -> bool:
+    """Whether a replay has room for several requests: each has a user where there is a user
+    side."""
+    return manifest.users != 1
+
+
 def check_serving(manifest: Manifest, serving: Serving) -> None:
     """Raise RecReplayError where the model cannot be served so: requests are packed by putting
     their users side by side, too."""
-    if serving.max_delay_us is not None and manifest.users == 1:
+    if serving.max_delay_us is not None and not can_pack(manifest):
         raise RecReplayError(
             f"max_delay_us is {serving.max_delay_us}, but requests cannot be packed: the model was "
             "captured for one user a request; load without max_delay_us, or capture with more "

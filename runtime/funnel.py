@@ -171,10 +171,9 @@ class Funnel:
             self._pending.discard(answer)
 
     def _checked(self, inputs: Mapping[str, Any]) -> _Request:
-        values, _ = self._checker.check(inputs)
+        values, n = self._checker.check(inputs)
         if not isinstance(values, Divided):
-            values, _ = self._checker.convert(values)
-        n = self._checker.rows(values)
+            values, n = self._checker.convert(values)
         with self._lock:
             if self._closed:
                 raise RuntimeClosedError("this Funnel was closed")

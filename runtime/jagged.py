@@ -47,7 +47,7 @@ def groups(inputs: Sequence[InputSpec]) -> list[Group]:
 
 
 def rows_of(spec: InputSpec, division: Sized) -> int:
-    """The number of rows that offsets or lengths speak of."""
+    """The number of rows that offsets or lengths speak of, or the items of any other input."""
     return len(division) - (spec.kind == "offsets")
 
 

@@ -82,7 +82,6 @@ class MixedChecker(RequestChecker):
         by_row = [s for s in specs if s.kind != "values" and not s.user]
         self._by_row = specs.index(by_row[0])  # an input that has all rows
         self._ends = int(by_row[0].kind == "offsets")  # how many more items it has
-        self._divides = int(by_row[0].kind not in ("rows", "index"))
 
     def check(self, request: Mapping[str, Any]) -> tuple[Sequence[Any], int]:
         """The inputs in order, of whatever type, and the number of rows that one of them speaks
@@ -125,11 +124,6 @@ class MixedChecker(RequestChecker):
             division, *values = given[len(arrays) : len(arrays) + 1 + len(group.values)]
             arrays += [divide(group, division, values), *values]
         return arrays, n
-
-    def rows(self, values: Divided) -> int:
-        """The number of rows of a checked request."""
-        # What divides values begins with the start of the first row and ends with their number.
-        return len(values[self._by_row]) - self._divides
 
     def _check_users(self, name: str, m: int) -> None:
         users = self._order.users

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from recreplay.runtime.batching import Convert, PackError, Piece, end_to_end
+from recreplay.runtime.jagged import rows_of
 from recreplay.runtime.manifest import Manifest
 from recreplay.runtime.mixed import Divided, Order
 from recreplay.runtime.mixed_rows import as_given, take_rows
@@ -61,7 +62,7 @@ class MixedBatching:
     def _takes(self, values: Sequence[Any]) -> tuple[int, ...] | None:
         """None where inputs that belong together have different numbers of items."""
         try:
-            counts = [_items(s, v) for s, v in zip(self._order.specs, values, strict=True)]
+            counts = [rows_of(s, v) for s, v in zip(self._order.specs, values, strict=True)]
         except TypeError:  # one is no array at all
             return None
         found = [{counts[at] for at in places} for places in self._places]
@@ -93,11 +94,6 @@ class MixedBatching:
                 assert mine is not None
                 packed.append(_division(spec, column, mine, next(totals)))
         return tuple(packed)
-
-
-def _items(spec: InputSpec, value: Any) -> int:
-    """How many rows, users or values an input speaks of."""
-    return len(value) - (spec.kind == "offsets")
 
 
 def _numbers(values: Sequence[Any]) -> Array:

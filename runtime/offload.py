@@ -67,29 +67,27 @@ class Offload:
         answer: Future[dict[str, Array]] = Future()
         asked = self.accelerator.submit(inputs, deadline_us=deadline_us)
 
-        def answered(asked: Future[dict[str, Array]]) -> None:
-            if not answer.set_running_or_notify_cancel():
-                return
-            try:
-                outputs = asked.result()
-            except LanesLostError:
-                self._take_over()
-                try:
-                    self.host.submit(inputs, deadline_us=deadline_us).add_done_callback(hand_on)
-                except BaseException as error:
-                    answer.set_exception(error)
-            except BaseException as error:
-                answer.set_exception(error)
-            else:
-                self._count()
-                answer.set_result(outputs)
-
         def hand_on(asked: Future[dict[str, Array]]) -> None:
             error = asked.exception()
             if error is None:
                 answer.set_result(asked.result())
             else:
                 answer.set_exception(error)
+
+        def answered(asked: Future[dict[str, Array]]) -> None:
+            if not answer.set_running_or_notify_cancel():
+                return
+            error = asked.exception()
+            if not isinstance(error, LanesLostError):
+                if error is None:
+                    self._count()
+                hand_on(asked)
+                return
+            self._take_over()
+            try:
+                self.host.submit(inputs, deadline_us=deadline_us).add_done_callback(hand_on)
+            except BaseException as refused:
+                answer.set_exception(refused)
 
         asked.add_done_callback(answered)
         # What nobody waits for any more is not replayed.

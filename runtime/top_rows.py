@@ -21,8 +21,7 @@ def top_rows(scores: Array, keep: int) -> Array:
     ranks = _without_nan(scores)
     least = np.partition(ranks, n - keep)[n - keep]
     above = ranks > least
-    rows = np.flatnonzero(above)
-    equal = np.flatnonzero(ranks == least)[: keep - len(rows)]
+    equal = np.flatnonzero(ranks == least)[: keep - np.count_nonzero(above)]
     above[equal] = True
     return np.flatnonzero(above)
 

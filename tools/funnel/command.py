@@ -55,7 +55,7 @@ def funnel(
     as_json: options.AsJson = False,
 ) -> None:
     """Rank queries by every funnel of these models, and say how good and how fast each is."""
-    from recreplay.runtime import Funnel, Stage
+    from recreplay.runtime import Funnel, Runtime, Stage
     from recreplay.tools.bench.stamp import stamp
     from recreplay.tools.funnel import measure
     from recreplay.tools.funnel import queries as made
@@ -74,7 +74,7 @@ def funnel(
     prepare_for_load()
     with Progress() as progress, ExitStack() as stack:
         progress(f"loading {len(artifacts)} artifacts")
-        runtimes = measure.opened(artifacts, lanes, stack.enter_context)
+        runtimes = [stack.enter_context(Runtime.load(path, lanes=lanes)) for path in artifacts]
         models = [
             Stage(runtime, items, scores.get(name))
             for runtime, name in zip(runtimes, names, strict=True)

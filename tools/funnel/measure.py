@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from recreplay.runtime import Funnel, Ranking, Runtime, Stage
+from recreplay.runtime import Funnel, Stage
 from recreplay.tools.bench.latency import Latency
 from recreplay.tools.console import Progress
 from recreplay.tools.funnel.pipelines import Pipeline
 from recreplay.tools.funnel.quality import ndcg, overlap
-from recreplay.tools.funnel.queries import Query, wanted_rows
+from recreplay.tools.funnel.queries import Array, Query
 from recreplay.tools.load.arrivals import arrival_times
 from recreplay.tools.load.generator import run_load
 
@@ -32,6 +32,10 @@ class Measured:
 
     def latency(self) -> Latency:
         return Latency.from_ns(self.ns)
+
+    def request(self, query: Query) -> dict[str, Any]:
+        """The inputs of a query that this funnel has."""
+        return {spec.name: query.request[spec.name] for spec in self.funnel.inputs}
 
 
 def make(pipeline: Pipeline, models: Sequence[Stage], top: int) -> Funnel:
@@ -55,13 +59,12 @@ def measure(
     """Of each funnel, `chosen[0]` being the last model alone. Every funnel ranks one query after
     the other in turn with the others, each round begun by another."""
     found = [Measured(p, make(p, models, top)) for p in chosen]
-    names = {spec.name for spec in found[0].funnel.inputs}
-    everything = [_mine(query, names) for query in queries]
-    wanted = wanted_rows(found[0].funnel, everything)
+    wanted: list[Array] = []  # what the last model alone ranks first
     for item in found:
-        rankings = [item.funnel.run(_request(item, query)) for query in queries]
-        item.ndcg = _mean_ndcg(rankings, queries, wanted, top)
-        item.overlap = float(np.mean([*map(_overlap, rankings, wanted)]))
+        ranked = [item.funnel.run(item.request(query)).rows for query in queries]
+        wanted = wanted or ranked
+        item.ndcg = _mean_ndcg(ranked, queries, wanted, top)
+        item.overlap = float(np.mean([*map(overlap, ranked, wanted)]))
     clock = time.perf_counter_ns
     for turn in range(runs):
         if turn % 10 == 0:
@@ -69,7 +72,7 @@ def measure(
         query = queries[turn % len(queries)]
         for at in range(len(found)):
             item = found[(at + turn) % len(found)]
-            request = _request(item, query)
+            request = item.request(query)
             begun = clock()
             item.funnel.run(request)
             item.ns.append(clock() - begun)
@@ -81,7 +84,7 @@ def load(
 ) -> dict[str, Any]:
     """Open-loop load on one funnel: what became of the queries, in milliseconds."""
     times = arrival_times("exponential", rate, seconds, seed)
-    requests = [_request(item, queries[i % len(queries)]) for i in range(len(times))]
+    requests = [item.request(queries[i % len(queries)]) for i in range(len(times))]
     return {"rate": rate, **run_load(item.funnel, requests, times).to_json()}
 
 
@@ -97,31 +100,13 @@ def fastest(found: Sequence[Measured], loss: float) -> Measured:
     return min(good, key=lambda item: item.latency().p95)
 
 
-def _request(item: Measured, query: Query) -> dict[str, Any]:
-    return _mine(query, {spec.name for spec in item.funnel.inputs}).request
-
-
-def _mine(query: Query, names: set[str]) -> Query:
-    """The inputs that a funnel has."""
-    return Query({k: v for k, v in query.request.items() if k in names}, query.labels)
-
-
 def _mean_ndcg(
-    rankings: Sequence[Ranking], queries: Sequence[Query], wanted: Sequence[Any], top: int
+    ranked: Sequence[Array], queries: Sequence[Query], wanted: Sequence[Array], top: int
 ) -> float:
     """By labels or, where there are none, by the rows that the last model alone ranks first."""
     scores = []
-    for ranking, query, rows in zip(rankings, queries, wanted, strict=True):
+    for rows, query, right in zip(ranked, queries, wanted, strict=True):
         known = query.labels
-        labels = np.isin(ranking.rows, rows) if known is None else known[ranking.rows]
+        labels = np.isin(rows, right) if known is None else known[rows]
         scores.append(ndcg(labels, top))
     return float(np.mean(scores))
-
-
-def _overlap(ranking: Ranking, wanted: Any) -> float:
-    return overlap(ranking.rows, wanted)
-
-
-def opened(paths: Sequence[Any], lanes: int, enter: Any) -> list[Runtime]:
-    """The artifacts, each with as many lanes; `enter` closes them."""
-    return [enter(Runtime.load(path, lanes=lanes)) for path in paths]

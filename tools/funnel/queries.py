@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,8 +86,3 @@ def at_random(funnel: Funnel, items: int, count: int, seed: int) -> list[Query]:
 def _users(funnel: Funnel) -> int:
     """A query has the candidates of one user."""
     return int(any(spec.user for spec in funnel.inputs))
-
-
-def wanted_rows(full: Funnel, queries: Sequence[Query]) -> list[Array]:
-    """The rows that the last model alone ranks first, of each query."""
-    return [full.run(query.request).rows for query in queries]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from recreplay.runtime.artifact import Artifact
-from recreplay.runtime.jagged import Group, divide, division_of, groups
+from recreplay.runtime.jagged import Group, divide, division_of, groups, rows_of
 from recreplay.runtime.manifest import Manifest
 from recreplay.tools.load.sizes import Sizes
 from recreplay.tools.query_sizes import LARGEST
@@ -67,12 +67,8 @@ class Queries:
             return divide(group, arrays[name], [arrays[spec.name] for spec in group.values])
 
         found = {group.division.name: starts(group) for group in self._groups}
-        users = [
-            len(found[s.name]) - 1 if s.name in found else len(arrays[s.name])
-            for s in self._others
-            if s.user and s.kind != "values"
-        ]
-        return _Whole(arrays, found, users[0] if users else 0)
+        by_user = (s for s in self._others if s.user and s.kind != "values")
+        return _Whole(arrays, found, next((rows_of(s, arrays[s.name]) for s in by_user), 0))
 
     def _cut(self, whole: _Whole, rows: slice, user: slice) -> dict[str, Any]:
         found = {name: whole.arrays[name][rows] for name in self._by_row}

@@ -95,14 +95,15 @@ def by_delay(
 ) -> list[dict[str, Any]]:
     """Requests a second with 64 under way, and the latency of one that is alone."""
     from recreplay.runtime import Runtime, Serving
-    from recreplay.runtime.artifact import open_artifact
+    from recreplay.runtime.dispatch import can_pack
 
-    found = []
-    if open_artifact(path).manifest.users == 1:
-        progress("requests of one user are not packed: no delay is measured")
-        waits = [None]
-    for delay in waits:
+    found, packs = [], True
+    for delay in waits:  # None, which all models can do, is the first
+        if not packs:
+            progress("requests of one user are not packed: no delay is measured")
+            break
         with Runtime.load(path, serving=Serving(lanes=2, max_delay_us=delay)) as runtime:
+            packs = can_pack(runtime.manifest)
             for rows in sizes:
                 progress(f"{rows} rows, delay {delay}")
                 requests = _requests(runtime, rows)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from recreplay.runtime.artifact import open_artifact
+from recreplay.runtime.dispatch import can_pack
 from recreplay.runtime.errors import RecReplayError
 from recreplay.tools.load.arrivals import Arrivals
 from recreplay.tools.load.queries import Queries
@@ -56,7 +57,7 @@ class Search:
         self._queries = Queries(artifact.path, artifact.manifest, workload.sizes, workload.seed)
         self._largest, self._mean = largest(workload.sizes), self._queries.mean_rows()
         self._cores, self._delays = cores, tuple(delays_us)
-        if self._users == 1:
+        if not can_pack(artifact.manifest):
             progress("requests of one user are not packed: no delay is tried")
             self._delays = ()
         rows = sorted({*_ends(self._buckets), self._largest})
