@@ -15,9 +15,11 @@ import numpy as np
 
 from recreplay.runtime.batching import Batching, Convert, Piece, RowBatching, unpack
 from recreplay.runtime.errors import InputError, RecReplayError
+from recreplay.runtime.inline import Inline
 from recreplay.runtime.manifest import Manifest
 from recreplay.runtime.mixed import is_mixed
 from recreplay.runtime.mixed_batching import MixedBatching
+from recreplay.runtime.promises import LoopPromise, Promise, ThreadPromise, mailbox_here
 from recreplay.runtime.serving import Serving
 from recreplay.runtime.waiting import Reply, Ticket, WaitingLine
 
@@ -32,6 +34,7 @@ class Dispatched:
     """Counters of the queue, written under the dispatcher's lock."""
 
     submitted: int = 0
+    inline: int = 0  # of them, those that were answered where they came
     packs: int = 0  # replays that answered more than one request
     packed: int = 0  # requests that were answered so
     cut: int = 0  # requests that were cut into chunks
@@ -50,8 +53,10 @@ class Dispatcher:
         convert: Convert,
         answer: Answer,
         failed: Callable[[], None],
+        inline: Inline,
     ) -> None:
         self._check, self._answer, self._failed = check, answer, failed
+        self._inline = inline
         self._serving = serving
         self._batching = batching = _batching(manifest, serving, convert)
         room = (manifest.buckets[-1].size,) if batching is None else batching.room
@@ -67,39 +72,73 @@ class Dispatcher:
     ) -> Future[dict[str, Array]]:
         """Queue a request. Raises Overloaded or RuntimeClosedError; what is wrong with the request
         itself is raised by the future."""
+        arrived, due = self._times(deadline_us)
+        promise = ThreadPromise()
+        try:
+            values, n = self._check(inputs)
+            pieces = self._pieces(values, n)
+        except InputError as error:
+            self._failed()
+            if promise.start():
+                promise.fail(error)
+        else:
+            self._queue(pieces, promise, arrived, due)
+        return promise.future
+
+    async def arun(self, inputs: Mapping[str, Any], deadline_us: int | None) -> dict[str, Array]:
+        """Answer a request here, or queue it."""
+        arrived, due = self._times(deadline_us)
+        try:
+            values, n = self._check(inputs)
+            outputs = self._inline.answer(values, n)
+            pieces = self._pieces(values, n) if outputs is None else []
+        except BaseException:
+            self._failed()
+            raise
+        if outputs is None:
+            promise = LoopPromise(mailbox_here())
+            self._queue(pieces, promise, arrived, due)
+            return await promise.future
+        spent = time.monotonic() - arrived
+        with self._lock:
+            self._counts.submitted += 1
+            self._counts.inline += 1
+            self._counts.replay_ns += int(spent * 1e9)
+        return outputs
+
+    def _times(self, deadline_us: int | None) -> tuple[float, float | None]:
+        """Now, and until when a request may wait."""
         now = time.monotonic()
-        if self._threads and os.getpid() != self._process:
-            raise RecReplayError(
-                "this Runtime answered submitted requests before this process was forked, and its "
-                "threads stayed in the other one; load it after the fork, or use `run`"
-            )
         if deadline_us is not None and (type(deadline_us) is not int or deadline_us < 1):
             raise RecReplayError(
                 f"deadline_us is {deadline_us!r}; expected a whole number, 1 or more"
             )
         allowed = self._serving.deadline_us if deadline_us is None else deadline_us
-        due = None if allowed is None else now + allowed / 1e6
-        try:
-            values, n = self._check(inputs)
-            batching = self._batching
-            pieces = [Piece(values, (n,))] if batching is None else batching.pieces(values, n)
-        except InputError as error:
-            self._failed()
-            reply = Reply(1)
-            reply.fail(error)
-            return reply.future
-        reply = Reply(len(pieces))
+        return now, None if allowed is None else now + allowed / 1e6
+
+    def _pieces(self, values: Sequence[Any], n: int) -> Sequence[Piece]:
+        batching = self._batching
+        return [Piece(values, (n,))] if batching is None else batching.pieces(values, n)
+
+    def _queue(
+        self, pieces: Sequence[Piece], promise: Promise, arrived: float, due: float | None
+    ) -> None:
+        if self._threads and os.getpid() != self._process:
+            raise RecReplayError(
+                "this Runtime answered submitted requests before this process was forked, and its "
+                "threads stayed in the other one; load it after the fork, or use `run`"
+            )
+        reply = Reply(promise, len(pieces))
         step = pieces[0].takes[0]
         with self._lock:
             if not self._threads:  # before anything waits: who closes now must find them
                 self._start()
         self._line.put(
-            [Ticket(piece, reply, at, now, due, at * step) for at, piece in enumerate(pieces)]
+            [Ticket(piece, reply, at, arrived, due, at * step) for at, piece in enumerate(pieces)]
         )
         with self._lock:
             self._counts.submitted += 1
             self._counts.cut += len(pieces) > 1
-        return reply.future
 
     def stats(self) -> dict[str, int]:
         with self._lock:
@@ -154,6 +193,7 @@ class Dispatcher:
             ticket.reply.fail(error)
         else:
             ticket.reply.give(ticket.at, outputs)
+            ticket.reply.wake()
 
     def _serve_pack(self, tickets: Sequence[Ticket]) -> None:
         rows = [ticket.rows for ticket in tickets]
@@ -171,6 +211,8 @@ class Dispatcher:
             self._counts.packed += len(tickets)
         for ticket, own in zip(tickets, unpack(outputs, rows), strict=True):
             ticket.reply.give(ticket.at, own)
+        for ticket in tickets:
+            ticket.reply.wake()
 
 
 def _finish(line: WaitingLine, threads: Sequence[threading.Thread]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
@@ -22,6 +21,7 @@ from recreplay.runtime.errors import (
     ReplayError,
 )
 from recreplay.runtime.fill import CHECKS, Check
+from recreplay.runtime.inline import Inline
 from recreplay.runtime.lanes import LanePool
 from recreplay.runtime.loading import LaneLoader
 from recreplay.runtime.manifest import Manifest
@@ -65,6 +65,7 @@ class Runtime:
         self._lending = Lending(
             self._lanes, self._replayer, Rooms(self.manifest), self._count_failure
         )
+        self._inline = Inline(self._lanes, self._lending, self._replayer)
         self._dispatcher = Dispatcher(
             self.manifest,
             self.serving,
@@ -72,6 +73,7 @@ class Runtime:
             self._replayer.checker.convert,
             self._answer,
             self._count_failure,
+            self._inline,
         )
         self._refresher = Refresher(self.manifest, loader, self._lanes)
 
@@ -165,8 +167,12 @@ class Runtime:
     async def arun(
         self, inputs: Mapping[str, Any], *, deadline_us: int | None = None
     ) -> dict[str, Array]:
-        """`submit` for asyncio. A request that is cancelled while it waits is not replayed."""
-        return await asyncio.wrap_future(self.submit(inputs, deadline_us=deadline_us))
+        """`submit` for asyncio. A request that is cancelled while it waits is not replayed.
+
+        Where a lane is free, a request whose replay takes no longer than `Serving.inline_us` is
+        answered here, without being handed to another thread.
+        """
+        return await self._dispatcher.arun(inputs, deadline_us)
 
     def update_rows(self, table: str, ids: Any, values: Any) -> None:
         """Write rows of an embedding table in place, between replays.
@@ -285,6 +291,8 @@ class Runtime:
         try:
             for lane in lanes:
                 self._test.all_buckets(lane)
+            if self.serving.inline_us:
+                self._inline.rows = self._test.rows_within(lanes[0], self.serving.inline_us)
         finally:
             for lane in lanes:
                 self._lanes.put(lane)

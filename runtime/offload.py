@@ -6,7 +6,6 @@ core than by a GPU that others wait for. Where the accelerator is lost, the host
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Mapping
 from concurrent.futures import Future
@@ -97,8 +96,16 @@ class Offload:
     async def arun(
         self, inputs: Mapping[str, Any], *, deadline_us: int | None = None
     ) -> dict[str, Array]:
-        """`submit` for asyncio."""
-        return await asyncio.wrap_future(self.submit(inputs, deadline_us=deadline_us))
+        """`Runtime.arun` of one of the two."""
+        if not self._is_large(inputs):
+            return await self.host.arun(inputs, deadline_us=deadline_us)
+        try:
+            outputs = await self.accelerator.arun(inputs, deadline_us=deadline_us)
+        except LanesLostError:
+            self._take_over()
+            return await self.host.arun(inputs, deadline_us=deadline_us)
+        self._count()
+        return outputs
 
     def update_rows(self, table: str, ids: Any, values: Any) -> None:
         """`Runtime.update_rows` of both, the host's first."""

@@ -53,6 +53,11 @@ class Replayer:
             return self._parts(self._cutter, lane, arrays, n)
         return self._rows(lane, arrays, n)
 
+    def fits(self, lane: Lane, values: Sequence[Any], rows: int) -> bool:
+        """Whether so many rows, which the request has not more of, have room for its other values
+        as well."""
+        return self._cutter is None or 0 < lane.needed(tuple(values)) <= rows
+
     def _rows(
         self, lane: Lane, arrays: Sequence[Array], n: int, first_row: int = 0
     ) -> dict[str, Array]:

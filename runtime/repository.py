@@ -194,6 +194,23 @@ class ModelRepository:
             name, version, lambda runtime: runtime.submit(inputs, deadline_us=deadline_us)
         )
 
+    async def arun(
+        self,
+        name: str,
+        inputs: Mapping[str, Any],
+        version: str | None = None,
+        *,
+        deadline_us: int | None = None,
+    ) -> tuple[str, dict[str, np.ndarray[Any, Any]]]:
+        """`Runtime.arun` on the live version; which one that was, and its outputs."""
+        while True:
+            served = self.get(name, version)
+            try:
+                return served.version, await served.runtime.arun(inputs, deadline_us=deadline_us)
+            except RuntimeClosedError:
+                if self._live.get(name) is served:
+                    raise
+
     def close(self) -> None:
         """Answer what was accepted, then free all models. Closing twice is fine."""
         with self._lock:

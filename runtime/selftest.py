@@ -5,8 +5,10 @@ The answers are the eager model's or, where precision was lowered, those of the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from recreplay.runtime.lane import Lane
 
 Array = np.ndarray[Any, Any]
+_TIMED = 5  # replays of a bucket
 
 
 class SelfTest:
@@ -45,6 +48,29 @@ class SelfTest:
         stored = self._smallest or self._stored()
         self._test(lane, self._manifest.buckets[0].size, stored, compare)
 
+    def rows_within(self, lane: Lane, us: float) -> int:
+        """The rows of the largest bucket that replays within `us` microseconds, filling and all,
+        as all smaller ones do; 0 if there is none."""
+        stored, rows = self._stored(), 0
+        for bucket in self._manifest.buckets:
+            arrays, n = self._replayer.checker.check(stored_request(stored, bucket.size))
+            times = []
+            for _ in range(_TIMED):
+                begun = time.perf_counter()
+                self._replay(lane, arrays, n)
+                times.append(time.perf_counter() - begun)
+            if median(times) * 1e6 > us:
+                break
+            rows = bucket.size
+        return rows
+
+    def _replay(self, lane: Lane, arrays: Sequence[Array], n: int) -> dict[str, Array]:
+        counted, lane.metrics = lane.metrics, Metrics()  # a test is no request
+        try:
+            return self._replayer.replay_whole(lane, arrays, n)
+        finally:
+            lane.metrics = counted
+
     def _stored(self) -> dict[str, Array]:
         from safetensors.numpy import load_file
 
@@ -55,11 +81,7 @@ class SelfTest:
     ) -> None:
         parity = next(p for p in self._manifest.parity if p.bucket == size)
         arrays, n = self._replayer.checker.check(stored_request(stored, size))
-        counted, lane.metrics = lane.metrics, Metrics()  # a test is no request
-        try:
-            outputs = self._replayer.replay_whole(lane, arrays, n)
-        finally:
-            lane.metrics = counted
+        outputs = self._replay(lane, arrays, n)
         atols = {o.output: o.atol for o in parity.outputs}
         for name, got in outputs.items():
             expected, atol = stored[f"{size}/out/{name}"], atols[name]

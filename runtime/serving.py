@@ -9,7 +9,14 @@ from typing import Any, Literal, get_args
 
 from recreplay.runtime.errors import RecReplayError
 
-_LEAST = {"lanes": 1, "max_queue": 1, "chunk_rows": 1, "max_delay_us": 0, "deadline_us": 1}
+_LEAST = {
+    "lanes": 1,
+    "max_queue": 1,
+    "chunk_rows": 1,
+    "max_delay_us": 0,
+    "deadline_us": 1,
+    "inline_us": 0,
+}
 SERVING = "serving.json"
 Wait = Literal["spin", "block"]
 
@@ -27,6 +34,9 @@ class Serving:
     `max_queue`: requests (or parts) that may wait; beyond, `Overloaded` is raised.
     `deadline_us`: how long a request may wait before its replay begins, unless it says otherwise;
     then it is answered by `DeadlineExceeded`.
+    `inline_us`: `arun` answers a request on the thread of its event loop, where a lane is free, if
+    its replay takes no longer than so many microseconds, as measured at load: to hand it to the
+    thread of a lane, and the answer back, takes longer. 0 does so never.
     `wait`: on CUDA, whether the thread of a replay keeps a core until the replay has ended
     (`"spin"`), or sleeps and is woken some microseconds late (`"block"`), which leaves cores to
     others where lanes are many. On a CPU the thread is the one that computes.
@@ -37,6 +47,7 @@ class Serving:
     chunk_rows: int | None = None
     max_queue: int = 1024
     deadline_us: int | None = None
+    inline_us: int = 50
     wait: Wait = "spin"
 
     def __post_init__(self) -> None:

@@ -6,7 +6,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from operator import sub
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 from recreplay.runtime.batching import Piece, join
 from recreplay.runtime.errors import DeadlineExceeded, Overloaded, RuntimeClosedError
 from recreplay.runtime.lanes import CLOSED
+from recreplay.runtime.promises import Promise
 
 Array = np.ndarray[Any, Any]
 _WAKING = 100e-6  # seconds that a timed wait of a thread ends late, as measured on Linux
@@ -23,12 +23,14 @@ _WAKING = 100e-6  # seconds that a timed wait of a thread ends late, as measured
 class Reply:
     """The answer to one request, from as many parts as it was cut into."""
 
-    def __init__(self, parts: int) -> None:
-        self.future: Future[dict[str, Array]] = Future()
+    def __init__(self, promise: Promise, parts: int) -> None:
+        self._promise = promise
         self._parts: list[dict[str, Array] | None] = [None] * parts
         self._left = parts
         self._lock = threading.Lock()
         self._started: bool | None = None  # False: it was cancelled before
+        self._kept = False
+        self.wake = promise.wake
 
     def start(self) -> bool:
         """False if nobody waits any more: the request was cancelled, or a part of it failed."""
@@ -36,22 +38,27 @@ class Reply:
             return self._is_live()
 
     def give(self, at: int, outputs: dict[str, Array]) -> None:
+        """The outputs of part `at`; `wake` comes after it, for several replies at once."""
         with self._lock:
             self._parts[at] = outputs
             self._left -= 1
-            if self._left or self.future.done():
+            if self._left or self._kept:
                 return
-        self.future.set_result(join([part for part in self._parts if part is not None]))
+            self._kept = True
+        self._promise.give(join([part for part in self._parts if part is not None]))
 
     def fail(self, error: BaseException) -> None:
         with self._lock:
-            if self._is_live():
-                self.future.set_exception(error)
+            if not self._is_live():
+                return
+            self._kept = True
+        self._promise.fail(error)
+        self.wake()
 
     def _is_live(self) -> bool:
-        if self._started is None:  # which a future is to be told once
-            self._started = self.future.set_running_or_notify_cancel()
-        return self._started and not self.future.done()
+        if self._started is None:  # which a promise is to be told once
+            self._started = self._promise.start()
+        return self._started and not self._kept
 
 
 class Ticket:

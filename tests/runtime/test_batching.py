@@ -32,6 +32,7 @@ from recreplay.runtime.errors import (
     ReplayError,
     RuntimeClosedError,
 )
+from recreplay.runtime.promises import ThreadPromise
 from recreplay.runtime.serving import Serving
 from recreplay.runtime.waiting import Reply, Ticket, WaitingLine
 
@@ -80,7 +81,7 @@ def test_what_is_cut_joins_again(rows: int, most: int) -> None:
 
 
 def ticket(rows: int, arrived: float = 0.0, due: float | None = None) -> Ticket:
-    return Ticket(Piece([], (rows,)), Reply(1), 0, arrived, due)
+    return Ticket(Piece([], (rows,)), Reply(ThreadPromise(), 1), 0, arrived, due)
 
 
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=30), st.integers(1, 16))
@@ -115,13 +116,15 @@ def test_the_first_of_a_pack_waits_no_longer_than_the_delay() -> None:
 
 def test_late_tickets_are_answered_at_once() -> None:
     line = WaitingLine(10, (8,), None)
-    late = ticket(1, arrived=time.monotonic() - 2, due=time.monotonic() - 1)
+    promise = ThreadPromise()
+    begun = time.monotonic()
+    late = Ticket(Piece([], (1,)), Reply(promise, 1), 0, begun - 2, begun - 1)
     line.put([late])
     taker = threading.Thread(target=line.take, daemon=True)
     taker.start()
     message = r"^the request waited \d+ µs for a lane and was to wait at most 1000000 µs"
     with pytest.raises(DeadlineExceeded, match=message.replace("1000000", r"\d+")):
-        late.reply.future.result(timeout=5)
+        promise.future.result(timeout=5)
     assert line.expired == 1
     line.close()
     taker.join(5)

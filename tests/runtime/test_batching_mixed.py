@@ -28,6 +28,7 @@ from recreplay.runtime.errors import (
     RecReplayError,
 )
 from recreplay.runtime.mixed_batching import MixedBatching
+from recreplay.runtime.promises import ThreadPromise
 from recreplay.runtime.serving import Serving
 from recreplay.runtime.waiting import Reply, Ticket, WaitingLine
 
@@ -248,7 +249,7 @@ def test_clamped_ids_are_those_of_each_request(path: Path) -> None:
 def test_packs_fit_in_every_way(sizes: list[tuple[int, ...]], room: tuple[int, ...]) -> None:
     line = WaitingLine(100, room, 0.0)
     for takes in sizes:
-        line.put([Ticket(Piece([], takes), Reply(1), 0, 0.0, None)])
+        line.put([Ticket(Piece([], takes), Reply(ThreadPromise(), 1), 0, 0.0, None)])
     line.close()
     packs = []
     while (taken := line.take()) is not None:

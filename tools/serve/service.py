@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 from collections.abc import Mapping
@@ -131,10 +130,9 @@ class Service:
         with self._lock:
             counts.pending += 1
         try:
-            answering, future = self.repository.submit(
+            answering, outputs = await self.repository.arun(
                 name, inputs, version, deadline_us=deadline_us
             )
-            outputs = await asyncio.wrap_future(future)
         except BaseException:
             with self._lock:
                 counts.pending -= 1
