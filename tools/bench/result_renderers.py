@@ -185,7 +185,7 @@ def _scaling(report: dict[str, Any]) -> list[str]:
 def _saturate(report: dict[str, Any]) -> list[str]:
     rows = sorted({point["rows"] for point in report["lanes"]})
 
-    def rates(points: Sequence[dict[str, Any]], key: str, value: int | None) -> Iterator[str]:
+    def rates(points: Sequence[dict[str, Any]], key: str, value: Any) -> Iterator[str]:
         for n in rows:
             found = next(p for p in points if p["rows"] == n and p[key] == value)
             yield f"{found['qps']:,.0f}"
@@ -199,6 +199,8 @@ def _saturate(report: dict[str, Any]) -> list[str]:
         for delay in dict.fromkeys(point["max_delay_us"] for point in report["batching"]):
             what = "each by itself" if delay is None else f"packed within {delay} µs"
             yield (f"`submit`, {what}", *rates(report["batching"], "max_delay_us", delay))
+        for way in dict.fromkeys(point["way"] for point in report["coroutines"]):
+            yield (f"coroutines, {way}", *rates(report["coroutines"], "way", way))
 
     return _table(("requests a second", *(f"of {n} rows" for n in rows)), lines())
 

@@ -29,8 +29,9 @@ def saturate(
     out: Annotated[Path | None, typer.Option(help="Write the report here too, as JSON.")] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Measure closed-loop throughput by lanes, and batching at both ends of the load."""
+    """Measure closed-loop throughput by lanes, batching at both ends of the load, coroutines."""
     from recreplay.tools.bench.stamp import stamp
+    from recreplay.tools.load.coroutines import by_coroutine
 
     sizes = options.parse_numbers(rows, "--rows", "rows of a request", 1, MOST)
     counts = options.parse_numbers(lanes, "--lanes", "numbers of lanes", 1)
@@ -46,6 +47,7 @@ def saturate(
             "seconds": seconds,
             "lanes": by_lanes(artifact, sizes, counts, seconds, progress),
             "batching": by_delay(artifact, sizes, waits, seconds, progress),
+            "coroutines": by_coroutine(artifact, sizes, seconds, progress),
             "stamp": stamp(threads=1),
         }
     if out is not None:
@@ -61,13 +63,14 @@ def by_lanes(
 ) -> list[dict[str, Any]]:
     """Requests a second of as many threads as lanes, each with a `run` at a time."""
     from recreplay.runtime import Runtime
+    from recreplay.tools.load.queries import fixed_queries
 
     found = []
     for lanes in counts:
         with Runtime.load(path, lanes=lanes) as runtime:
             for rows in sizes:
                 progress(f"{rows} rows on {lanes} lanes")
-                requests = _requests(runtime, rows)
+                requests = fixed_queries(runtime, rows)
                 done = [0] * lanes
                 end = time.perf_counter() + seconds
 
@@ -96,6 +99,7 @@ def by_delay(
     """Requests a second with 64 under way, and the latency of one that is alone."""
     from recreplay.runtime import Runtime, Serving
     from recreplay.runtime.dispatch import can_pack
+    from recreplay.tools.load.queries import fixed_queries
 
     found, packs = [], True
     for delay in waits:  # None, which all models can do, is the first
@@ -106,7 +110,7 @@ def by_delay(
             packs = can_pack(runtime.manifest)
             for rows in sizes:
                 progress(f"{rows} rows, delay {delay}")
-                requests = _requests(runtime, rows)
+                requests = fixed_queries(runtime, rows)
                 qps = _flood(runtime, requests, seconds)
                 alone = []
                 for at in range(_LONELY):
@@ -118,14 +122,6 @@ def by_delay(
                 item = {"rows": rows, "max_delay_us": delay, "qps": round(qps, 1)}
                 found.append({**item, "alone_us_p50": p50, "alone_us_p95": p95})
     return found
-
-
-def _requests(runtime: Any, rows: int) -> list[dict[str, Any]]:
-    from recreplay.tools.load.queries import Queries
-    from recreplay.tools.load.sizes import fixed
-
-    queries = Queries(runtime.path, runtime.manifest, fixed(rows))
-    return [queries.next() for _ in range(17)]
 
 
 def _flood(runtime: Any, requests: list[dict[str, Any]], seconds: float) -> float:
@@ -168,6 +164,20 @@ def _show(report: dict[str, Any]) -> None:
                     tables.micros(i["alone_us_p95"]),
                 )
                 for i in report["batching"]
+            ],
+        ),
+        tables.table(
+            "64 coroutines of one event loop; and one alone",
+            ("rows>", "way", "requests/s>", "alone p50 µs>", "p95>"),
+            [
+                (
+                    i["rows"],
+                    i["way"],
+                    f"{i['qps']:,.0f}",
+                    tables.micros(i["alone_us_p50"]),
+                    tables.micros(i["alone_us_p95"]),
+                )
+                for i in report["coroutines"]
             ],
         ),
     )

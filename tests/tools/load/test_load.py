@@ -160,7 +160,14 @@ def test_saturate_reports(shop_path: Path, tmp_path: Path) -> None:
     report = json.loads(out.read_text())
     assert [(i["rows"], i["lanes"]) for i in report["lanes"]] == [(2, 1), (2, 2)]
     assert [i["max_delay_us"] for i in report["batching"]] == [None, 0]
-    assert all(i["qps"] > 0 for i in report["lanes"] + report["batching"])
+    ways = [i["way"] for i in report["coroutines"]]
+    assert ways == [
+        "run in a thread pool",
+        "arun by lanes' threads",
+        "arun by lanes' threads, packed",
+        "arun",
+    ]
+    assert all(i["qps"] > 0 for i in report["lanes"] + report["batching"] + report["coroutines"])
 
 
 def test_loadgen_reports(shop_path: Path, tmp_path: Path) -> None:
@@ -212,4 +219,5 @@ def test_saturate_packs_where_a_replay_has_room_for_users(
     assert done.exit_code == 0, done.output
     report = json.loads(done.stdout)
     assert [i["max_delay_us"] for i in report["batching"]] == delays
+    assert len(report["coroutines"]) == 2 + len(delays)
     assert ("requests of one user are not packed" in done.stderr) == (users == 1)
