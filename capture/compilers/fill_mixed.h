@@ -33,9 +33,9 @@ struct measured {
 
 static int divides(const struct mixed_input *input) { return input->kind >= OFFSETS; }
 
-/* Whether items lie one after another, where numbers may lie. */
+/* Whether items lie one after another. */
 static int is_dense(const struct view *view, size_t bytes) {
-  return view->dimensions == 1 && (size_t)view->data % bytes == 0 &&
+  return view->dimensions == 1 &&
          (view->shape[0] < 2 || view->strides[0] * view->unit == (ptrdiff_t)bytes);
 }
 
@@ -87,6 +87,9 @@ static int measure(void *values, const struct recreplay_mixed *mixed, struct mea
   return 1;
 }
 
+typedef int64_t signed_64 __attribute__((aligned(1), may_alias));
+typedef int32_t signed_32 __attribute__((aligned(1), may_alias));
+
 /* Stages where the values of each row begin, read once, so that what was checked is what is used:
    `staged` has two more than `most` rows. Returns whether they are right. */
 #define STAGE_STARTS(name, Staged, Given)                                                       \
@@ -104,10 +107,10 @@ static int measure(void *values, const struct recreplay_mixed *mixed, struct mea
     staged[most + 1] = (Staged)room;                                                            \
     return !bad;                                                                                \
   }
-STAGE_STARTS(starts_64_64, int64_t, int64_t)
-STAGE_STARTS(starts_64_32, int64_t, int32_t)
-STAGE_STARTS(starts_32_64, int32_t, int64_t)
-STAGE_STARTS(starts_32_32, int32_t, int32_t)
+STAGE_STARTS(starts_64_64, int64_t, signed_64)
+STAGE_STARTS(starts_64_32, int64_t, signed_32)
+STAGE_STARTS(starts_32_64, int32_t, signed_64)
+STAGE_STARTS(starts_32_32, int32_t, signed_32)
 
 #define STAGE_LENGTHS(name, Staged, Given)                                                      \
   static int name(Staged *staged, const Given *given, size_t rows, size_t most,                 \
@@ -123,10 +126,10 @@ STAGE_STARTS(starts_32_32, int32_t, int32_t)
     for (size_t i = rows; i < most; i++) staged[i] = 0;                                         \
     return !bad && left == 0;                                                                   \
   }
-STAGE_LENGTHS(lengths_64_64, int64_t, int64_t)
-STAGE_LENGTHS(lengths_64_32, int64_t, int32_t)
-STAGE_LENGTHS(lengths_32_64, int32_t, int64_t)
-STAGE_LENGTHS(lengths_32_32, int32_t, int32_t)
+STAGE_LENGTHS(lengths_64_64, int64_t, signed_64)
+STAGE_LENGTHS(lengths_64_32, int64_t, signed_32)
+STAGE_LENGTHS(lengths_32_64, int32_t, signed_64)
+STAGE_LENGTHS(lengths_32_32, int32_t, signed_32)
 
 /* What divides the values of input `at`. */
 static int stage_division(const struct recreplay_mixed *mixed, size_t at, size_t rows, size_t most) {

@@ -351,10 +351,23 @@ def test_ids_that_may_not_fit_are_left_to_be_converted(rows: int | None, ids: li
     staged = Staged(made, bounds)
     with pytest.raises(TypeError):
         staged.fill(3, a=np.array(ids))
-    if rows == 1000:
-        odd = np.frombuffer(bytes(1 + 3 * 8), np.uint8)[1:].view(np.int64)
-        with pytest.raises(TypeError):  # not where numbers begin
-            staged.fill(3, a=odd)
+
+
+@pytest.mark.parametrize("ids", [[3, 1, 999], [3, 1000, 1]])
+def test_wider_ids_are_taken_from_wherever_they_are(ids: list[int]) -> None:
+    """At odd bytes, in a message, and among other things, in an array of records."""
+    staged = Staged(bucket(4, [("a", "int32", ())]), [IdBound("a", None, 1000, "t")])
+    records = np.zeros(3, [("tag", "u1"), ("id", "i8")])
+    records["id"] = ids
+    message = np.frombuffer(b"\0" + np.array(ids).tobytes(), np.uint8)[1:].view(np.int64)
+    for values in (message, records["id"]):
+        assert not values.flags.aligned
+        if max(ids) == 1000 or Staged.library is None:
+            with pytest.raises(TypeError):
+                staged.fill(3, a=values)
+        else:
+            assert staged.fill(3, a=values) == 0
+            assert staged.views["a"].tolist() == [3, 1, 999, 3]
 
 
 @pytest.mark.parametrize("dtype", ["int64", "int32"])

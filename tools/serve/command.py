@@ -14,7 +14,15 @@ from recreplay.tools.console import report_notice
 MOST_PORT = 65_535
 MOST_BODY = 2**31 - 1  # bytes: gRPC's option is a C int
 # What `pip install 'recreplay[serve]'` brings.
-_EXTRA = {"starlette", "uvicorn", "grpc", "google", "tritonclient", "prometheus_client"}
+_EXTRA = {
+    "starlette",
+    "uvicorn",
+    "httptools",
+    "grpc",
+    "google",
+    "tritonclient",
+    "prometheus_client",
+}
 
 
 def serve(

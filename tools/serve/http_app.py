@@ -45,7 +45,9 @@ def build_app(service: Service, max_body: int, read_seconds: float) -> Starlette
     may take to send one."""
     api = _Api(service, max_body, read_seconds)
     model = "/v2/models/{name}"
-    routes: list[Route] = [
+    prefixes = (model, f"{model}/versions/{{version}}")
+    routes = [Route(f"{prefix}/infer", api.infer, methods=["POST"]) for prefix in prefixes]
+    routes += [  # looked through in this order for each request
         Route("/v2", api.server),
         Route("/v2/health/live", api.live),
         Route("/v2/health/ready", api.ready),
@@ -54,13 +56,12 @@ def build_app(service: Service, max_body: int, read_seconds: float) -> Starlette
         Route("/v2/repository/models/{name}/load", api.load, methods=["POST"]),
         Route("/v2/repository/models/{name}/unload", api.unload, methods=["POST"]),
     ]
-    for prefix in (model, f"{model}/versions/{{version}}"):
+    for prefix in prefixes:
         routes += [
             Route(prefix, api.model),
             Route(f"{prefix}/ready", api.model_ready),
             Route(f"{prefix}/config", api.config),
             Route(f"{prefix}/stats", api.stats),
-            Route(f"{prefix}/infer", api.infer, methods=["POST"]),
         ]
     app = Starlette(
         routes=routes,

@@ -101,6 +101,23 @@ def test_bodies_that_cannot_be_read(
     assert '{"error":' in answer
 
 
+def test_answers_are_not_held_back(server: Any, shop: Any) -> None:
+    """A head and a body of an answer are two packets: a socket that waits until the first was
+    acknowledged, which a client does after 40 ms, sends the second no sooner."""
+    asked = json.dumps(body(shop.request(2))).encode()
+    head = f"POST /v2/models/shop/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {len(asked)}\r\n\r\n"
+    spent = []
+    with socket.create_connection(("127.0.0.1", server.http), timeout=10) as line:
+        for _ in range(30):
+            begun = time.perf_counter()
+            line.sendall(head.encode() + asked)
+            got = b""
+            while b"\r\n\r\n" not in got or not got.endswith(b"}"):
+                got += line.recv(65536)
+            spent.append(time.perf_counter() - begun)
+    assert min(spent[15:]) < 0.035  # the first ones are acknowledged at once
+
+
 def test_an_id_comes_back_and_null_is_none(server: Any, shop: Any) -> None:
     url = f"{server.url}/v2/models/shop/infer"
     for given, expected in (("r1", "r1"), (7, "7"), (None, None)):
