@@ -1,9 +1,10 @@
-"""AOTInductor packages called through their C interface, which lets go of the interpreter lock.
+"""AOTInductor packages called through their C interface, without the interpreter lock.
 
 torch's own loader holds the lock for the whole call, so that lanes in threads take turns. Measured
 on two cores, 26 tables: two threads replay 1.0 times what one does through the loader and 2.0 times
 through here; one call takes 33 µs instead of 34. Lanes in processes would need 48 µs to hand over a
-request and back, and their own copy of torch.
+request and back, and their own copy of torch. Calls that prove to be over in 15 us keep the lock:
+threads that let go of it wait for it longer than that.
 
 The C interface is `torch/csrc/inductor/aoti_runtime/interface.h`; a library beside the packages
 (`launch.c` in `recreplay.capture.compilers`) makes it one call.
@@ -23,6 +24,7 @@ from recreplay.runtime.artifact import LAUNCHER
 from recreplay.runtime.builtin_call import NO_ARGUMENT, builtin
 from recreplay.runtime.errors import ArtifactCorruptError
 
+_LONG = 30_000  # nanoseconds; calls let go of the lock until they prove to be short
 _MAX_ALIVE = 1  # model instances of a container; each lane has containers of its own
 
 
@@ -37,6 +39,7 @@ class _Call(ctypes.Structure):
         ("handles", ctypes.c_void_p),
         ("count", ctypes.c_size_t),
         ("name", ctypes.c_char_p),
+        ("usual", ctypes.c_int64),
     )
 
 
@@ -65,7 +68,7 @@ def native_library(folder: Path) -> Path | None:
 
 
 class NativePackage:
-    """One package on the CPU. Bound calls release the interpreter lock while they run."""
+    """One package on the CPU. Bound calls release the interpreter lock, but for the shortest."""
 
     def __init__(self, folder: Path, library: Path) -> None:
         self._name = folder.name
@@ -102,6 +105,7 @@ class NativePackage:
             ctypes.addressof(handles),
             len(sources),
             self._name.encode(),
+            _LONG,
         )
         kept = (tensors, addresses, handles)  # what the call points to
         return builtin(self._launcher.recreplay_launch, NO_ARGUMENT, call, kept)
