@@ -3,7 +3,7 @@
 torch's own loader holds the lock for the whole call, so that lanes in threads take turns. Measured
 on two cores, 26 tables: two threads replay 1.0 times what one does through the loader and 2.0 times
 through here; one call takes 33 µs instead of 34. Lanes in processes would need 48 µs to hand over a
-request and back, and their own copy of torch. Calls that prove to be over in 15 us keep the lock:
+request and back, and their own copy of torch. Calls that prove to be over in 12 us keep the lock:
 threads that let go of it wait for it longer than that.
 
 The C interface is `torch/csrc/inductor/aoti_runtime/interface.h`; a library beside the packages
@@ -24,7 +24,7 @@ from recreplay.runtime.artifact import LAUNCHER
 from recreplay.runtime.builtin_call import NO_ARGUMENT, builtin
 from recreplay.runtime.errors import ArtifactCorruptError
 
-_LONG = 30_000  # nanoseconds; calls let go of the lock until they prove to be short
+_LONG = 24_000  # nanoseconds; calls let go of the lock until they prove to be short
 _MAX_ALIVE = 1  # model instances of a container; each lane has containers of its own
 
 
