@@ -1,4 +1,4 @@
-/* Calls one AOTInductor package: the whole call in C, without Python's lock where it takes long.
+/* Calls one AOTInductor package: the whole call in C, without Python's lock but where that costs more.
 
    A package takes over the tensor handles that it is given, so each call needs new ones. From
    Python that would be one foreign call per tensor. */
@@ -6,10 +6,13 @@
 #include <stdint.h>
 #include <time.h>
 
-/* Who lets go of the lock stands in line for it afterwards, and a wake-up takes as long as a short
-   segment: with one of 10 us, two threads answer 51,000 requests a second that keep it and 33,000
-   that let go; with one of 15 us, as many. Nanoseconds. */
-#define SHORT 12000
+/* Who lets go of the lock stands in line for it afterwards: for a wake-up, and behind threads that run
+   Python, each of which may keep it for 5 ms. Calls keep it where that takes much longer than they
+   do. Measured on two cores with two threads, letting go and keeping give the same where the wait is
+   about three times the call. */
+#define SHORT 1000000  /* nanoseconds; longer calls always let go */
+#define PATIENCE 3     /* times the call */
+#define LOOK_AGAIN 256 /* calls, of which one lets go, to see what that costs now */
 
 extern void *PyTuple_GetItem(void *, ptrdiff_t); /* Python's stable ABI */
 extern void *PyLong_AsVoidPtr(void *);
@@ -30,7 +33,9 @@ struct recreplay_call {
   void **handles; /* room for as many */
   size_t count;
   const char *name; /* of the segment */
-  int64_t usual; /* nanoseconds; of one call, on the average of the last ones */
+  int64_t spent;  /* nanoseconds that a call takes, */
+  int64_t waited; /* and that the lock does afterwards, on the average of the last calls */
+  int64_t calls;
 };
 
 static int32_t launched(const struct recreplay_call *call) {
@@ -45,12 +50,27 @@ static int64_t now(void) {
   return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
 }
 
+/* One that is out of line, say of a thread that was interrupted, counts little. */
+static void count(int64_t *average, int64_t found, int64_t most) {
+  *average += ((found < most ? found : most) - *average) / 8;
+}
+
+static int keeps_lock(const struct recreplay_call *call) {
+  return call->spent < SHORT && call->waited > PATIENCE * call->spent &&
+         call->calls % LOOK_AGAIN != 0;
+}
+
 static int32_t timed(struct recreplay_call *call) {
+  void *thread = keeps_lock(call) ? NULL : PyEval_SaveThread();
   int64_t begun = now();
   int32_t code = launched(call);
-  int64_t spent = now() - begun;
-  if (spent > 2 * SHORT) spent = 2 * SHORT; /* it may have been interrupted */
-  call->usual += (spent - call->usual) / 8;
+  int64_t ended = now();
+  if (thread != NULL) {
+    PyEval_RestoreThread(thread);
+    count(&call->waited, now() - ended, 4 * PATIENCE * (ended - begun));
+  }
+  count(&call->spent, ended - begun, 2 * SHORT);
+  call->calls++;
   return code;
 }
 
@@ -58,9 +78,7 @@ static int32_t timed(struct recreplay_call *call) {
 void *recreplay_launch(void *self, void *nothing) {
   (void)nothing;
   struct recreplay_call *call = PyLong_AsVoidPtr(PyTuple_GetItem(self, 0));
-  void *thread = call->usual < SHORT ? NULL : PyEval_SaveThread();
   int32_t code = timed(call);
-  if (thread != NULL) PyEval_RestoreThread(thread);
   if (code)
     return PyErr_Format(PyExc_RuntimeError,
                         "segment %s failed (code %d); what it said is on stderr", call->name, code);
