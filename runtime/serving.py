@@ -47,7 +47,7 @@ class Serving:
     chunk_rows: int | None = None
     max_queue: int = 1024
     deadline_us: int | None = None
-    inline_us: int = 50
+    inline_us: int = 100
     wait: Wait = "spin"
 
     def __post_init__(self) -> None:

@@ -12,6 +12,7 @@
    about three times the call. */
 #define SHORT 1000000  /* nanoseconds; longer calls always let go */
 #define PATIENCE 3     /* times the call */
+#define SURPRISE 10000 /* nanoseconds */
 #define LOOK_AGAIN 256 /* calls, of which one lets go, to see what that costs now */
 
 extern void *PyTuple_GetItem(void *, ptrdiff_t); /* Python's stable ABI */
@@ -50,7 +51,7 @@ static int64_t now(void) {
   return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
 }
 
-/* One that is out of line, say of a thread that was interrupted, counts little. */
+/* What is out of line, say of a thread that was interrupted, counts as `most`. */
 static void count(int64_t *average, int64_t found, int64_t most) {
   *average += ((found < most ? found : most) - *average) / 8;
 }
@@ -65,11 +66,11 @@ static int32_t timed(struct recreplay_call *call) {
   int64_t begun = now();
   int32_t code = launched(call);
   int64_t ended = now();
+  count(&call->spent, ended - begun, 4 * call->spent + SURPRISE);
   if (thread != NULL) {
     PyEval_RestoreThread(thread);
-    count(&call->waited, now() - ended, 4 * PATIENCE * (ended - begun));
+    count(&call->waited, now() - ended, 4 * PATIENCE * call->spent);
   }
-  count(&call->spent, ended - begun, 2 * SHORT);
   call->calls++;
   return code;
 }
