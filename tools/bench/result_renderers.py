@@ -201,6 +201,12 @@ def _saturate(report: dict[str, Any]) -> list[str]:
             yield (f"`submit`, {what}", *rates(report["batching"], "max_delay_us", delay))
         for way in dict.fromkeys(point["way"] for point in report["coroutines"]):
             yield (f"coroutines, {way}", *rates(report["coroutines"], "way", way))
+        for busy, what in ((False, "alone"), (True, "beside a thread that runs Python")):
+            found = [p for p in report["beside"] if p["busy"] == busy]
+            yield (
+                f"µs of a `run` {what}, p50 / p95",
+                *(f"{p['us_p50']:,.0f} / {p['us_p95']:,.0f}" for p in found),
+            )
 
     return _table(("requests a second", *(f"of {n} rows" for n in rows)), lines())
 

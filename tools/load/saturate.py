@@ -29,8 +29,10 @@ def saturate(
     out: Annotated[Path | None, typer.Option(help="Write the report here too, as JSON.")] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Measure closed-loop throughput by lanes, batching at both ends of the load, coroutines."""
+    """Measure throughput by lanes, batching at both ends of the load, coroutines, and `run` beside
+    a thread of Python."""
     from recreplay.tools.bench.stamp import stamp
+    from recreplay.tools.load.beside import beside_python
     from recreplay.tools.load.coroutines import by_coroutine
 
     sizes = options.parse_numbers(rows, "--rows", "rows of a request", 1, MOST)
@@ -48,6 +50,7 @@ def saturate(
             "lanes": by_lanes(artifact, sizes, counts, seconds, progress),
             "batching": by_delay(artifact, sizes, waits, seconds, progress),
             "coroutines": by_coroutine(artifact, sizes, seconds, progress),
+            "beside": beside_python(artifact, sizes, seconds, progress),
             "stamp": stamp(threads=1),
         }
     if out is not None:
@@ -178,6 +181,19 @@ def _show(report: dict[str, Any]) -> None:
                     tables.micros(i["alone_us_p95"]),
                 )
                 for i in report["coroutines"]
+            ],
+        ),
+        tables.table(
+            "run on one lane, now and then",
+            ("rows>", "beside it", "p50 µs>", "p95>"),
+            [
+                (
+                    i["rows"],
+                    "a thread that runs Python" if i["busy"] else "nothing",
+                    tables.micros(i["us_p50"]),
+                    tables.micros(i["us_p95"]),
+                )
+                for i in report["beside"]
             ],
         ),
     )

@@ -168,6 +168,8 @@ def test_saturate_reports(shop_path: Path, tmp_path: Path) -> None:
         "arun",
     ]
     assert all(i["qps"] > 0 for i in report["lanes"] + report["batching"] + report["coroutines"])
+    assert [(i["rows"], i["busy"]) for i in report["beside"]] == [(2, False), (2, True)]
+    assert all(0 < i["us_p50"] <= i["us_p95"] for i in report["beside"])
 
 
 def test_loadgen_reports(shop_path: Path, tmp_path: Path) -> None:
