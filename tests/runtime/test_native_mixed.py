@@ -224,9 +224,9 @@ def test_ids_are_trusted_where_the_caller_says_so_and_offsets_are_not(
 def test_many_values_are_copied_while_other_threads_run(
     artifact: Path, library: FillLibrary
 ) -> None:
-    """The lock is let go above 64 KB; what is filled is the same."""
+    """The lock is let go above 1 MB; what is filled is the same."""
     manifest = open_artifact(artifact).manifest
-    assert total_bytes(manifest.buckets[-1].inputs) < 1 << 16  # so not here
+    assert total_bytes(manifest.buckets[-1].inputs) < 1 << 20  # so not here
     model = nn.EmbeddingBag(50, 4, mode="sum", include_last_offset=True).eval()
     values, offsets = torch.randint(0, 50, (4096,)), torch.arange(0, 4097, 32)
     out = artifact.parent / "long.rr"
@@ -234,18 +234,19 @@ def test_many_values_are_copied_while_other_threads_run(
         model,
         {"input": values, "offsets": offsets},
         out=out,
-        buckets=[512],
+        buckets=[2048],
         compiler="eager",
-        jagged=[Jagged("input", offsets="offsets", capacity=64)],
+        jagged=[Jagged("input", offsets="offsets", capacity=128)],
         overwrite=True,
     )
     mine = open_artifact(out).manifest
     memory = [np.zeros(total_bytes(mine.buckets[0].inputs), np.uint8) for _ in range(2)]
     draw = np.random.default_rng(2)
-    lengths = draw.integers(0, 100, 500)
+    lengths = draw.integers(0, 200, 2000)
+    assert lengths.sum() * 8 > 1 << 20
     given = (np.append(0, lengths.cumsum()), draw.integers(0, 50, lengths.sum()))
-    filled = make_fillers(mine, memory[0], "error", library)[512].prepare(500)
-    by_numpy = make_fillers(mine, memory[1], "error", None)[512].prepare(500)
+    filled = make_fillers(mine, memory[0], "error", library)[2048].prepare(2000)
+    by_numpy = make_fillers(mine, memory[1], "error", None)[2048].prepare(2000)
     assert filled.as_it_came(given)  # type: ignore[union-attr]
     by_numpy(given)
     np.testing.assert_array_equal(*memory)
