@@ -10,12 +10,12 @@ wrong in it; then each request runs by itself and is told so.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 
 from recreplay.runtime.batching import Convert, PackError, Piece, end_to_end
-from recreplay.runtime.jagged import rows_of
 from recreplay.runtime.manifest import Manifest
 from recreplay.runtime.mixed import Divided, Order
 from recreplay.runtime.mixed_rows import as_given, take_rows
@@ -42,7 +42,13 @@ class MixedBatching:
             rows = manifest.users if group.user else most
             alike.append((list(group.values), group.capacity * rows))
         self.room = tuple(most for _, most in alike)
-        self._places = [[order.specs.index(spec) for spec in specs] for specs, _ in alike]
+        places = [[order.specs.index(spec) for spec in specs] for specs, _ in alike]
+        # Looked up in one call each: this is asked of every request before it waits.
+        self._counted = [first for first, *_ in places]
+        pairs = [(first, at) for first, *others in places for at in others]
+        self._firsts = itemgetter(0, *(first for first, _ in pairs))
+        self._others = itemgetter(0, *(at for _, at in pairs))
+        self._offsets = [at for at, s in enumerate(order.specs) if s.kind == "offsets"]
 
     def pieces(self, values: Sequence[Any], n: int) -> list[Piece]:
         chunk = self._chunk or n
@@ -62,13 +68,14 @@ class MixedBatching:
     def _takes(self, values: Sequence[Any]) -> tuple[int, ...] | None:
         """None where inputs that belong together have different numbers of items."""
         try:
-            counts = [rows_of(s, v) for s, v in zip(self._order.specs, values, strict=True)]
+            counts = list(map(len, values))
         except TypeError:  # one is no array at all
             return None
-        found = [{counts[at] for at in places} for places in self._places]
-        if any(len(numbers) > 1 for numbers in found):
+        for at in self._offsets:
+            counts[at] -= 1
+        if self._firsts(counts) != self._others(counts):
             return None
-        takes = tuple(numbers.pop() for numbers in found)
+        takes = tuple([counts[at] for at in self._counted])
         return takes if min(takes[: self._least]) > 0 else None
 
     def pack(self, pieces: Sequence[Piece]) -> tuple[Array, ...]:
