@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -64,6 +65,24 @@ def test_requests_are_packed_and_cut(artifact: Path) -> None:
         futures = [runtime.submit(request) for request, _ in asked]
         for future, (_, want) in zip(futures, asked, strict=True):
             np.testing.assert_allclose(future.result()["output"], want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("inline_us", [0, 10_000_000])
+@pytest.mark.parametrize("delay", [None, 200])
+def test_coroutines_are_answered(artifact: Path, inline_us: int, delay: int | None) -> None:
+    """On the threads of two loops, which recorded none of the graphs, or by those of lanes."""
+    model = dlrm(**MODEL)
+    asked = [answer(model, rows, seed) for seed in range(8) for rows in ROWS]
+    serving = Serving(lanes=2, max_delay_us=delay, inline_us=inline_us)
+
+    async def ask(runtime: Runtime) -> list[Any]:
+        return await asyncio.gather(*(runtime.arun(request) for request, _ in asked))
+
+    with Runtime.load(artifact, serving=serving) as runtime, ThreadPoolExecutor(2) as threads:
+        for answers in threads.map(asyncio.run, [ask(runtime) for _ in range(2)]):
+            for got, (_, want) in zip(answers, asked, strict=True):
+                np.testing.assert_allclose(got["output"], want, rtol=1e-4, atol=1e-5)
+        assert (runtime.stats()["queue"]["inline"] > 0) == (inline_us > 0)
 
 
 def test_a_refresh_is_seen_by_the_next_replay_and_by_none_before(artifact: Path) -> None:
