@@ -13,8 +13,8 @@
 #define SHORT 1000000  /* nanoseconds; longer calls always let go */
 #define PATIENCE 3     /* times the call */
 #define SURPRISE 10000 /* nanoseconds */
-#define MEASURED 8     /* calls, of which one reads the clock: that takes 0.1 us */
-#define LOOK_AGAIN 256 /* calls, of which one lets go, to see what that costs now; some MEASURED */
+#define MEASURED 8     /* calls, of which one reads the clock where nothing is waited for: 0.1 us */
+#define LOOK_AGAIN 256 /* calls, of which one lets go, to see what that costs now */
 
 extern void *PyTuple_GetItem(void *, ptrdiff_t); /* Python's stable ABI */
 extern void *PyLong_AsVoidPtr(void *);
@@ -63,7 +63,7 @@ static int keeps_lock(const struct recreplay_call *call) {
 }
 
 static int32_t called(struct recreplay_call *call) {
-  int measures = call->calls % MEASURED == 0;
+  int measures = call->waited > call->spent || call->calls % MEASURED == 0;
   void *thread = keeps_lock(call) ? NULL : PyEval_SaveThread();
   int64_t begun = measures ? now() : 0;
   int32_t code = launched(call);

@@ -73,13 +73,13 @@ def sleep(launched: Launched, microseconds: int, times: int) -> None:
 
 
 def test_alone_the_lock_is_let_go(launched: Launched) -> None:
-    sleep(launched, 50, 160)
+    sleep(launched, 50, 60)
     assert not launched.holds_lock()
 
 
 def test_beside_a_busy_thread_the_lock_is_kept(launched: Launched) -> None:
     with busy():
-        sleep(launched, 50, 160)
+        sleep(launched, 50, 60)
         message = r"^segment it failed \(code 1\); what it said is on stderr$"
         with pytest.raises(RuntimeError, match=message):
             launched.run(ctypes.pythonapi.PyGILState_Check)
@@ -87,7 +87,7 @@ def test_beside_a_busy_thread_the_lock_is_kept(launched: Launched) -> None:
 
 def test_the_lock_is_let_go_again_when_nobody_wants_it(launched: Launched) -> None:
     with busy():
-        sleep(launched, 50, 160)
+        sleep(launched, 50, 60)
         assert launched.holds_lock()
     for _ in range(5000):
         launched.run(ctypes.CDLL(None).usleep, 1)
@@ -97,6 +97,6 @@ def test_the_lock_is_let_go_again_when_nobody_wants_it(launched: Launched) -> No
 
 def test_long_calls_let_go_whatever_they_wait(launched: Launched) -> None:
     with busy():
-        sleep(launched, 50, 160)
-        sleep(launched, 4000, 160)
+        sleep(launched, 50, 60)
+        sleep(launched, 4000, 40)
         assert not launched.holds_lock()
