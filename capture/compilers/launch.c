@@ -1,4 +1,4 @@
-/* Calls one AOTInductor package: the whole call in C, without Python's lock but where that costs more.
+/* Calls one AOTInductor package: the whole call in C, without Python's lock unless that costs more.
 
    A package takes over the tensor handles that it is given, so each call needs new ones. From
    Python that would be one foreign call per tensor. */
@@ -6,10 +6,10 @@
 #include <stdint.h>
 #include <time.h>
 
-/* Who lets go of the lock stands in line for it afterwards: for a wake-up, and behind threads that run
-   Python, each of which may keep it for 5 ms. Calls keep it where that takes much longer than they
-   do. Measured on two cores with two threads, letting go and keeping give the same where the wait is
-   about three times the call. */
+/* Who lets go of the lock stands in line for it afterwards: for a wake-up, and behind threads that
+   run Python, each of which may keep it for 5 ms. Calls keep it where that takes much longer than
+   they do. Measured on two cores with two threads, letting go and keeping give the same where the
+   wait is about three times the call. */
 #define SHORT 1000000  /* nanoseconds; longer calls always let go */
 #define PATIENCE 3     /* times the call */
 #define SURPRISE 10000 /* nanoseconds */
