@@ -79,8 +79,7 @@ class Dispatcher:
             pieces = self._pieces(values, n)
         except InputError as error:
             self._failed()
-            if promise.start():
-                promise.fail(error)
+            promise.fail(error)
         else:
             self._queue(pieces, promise, arrived, due)
         return promise.future

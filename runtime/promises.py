@@ -23,7 +23,7 @@ class Promise(Protocol):
     """Of one answer, which is given or failed once."""
 
     def start(self) -> bool:
-        """False where nobody waits any more. Called once, before anything else."""
+        """False where nobody waits any more. Asked once, before a replay."""
 
     def give(self, outputs: Outputs) -> None:
         """Who waits may learn of it by `wake` only."""

@@ -1,4 +1,4 @@
-"""`recreplay saturate`: what lanes and batching give, and what batching costs at low load."""
+"""`recreplay saturate`: what lanes, batching and coroutines give, and what they cost at low load."""
 
 from __future__ import annotations
 

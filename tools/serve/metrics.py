@@ -19,6 +19,7 @@ _OURS = (
     ("recreplay_split_requests", "Requests above the largest bucket", ("split_requests",)),
     ("recreplay_portioned_requests", "Requests replayed in parts", ("portioned_requests",)),
     ("recreplay_clamped_ids", "Ids out of range that were clamped", ("clamped_ids",)),
+    ("recreplay_inline_requests", "Requests answered where they came", ("queue", "inline")),
     ("recreplay_packed_requests", "Requests that shared a replay", ("queue", "packed")),
     ("recreplay_cut_requests", "Requests that were cut into chunks", ("queue", "cut")),
     ("recreplay_overloaded", "Requests refused by a full queue", ("queue", "overloaded")),
