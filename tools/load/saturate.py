@@ -1,4 +1,4 @@
-"""`recreplay saturate`: what lanes, batching and coroutines give, and what they cost at low load."""
+"""`recreplay saturate`: what lanes, batching and coroutines give, and cost at low load."""
 
 from __future__ import annotations
 
