@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,10 +23,13 @@ from recreplay.runtime.promises import LoopPromise, Promise, ThreadPromise, mail
 from recreplay.runtime.serving import Serving
 from recreplay.runtime.waiting import Reply, Ticket, WaitingLine
 
+if TYPE_CHECKING:
+    from recreplay.runtime.lane import Lane
+
 Array = np.ndarray[Any, Any]
-# Values of a request, its number of rows, how many requests that is, and which row of the request
-# the first one is: the outputs.
-Answer = Callable[[Sequence[Any], int, int, int], dict[str, Array]]
+# Values of a request, its number of rows, how many requests that is, which row of the request the
+# first one is, and a lane, or None for the next that is free: the outputs.
+Answer = Callable[[Sequence[Any], int, int, int, "Lane | None"], dict[str, Array]]
 
 
 @dataclass
@@ -89,12 +92,15 @@ class Dispatcher:
         arrived, due = self._times(deadline_us)
         try:
             values, n = self._check(inputs)
-            outputs = self._inline.answer(values, n)
-            pieces = self._pieces(values, n) if outputs is None else []
+            lane = self._inline.lane(values, n)
+            if lane is None:
+                pieces = self._pieces(values, n)
+            else:
+                outputs = self._answer(values, n, 1, 0, lane)
         except BaseException:
             self._failed()
             raise
-        if outputs is None:
+        if lane is None:
             promise = LoopPromise(mailbox_here())
             self._queue(pieces, promise, arrived, due)
             return await promise.future
@@ -185,7 +191,7 @@ class Dispatcher:
     def _serve_one(self, ticket: Ticket) -> None:
         try:
             outputs = self._answer(
-                ticket.piece.values, ticket.rows, ticket.at == 0, ticket.first_row
+                ticket.piece.values, ticket.rows, ticket.at == 0, ticket.first_row, None
             )
         except BaseException as error:
             self._failed()
@@ -199,7 +205,8 @@ class Dispatcher:
         assert self._batching is not None
         try:
             packed = self._batching.pack([ticket.piece for ticket in tickets])
-            outputs = self._answer(packed, sum(rows), sum(ticket.at == 0 for ticket in tickets), 0)
+            requests = sum(ticket.at == 0 for ticket in tickets)
+            outputs = self._answer(packed, sum(rows), requests, 0, None)
         except BaseException:
             # One of them may be at fault; by itself, it is told so and the others are answered.
             for ticket in tickets:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
+from threading import Lock, Thread
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +40,8 @@ Array = np.ndarray[Any, Any]
 class Runtime:
     """A loaded artifact, ready to replay. Make one with `Runtime.load`; thread-safe.
 
-    `run` replays on the caller's own thread, on a lane that is free; `submit` and `arun` queue.
+    `run` replays on the caller's own thread, on a lane that is free; `submit` and `arun` queue, but
+    for small requests of coroutines.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class Runtime:
         self._replayer = Replayer(self.manifest, check, lane.own_tensor)
         self._test = SelfTest(self.path, self.manifest, self._replayer)
         self._loader = loader
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._failed = 0
         self._lanes = LanePool(self._more_lanes(lane), self._new_lane, self._prove)
         self._lending = Lending(
@@ -249,17 +250,28 @@ class Runtime:
             self._failed += 1
 
     def _answer(
-        self, arrays: Sequence[Array], n: int, requests: int = 1, first_row: int = 0
+        self,
+        arrays: Sequence[Array],
+        n: int,
+        requests: int = 1,
+        first_row: int = 0,
+        taken: Lane | None = None,
     ) -> dict[str, Array]:
-        """The outputs of checked arrays, on the next lane that is free."""
-        if self._lending.borrowers:
-            self._lending.refuse_borrowers()
-        lane = self._lanes.take()
+        """The outputs of checked arrays, on a lane that was taken or the next that is free."""
+        if taken is None:
+            if self._lending.borrowers:
+                self._lending.refuse_borrowers()
+            lane = self._lanes.take()
+        else:
+            lane = taken
         try:
             results = self._replayer.replay(lane, arrays, n, first_row)
             lane.metrics.requests += requests
         except ReplayError:
-            self._lanes.mend(lane)
+            if taken is None:
+                self._lanes.mend(lane)
+            else:  # by an event loop, which may not stand still for as long
+                Thread(target=self._lanes.mend, args=(lane,), name="recreplay-mend").start()
             raise
         except BaseException:
             self._lanes.put(lane)
@@ -289,10 +301,12 @@ class Runtime:
         """Prove every lane, on stored requests of every bucket."""
         lanes = [self._lanes.take() for _ in range(self._lanes.alive)]
         try:
+            stored = self._test.stored()
             for lane in lanes:
-                self._test.all_buckets(lane)
+                self._test.all_buckets(lane, stored)
             if self.serving.inline_us:
-                self._inline.rows = self._test.rows_within(lanes[0], self.serving.inline_us)
+                us = self.serving.inline_us
+                self._inline.rows = self._test.rows_within(lanes[0], us, stored)
         finally:
             for lane in lanes:
                 self._lanes.put(lane)

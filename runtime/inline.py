@@ -6,50 +6,30 @@ interpreter twice; a small replay is over before the first of them.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from recreplay.runtime.errors import ReplayError
-
 if TYPE_CHECKING:
     from recreplay.runtime.borrow import Lending
+    from recreplay.runtime.lane import Lane
     from recreplay.runtime.lanes import LanePool
     from recreplay.runtime.replay import Replayer
 
-Array = np.ndarray[Any, Any]
-
 
 class Inline:
-    """Answers requests of up to `rows` rows, where a lane is free and nobody waits for one."""
+    """Finds lanes for requests of up to `rows` rows, where one is free and nobody waits for it."""
 
     def __init__(self, lanes: LanePool, lending: Lending, replayer: Replayer) -> None:
         self._lanes, self._lending, self._replayer = lanes, lending, replayer
         self.rows = 0
 
-    def answer(self, values: Sequence[Any], n: int) -> dict[str, Array] | None:
-        """The outputs of checked values; None where they are for a lane's thread. Raises what a
-        replay does."""
+    def lane(self, values: Sequence[Any], n: int) -> Lane | None:
+        """A lane for checked values of `n` rows; None where they are for a lane's thread."""
         # A thread that has a borrow may wait for itself, if it takes another lane.
         if n > self.rows or self._lending.borrowers:
             return None
         lane = self._lanes.take_free()
-        if lane is None:
-            return None
-        try:
-            if not self._replayer.fits(lane, values, self.rows):
-                self._lanes.put(lane)
-                return None
-            outputs = self._replayer.replay(lane, values, n)
-            lane.metrics.requests += 1
-        except ReplayError:
-            # To make a lane anew takes longer than a loop may stand still.
-            threading.Thread(target=self._lanes.mend, args=(lane,), name="recreplay-mend").start()
-            raise
-        except BaseException:
-            self._lanes.put(lane)
-            raise
+        if lane is None or self._replayer.fits(lane, values, self.rows):
+            return lane
         self._lanes.put(lane)
-        return outputs
+        return None

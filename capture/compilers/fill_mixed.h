@@ -87,9 +87,6 @@ static int measure(void *values, const struct recreplay_mixed *mixed, struct mea
   return 1;
 }
 
-typedef int64_t signed_64 __attribute__((aligned(1), may_alias));
-typedef int32_t signed_32 __attribute__((aligned(1), may_alias));
-
 /* Stages where the values of each row begin, read once, so that what was checked is what is used:
    `staged` has two more than `most` rows. Returns whether they are right. */
 #define STAGE_STARTS(name, Staged, Given)                                                       \

@@ -12,6 +12,8 @@
 /* Numbers of a request, which may lie anywhere: a server reads them where the message has them. */
 typedef uint64_t given_64 __attribute__((aligned(1), may_alias));
 typedef uint32_t given_32 __attribute__((aligned(1), may_alias));
+typedef int64_t signed_64 __attribute__((aligned(1), may_alias));
+typedef int32_t signed_32 __attribute__((aligned(1), may_alias));
 
 ANY_CPU static int any_above_64(const uint64_t *ids, size_t count, uint64_t limit) {
   uint64_t above = 0;

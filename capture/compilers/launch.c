@@ -12,7 +12,7 @@
    wait is about three times the call. */
 #define SHORT 1000000  /* nanoseconds; longer calls always let go */
 #define PATIENCE 3     /* times the call */
-#define SURPRISE 10000 /* nanoseconds */
+#define SURPRISE 10000 /* nanoseconds by which a call may pass four times the average */
 #define MEASURED 8     /* calls, of which one reads the clock where nothing is waited for: 0.1 us */
 #define LOOK_AGAIN 256 /* calls, of which one lets go, to see what that costs now */
 

@@ -52,6 +52,12 @@ def bucket(size: int, inputs: list[tuple[str, str, tuple[int, ...]]], staged: in
     return Bucket(size, NO_PLAN, (), tuple(slots), groups, (), ())
 
 
+def at_odd_bytes(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The same numbers where a message may have them."""
+    raw = np.frombuffer(b"\0" + array.tobytes(), np.uint8)[1:]
+    return raw.view(array.dtype).reshape(array.shape)
+
+
 def spec(slot: Slot, dtype: str) -> InputSpec:
     return InputSpec(slot.name, dtype, slot.shape[1:])
 

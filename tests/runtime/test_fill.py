@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from filling import Staged, bucket, load_sharing
+from filling import Staged, at_odd_bytes, bucket, load_sharing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -359,8 +359,7 @@ def test_wider_ids_are_taken_from_wherever_they_are(ids: list[int]) -> None:
     staged = Staged(bucket(4, [("a", "int32", ())]), [IdBound("a", None, 1000, "t")])
     records = np.zeros(3, [("tag", "u1"), ("id", "i8")])
     records["id"] = ids
-    message = np.frombuffer(b"\0" + np.array(ids).tobytes(), np.uint8)[1:].view(np.int64)
-    for values in (message, records["id"]):
+    for values in (at_odd_bytes(np.array(ids)), records["id"]):
         assert not values.flags.aligned
         if max(ids) == 1000 or Staged.library is None:
             with pytest.raises(TypeError):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from everything import CAPACITY, SIZE, USERS, Arrays, captured, request
-from filling import load_sharing
+from filling import at_odd_bytes, load_sharing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -82,12 +82,6 @@ def library(
 
 
 few = st.integers(0, 5)
-
-
-def at_odd_bytes(array: Any) -> Any:
-    """The same numbers where a message may have them."""
-    raw = np.frombuffer(b"\0" + array.tobytes(), np.uint8)[1:]
-    return raw.view(array.dtype).reshape(array.shape)
 
 
 @settings(max_examples=400, deadline=None)

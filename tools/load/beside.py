@@ -13,44 +13,38 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from recreplay.runtime import Runtime
-from recreplay.tools.load.queries import fixed_queries
+from recreplay.tools.bench.latency import Latency
+from recreplay.tools.load.coroutines import Requests
 
 _WARM_UP = 0.1  # of the requests
 _PAUSE = 0.001  # seconds between requests
 
 
 def beside_python(
-    path: Path, sizes: Sequence[int], seconds: float, progress: Callable[[str], None]
+    path: Path, requests: Requests, seconds: float, progress: Callable[[str], None]
 ) -> list[dict[str, Any]]:
     """Latency of requests of each size, with nothing beside them and with a thread that counts."""
     found = []
     with Runtime.load(path) as runtime:
-        for rows in sizes:
-            requests = fixed_queries(runtime, rows)
+        for rows, asked in requests.items():
             for busy in (False, True):
                 progress(f"{rows} rows, {'beside a thread of Python' if busy else 'alone'}")
                 with _counting() if busy else nullcontext():
-                    p50, p95 = _latency(runtime, requests, seconds)
-                found.append({"rows": rows, "busy": busy, "us_p50": p50, "us_p95": p95})
+                    took = _latency(runtime, asked, seconds)
+                found.append({"rows": rows, "busy": busy, "us_p50": took.p50, "us_p95": took.p95})
     return found
 
 
-def _latency(
-    runtime: Runtime, requests: Sequence[dict[str, Any]], seconds: float
-) -> tuple[float, float]:
-    spent: list[float] = []
+def _latency(runtime: Runtime, requests: Sequence[dict[str, Any]], seconds: float) -> Latency:
+    spent: list[int] = []
     end = time.perf_counter() + seconds
     while not spent or time.perf_counter() < end:
         time.sleep(_PAUSE)
-        begun = time.perf_counter()
+        begun = time.perf_counter_ns()
         runtime.run(requests[len(spent) % len(requests)])
-        spent.append((time.perf_counter() - begun) * 1e6)
-    counted = spent[int(_WARM_UP * len(spent)) :]
-    p50, p95 = np.percentile(counted, [50, 95]).round(1).tolist()
-    return p50, p95
+        spent.append(time.perf_counter_ns() - begun)
+    return Latency.from_ns(spent[int(_WARM_UP * len(spent)) :])
 
 
 @contextmanager

@@ -8,33 +8,33 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
 
 from recreplay.runtime import Runtime, Serving
-from recreplay.runtime.artifact import open_artifact
-from recreplay.runtime.dispatch import can_pack
-from recreplay.tools.load.queries import fixed_queries
+from recreplay.tools.bench.latency import Latency
 
 UNDER_WAY = 64  # coroutines
 _LANES = 2
 _POOL = "run in a thread pool"
-_PAUSE = 0.002  # seconds between requests where little arrives
-_LONELY = 300  # requests, each sent when the one before was answered
+PAUSE = 0.002  # seconds between requests where little arrives
+LONELY = 300  # requests, each sent when the one before was answered
 
+Requests = Mapping[int, Sequence[dict[str, Any]]]  # by their rows, to be asked in turns
 Ask = Callable[[dict[str, Any]], Awaitable[Any]]
 
 
 def by_coroutine(
-    path: Path, sizes: Sequence[int], seconds: float, progress: Callable[[str], None]
+    path: Path, requests: Requests, packs: bool, seconds: float, progress: Callable[[str], None]
 ) -> list[dict[str, Any]]:
     """Requests a second of 64 coroutines, and the latency of one that is alone, for each way to
     answer them: a pool of as many threads as lanes; threads of lanes alone; and as runtimes are
-    loaded, with small requests on the thread of the loop.
+    loaded, with small requests on the thread of the loop. `packs`: whether a replay has room for
+    several requests.
     """
     ways = {
         _POOL: Serving(lanes=_LANES),
@@ -43,15 +43,13 @@ def by_coroutine(
         "arun": Serving(lanes=_LANES),
     }
     found = []
-    packs = can_pack(open_artifact(path).manifest)
     for way, serving in ways.items():
         if serving.max_delay_us is not None and not packs:
             continue
         with Runtime.load(path, serving=serving) as runtime:
-            for rows in sizes:
+            for rows, asked in requests.items():
                 progress(f"{rows} rows, coroutines, {way}")
-                requests = fixed_queries(runtime, rows)
-                measured = _measure(runtime, way == _POOL, requests, seconds)
+                measured = _measure(runtime, way == _POOL, asked, seconds)
                 found.append({"rows": rows, "way": way, **measured})
     return found
 
@@ -61,18 +59,12 @@ def _measure(
 ) -> dict[str, Any]:
     if not pooled:
         return asyncio.run(_flood(runtime.arun, requests, seconds))
-    with ThreadPoolExecutor(_LANES, initializer=_one_thread) as pool:
+    with ThreadPoolExecutor(_LANES, initializer=torch.set_num_threads, initargs=(1,)) as pool:
 
         def ask(request: dict[str, Any]) -> Awaitable[Any]:
             return asyncio.get_running_loop().run_in_executor(pool, runtime.run, request)
 
         return asyncio.run(_flood(ask, requests, seconds))
-
-
-def _one_thread() -> None:
-    import torch
-
-    torch.set_num_threads(1)
 
 
 async def _flood(ask: Ask, requests: Sequence[dict[str, Any]], seconds: float) -> dict[str, Any]:
@@ -88,10 +80,11 @@ async def _flood(ask: Ask, requests: Sequence[dict[str, Any]], seconds: float) -
 
     await asyncio.gather(*(client(at) for at in range(UNDER_WAY)))
     alone = []
-    for at in range(_LONELY):
-        begun = time.perf_counter()
+    for at in range(LONELY):
+        begun = time.perf_counter_ns()
         await ask(requests[at % len(requests)])
-        alone.append((time.perf_counter() - begun) * 1e6)
-        await asyncio.sleep(_PAUSE)
-    p50, p95 = np.percentile(alone, [50, 95]).round(1).tolist()
-    return {"qps": round(answered / seconds, 1), "alone_us_p50": p50, "alone_us_p95": p95}
+        alone.append(time.perf_counter_ns() - begun)
+        await asyncio.sleep(PAUSE)
+    took = Latency.from_ns(alone)
+    qps = round(answered / seconds, 1)
+    return {"qps": qps, "alone_us_p50": took.p50, "alone_us_p95": took.p95}

@@ -7,17 +7,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from recreplay.runtime import Runtime
 from recreplay.runtime.artifact import Artifact
 from recreplay.runtime.jagged import Group, divide, division_of, groups, rows_of
 from recreplay.runtime.manifest import Manifest
-from recreplay.tools.load.sizes import Sizes, fixed
+from recreplay.tools.load.sizes import Sizes
 from recreplay.tools.query_sizes import LARGEST
 from recreplay.tools.view.samples import sample_requests
 
 Array = np.ndarray[Any, Any]
 _POOL_BYTES = 64 << 20  # of the pool: large enough that rows do not stay in the cache
-_TURNS = 17  # requests that are asked again and again
 _POOL = 32  # large requests at most: what DeepRecSys loops over (`num_batches`)
 
 
@@ -89,9 +87,3 @@ class Queries:
                 division = division_of(spec, starts - starts[0])
                 found[spec.name] = division.astype(array.dtype, copy=False)
         return found
-
-
-def fixed_queries(runtime: Runtime, rows: int) -> list[dict[str, Any]]:
-    """A few requests of so many rows, to be asked in turns."""
-    queries = Queries(runtime.path, runtime.manifest, fixed(rows))
-    return [queries.next() for _ in range(_TURNS)]

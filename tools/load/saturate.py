@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 
 from recreplay.tools import options, tables
@@ -16,8 +16,12 @@ from recreplay.tools.console import Progress, print_json, show
 from recreplay.tools.files import check_output, write_json
 from recreplay.tools.query_sizes import MOST
 
-_PAUSE = 0.002  # seconds between requests where little arrives
-_LONELY = 300  # requests, each sent when the one before was answered
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from recreplay.tools.load.coroutines import Requests
+
+_TURNS = 17  # requests of a size, which are asked again and again
 
 
 def saturate(
@@ -31,9 +35,13 @@ def saturate(
 ) -> None:
     """Measure throughput by lanes, batching at both ends of the load, coroutines, and `run` beside
     a thread of Python."""
+    from recreplay.runtime.artifact import open_artifact
+    from recreplay.runtime.dispatch import can_pack
     from recreplay.tools.bench.stamp import stamp
     from recreplay.tools.load.beside import beside_python
     from recreplay.tools.load.coroutines import by_coroutine
+    from recreplay.tools.load.queries import Queries
+    from recreplay.tools.load.sizes import fixed
 
     sizes = options.parse_numbers(rows, "--rows", "rows of a request", 1, MOST)
     counts = options.parse_numbers(lanes, "--lanes", "numbers of lanes", 1)
@@ -42,15 +50,22 @@ def saturate(
         *options.parse_numbers(delays, "--delays", "batching delays in microseconds", 0),
     ]
     check_output(out)
+    opened = open_artifact(artifact)
     with Progress() as progress:
+        queries = Queries(opened.path, opened.manifest, fixed(max(sizes)))
+        requests = {n: [queries.of(n) for _ in range(_TURNS)] for n in sizes}
+        packs = can_pack(opened.manifest)
+        if not packs:
+            progress("requests of one user are not packed: no delay is measured")
+            waits = [None]
         report = {
             "kind": "recreplay-saturate",
             "artifact": artifact.name,
             "seconds": seconds,
-            "lanes": by_lanes(artifact, sizes, counts, seconds, progress),
-            "batching": by_delay(artifact, sizes, waits, seconds, progress),
-            "coroutines": by_coroutine(artifact, sizes, seconds, progress),
-            "beside": beside_python(artifact, sizes, seconds, progress),
+            "lanes": by_lanes(artifact, requests, counts, seconds, progress),
+            "batching": by_delay(artifact, requests, waits, seconds, progress),
+            "coroutines": by_coroutine(artifact, requests, packs, seconds, progress),
+            "beside": beside_python(artifact, requests, seconds, progress),
             "stamp": stamp(threads=1),
         }
     if out is not None:
@@ -62,29 +77,27 @@ def saturate(
 
 
 def by_lanes(
-    path: Path, sizes: list[int], counts: list[int], seconds: float, progress: Any
+    path: Path, requests: Requests, counts: list[int], seconds: float, progress: Any
 ) -> list[dict[str, Any]]:
     """Requests a second of as many threads as lanes, each with a `run` at a time."""
     from recreplay.runtime import Runtime
-    from recreplay.tools.load.queries import fixed_queries
 
     found = []
     for lanes in counts:
         with Runtime.load(path, lanes=lanes) as runtime:
-            for rows in sizes:
+            for rows, asked in requests.items():
                 progress(f"{rows} rows on {lanes} lanes")
-                requests = fixed_queries(runtime, rows)
                 done = [0] * lanes
                 end = time.perf_counter() + seconds
 
                 def work(
-                    at: int, end: float = end, done: list[int] = done, requests: Any = requests
+                    at: int, end: float = end, done: list[int] = done, asked: Any = asked
                 ) -> None:
                     import torch
 
                     torch.set_num_threads(1)
                     while time.perf_counter() < end:
-                        runtime.run(requests[done[at] % len(requests)])
+                        runtime.run(asked[done[at] % len(asked)])
                         done[at] += 1
 
                 threads = [threading.Thread(target=work, args=(i,)) for i in range(lanes)]
@@ -97,37 +110,32 @@ def by_lanes(
 
 
 def by_delay(
-    path: Path, sizes: list[int], waits: list[int | None], seconds: float, progress: Any
+    path: Path, requests: Requests, waits: list[int | None], seconds: float, progress: Any
 ) -> list[dict[str, Any]]:
     """Requests a second with 64 under way, and the latency of one that is alone."""
     from recreplay.runtime import Runtime, Serving
-    from recreplay.runtime.dispatch import can_pack
-    from recreplay.tools.load.queries import fixed_queries
+    from recreplay.tools.bench.latency import Latency
+    from recreplay.tools.load.coroutines import LONELY, PAUSE
 
-    found, packs = [], True
-    for delay in waits:  # None, which all models can do, is the first
-        if not packs:
-            progress("requests of one user are not packed: no delay is measured")
-            break
+    found = []
+    for delay in waits:
         with Runtime.load(path, serving=Serving(lanes=2, max_delay_us=delay)) as runtime:
-            packs = can_pack(runtime.manifest)
-            for rows in sizes:
+            for rows, asked in requests.items():
                 progress(f"{rows} rows, delay {delay}")
-                requests = fixed_queries(runtime, rows)
-                qps = _flood(runtime, requests, seconds)
+                qps = _flood(runtime, asked, seconds)
                 alone = []
-                for at in range(_LONELY):
-                    begun = time.perf_counter()
-                    runtime.submit(requests[at % len(requests)]).result()
-                    alone.append((time.perf_counter() - begun) * 1e6)
-                    time.sleep(_PAUSE)
-                p50, p95 = np.percentile(alone, [50, 95]).round(1).tolist()
+                for at in range(LONELY):
+                    begun = time.perf_counter_ns()
+                    runtime.submit(asked[at % len(asked)]).result()
+                    alone.append(time.perf_counter_ns() - begun)
+                    time.sleep(PAUSE)
+                took = Latency.from_ns(alone)
                 item = {"rows": rows, "max_delay_us": delay, "qps": round(qps, 1)}
-                found.append({**item, "alone_us_p50": p50, "alone_us_p95": p95})
+                found.append({**item, "alone_us_p50": took.p50, "alone_us_p95": took.p95})
     return found
 
 
-def _flood(runtime: Any, requests: list[dict[str, Any]], seconds: float) -> float:
+def _flood(runtime: Any, requests: Sequence[dict[str, Any]], seconds: float) -> float:
     room = threading.Semaphore(64)
     answered = 0
 
@@ -148,40 +156,41 @@ def _flood(runtime: Any, requests: list[dict[str, Any]], seconds: float) -> floa
     return counted / spent
 
 
+def _under_load(title: str, what: str, points: list[tuple[Any, dict[str, Any]]]) -> Table:
+    """Points with the value of the column that they differ by."""
+    return tables.table(
+        title,
+        ("rows>", what, "requests/s>", "alone p50 µs>", "p95>"),
+        [
+            (
+                point["rows"],
+                value,
+                f"{point['qps']:,.0f}",
+                tables.micros(point["alone_us_p50"]),
+                tables.micros(point["alone_us_p95"]),
+            )
+            for value, point in points
+        ],
+    )
+
+
 def _show(report: dict[str, Any]) -> None:
+    batching = report["batching"]
     show(
         tables.table(
             f"{report['artifact']}: threads and lanes, each with a request at a time",
             ("rows>", "lanes>", "requests/s>"),
             [(i["rows"], i["lanes"], f"{i['qps']:,.0f}") for i in report["lanes"]],
         ),
-        tables.table(
+        _under_load(
             "two lanes, 64 requests under way; and one alone",
-            ("rows>", "delay µs>", "requests/s>", "alone p50 µs>", "p95>"),
-            [
-                (
-                    i["rows"],
-                    "-" if i["max_delay_us"] is None else i["max_delay_us"],
-                    f"{i['qps']:,.0f}",
-                    tables.micros(i["alone_us_p50"]),
-                    tables.micros(i["alone_us_p95"]),
-                )
-                for i in report["batching"]
-            ],
+            "delay µs>",
+            [("-" if i["max_delay_us"] is None else i["max_delay_us"], i) for i in batching],
         ),
-        tables.table(
+        _under_load(
             "64 coroutines of one event loop; and one alone",
-            ("rows>", "way", "requests/s>", "alone p50 µs>", "p95>"),
-            [
-                (
-                    i["rows"],
-                    i["way"],
-                    f"{i['qps']:,.0f}",
-                    tables.micros(i["alone_us_p50"]),
-                    tables.micros(i["alone_us_p95"]),
-                )
-                for i in report["coroutines"]
-            ],
+            "way",
+            [(i["way"], i) for i in report["coroutines"]],
         ),
         tables.table(
             "run on one lane, now and then",
