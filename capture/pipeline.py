@@ -34,7 +34,7 @@ from recreplay.capture.tune import tune_buckets
 from recreplay.capture.verify import stored_requests, verify
 from recreplay.capture.weight_file import write_weights
 from recreplay.capture.writer import artifact_folder, save_tensors, seal
-from recreplay.runtime.artifact import CONSTANTS, FILLER, SELFTEST, Artifact
+from recreplay.runtime.artifact import CONSTANTS, FILLER, LAUNCHER, SELFTEST, Artifact
 from recreplay.runtime.devices import open_device
 from recreplay.runtime.errors import CaptureError, CompilerError
 from recreplay.runtime.graph import write_graph
@@ -186,6 +186,7 @@ def capture(
         )
         if cxx_compiler() is not None:
             build_c_library("fill.c", folder / FILLER)
+            build_c_library("launch.c", folder / LAUNCHER)
         stored = stored_requests(ingested, sizes, known.bounds)
         save_tensors(folder / SELFTEST, stored)  # lanes are recorded on them
         assembly = Assembly(folder, ingested, blank, device, threads, progress)

@@ -19,6 +19,7 @@ from recreplay.capture.planning import Planned, Survey, plan_buckets, sources
 from recreplay.capture.sampling import sample_request
 from recreplay.capture.tune_cache import cache_key, recall, remember
 from recreplay.capture.weight_file import weight_tensors
+from recreplay.runtime.artifact import LAUNCHER
 from recreplay.runtime.devices import open_device
 from recreplay.runtime.lane import Lane
 from recreplay.runtime.loading import as_segments_name, open_lane
@@ -137,8 +138,9 @@ class LaneMaker:
         self._tensors = as_segments_name(weights, constants, make_copies(copies, weights))
 
     def runner(self, manifest: Manifest) -> Runner:
-        device = open_device(self._assembly.device)
-        lane = open_lane(manifest, self._assembly.folder, device, self._tensors)
+        folder = self._assembly.folder
+        device = open_device(self._assembly.device, launcher=folder / LAUNCHER)
+        lane = open_lane(manifest, folder, device, self._tensors)
         return Runner(lane, make_checker(manifest, "error"))
 
 

@@ -25,8 +25,9 @@ SEAL = "manifest.sha256"
 WEIGHTS = "weights.safetensors"
 CONSTANTS = "constants.safetensors"
 SELFTEST = "selftest.safetensors"
-LAUNCHER = "segments/launch.so"  # calls AOTInductor packages on the CPU
-FILLER = "fill.so"  # fills staging memory; only where capture had a C compiler
+# Only where capture had a C compiler:
+LAUNCHER = "launch.so"  # calls AOTInductor packages on the CPU, which need it, and CUDA's graphs
+FILLER = "fill.so"  # fills staging memory
 T = TypeVar("T")
 _AGAIN = "capture the model again"
 
@@ -95,9 +96,8 @@ def _check_sealed(root: Path, manifest: Manifest) -> None:
     """Refuse an artifact that would load something whose digest the manifest does not list."""
     packages = manifest.packages.values()
     native = manifest.device == "cpu" and any(p.compiler == "inductor" for p in packages)
-    launcher = (LAUNCHER,) if native else ()
-    filler = (FILLER,) if (root / FILLER).exists() else ()
-    for needed in (WEIGHTS, CONSTANTS, SELFTEST, *launcher, *filler, *(p.path for p in packages)):
+    libraries = [p for p in (LAUNCHER, FILLER) if (root / p).exists() or (native and p == LAUNCHER)]
+    for needed in (WEIGHTS, CONSTANTS, SELFTEST, *libraries, *(p.path for p in packages)):
         if not any(f == needed or f.startswith(f"{needed}/") for f in manifest.files):
             raise ArtifactCorruptError(f"{root}: the manifest has no digest of {needed}; {_AGAIN}")
     for package in packages:  # a loader takes what it finds in the folder

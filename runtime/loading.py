@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from recreplay.runtime.artifact import (
     CONSTANTS,
     FILLER,
+    LAUNCHER,
     SELFTEST,
     WEIGHTS,
     Artifact,
@@ -68,7 +69,7 @@ class LaneLoader:
 
         artifact = self._artifact
         with no_modes():
-            device = open_device(self._wanted, self._wait)
+            device = open_device(self._wanted, self._wait, artifact.path / LAUNCHER)
             return open_lane(artifact.manifest, artifact.path, device, self.tensors(), self._check)
 
 

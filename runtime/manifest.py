@@ -12,7 +12,7 @@ from recreplay.runtime.plan import Plan
 from recreplay.runtime.spec import DTYPES, IdBound, InputSpec, OutputSpec, Slot
 
 FORMAT = "recreplay"
-VERSION = 11
+VERSION = 12
 
 
 @dataclass(frozen=True, slots=True)

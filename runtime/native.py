@@ -25,6 +25,7 @@ import torch
 from recreplay.runtime.artifact import LAUNCHER
 from recreplay.runtime.builtin_call import NO_ARGUMENT, builtin
 from recreplay.runtime.errors import ArtifactCorruptError
+from recreplay.runtime.lock_times import LockTimes
 
 _MAX_ALIVE = 1  # model instances of a container; each lane has containers of its own
 
@@ -40,9 +41,7 @@ class _Call(ctypes.Structure):
         ("handles", ctypes.c_void_p),
         ("count", ctypes.c_size_t),
         ("name", ctypes.c_char_p),
-        ("spent", ctypes.c_int64),
-        ("waited", ctypes.c_int64),
-        ("calls", ctypes.c_int64),
+        ("lock", LockTimes),
     )
 
 
@@ -76,7 +75,7 @@ class NativePackage:
 
     def __init__(self, folder: Path, library: Path) -> None:
         self._name = folder.name
-        self._launcher = ctypes.CDLL(str(folder.parent / Path(LAUNCHER).name))
+        self._launcher = ctypes.CDLL(str(folder.parent.parent / LAUNCHER))
         self._library = ctypes.CDLL(str(library))
         self._container = ctypes.c_void_p()
         self._sources: list[ctypes.c_void_p] = []

@@ -1,10 +1,12 @@
 """`python -m recreplay.tools.gpu_check --out DIR`: prove and measure the CUDA side on this machine.
 
-Three parts, each of which writes a file of its own, stamped with commit, device, driver and
+Four parts, each of which writes a file of its own, stamped with commit, device, driver and
 versions: `tests` runs `tests/gpu` (`gpu-tests.json`), `bench` measures models, eager against
-replay, in several ways (`gpu-bench.json`), and `sanitizer` runs compute-sanitizer on one small
-capture where there is one (`gpu-sanitizer.json`). Nothing is installed or downloaded. Where CUDA
-headers for compiling are missing it says so and proves eager segments alone.
+replay, in several ways (`gpu-bench.json`), `serving` measures one model by lanes, batching,
+coroutines and beside a thread of Python (`gpu-serving.json`), and `sanitizer` runs
+compute-sanitizer on one small capture where there is one (`gpu-sanitizer.json`). Nothing is
+installed or downloaded. Where CUDA headers for compiling are missing it says so and proves eager
+segments alone.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from recreplay.tools.gpu_tests import run_tests
 if TYPE_CHECKING:
     from recreplay.tools.bench.compare import Session
 
-PARTS = ("tests", "bench", "sanitizer")
+PARTS = ("tests", "bench", "serving", "sanitizer")
 BATCHES = (1, 4, 16, 64, 256, 1024, 4096)
 MODELS = (
     *("dlrm", "dlrm_rmc1", "dlrm_rmc3", "streamrec", "wide_deep", "mt_wide_deep"),
@@ -160,6 +162,21 @@ def measure(work: Path, compiler: str, seconds: float) -> list[dict[str, Any]]:
     return rows
 
 
+def serving(work: Path, compiler: str, seconds: float) -> dict[str, Any]:
+    """What `recreplay saturate` measures, of DLRM."""
+    from recreplay.capture import capture
+    from recreplay.tools.load import saturate
+    from recreplay.tools.target import load_target
+
+    sizes, lanes, delays = [1, 64, 1024], [1, 2, 4], [None, 0, 200]
+    target = load_target("recreplay.models:dlrm", [ROWS_SCALE])
+    out = work / f"serving-{compiler}.rr"
+    capture(target.model, out=out, buckets=sizes, device="cuda", compiler=compiler)
+    # Of each size: lanes, delays, six kinds of coroutines at most, alone and beside Python.
+    each = seconds / len(sizes) / (len(lanes) + len(delays) + 6 + 2)
+    return saturate.measure(out, sizes, lanes, delays, min(each, 2.0), print)
+
+
 def _copies(path: Path) -> dict[str, Any]:
     from recreplay.runtime.artifact import open_artifact
     from recreplay.tools.bench.copies import compare_copies
@@ -240,6 +257,8 @@ def main() -> int:
                 for compiler in compilers:
                     rows += measure(work, compiler, seconds / len(compilers))
                     write(part, rows)  # kept, should the next one end the process
+            elif part == "serving":
+                write(part, serving(work, "eager" if problem else "inductor", seconds))
             elif part == "sanitizer":
                 write(part, sanitize(work, seconds / 2))
     return int(wrong)

@@ -13,13 +13,11 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from recreplay.capture.compilers.c_library import build_c_library
 from recreplay.capture.compilers.compile_workers import compile_in_processes
 from recreplay.capture.compilers.package_cache import PackageCache
 from recreplay.capture.compilers.toolchain import cuda_link_environment, usable_cores
 from recreplay.capture.generalise import DynamicCode
 from recreplay.capture.sharing import Code
-from recreplay.runtime.artifact import LAUNCHER
 from recreplay.runtime.devices import open_device
 from recreplay.runtime.manifest import Package
 from recreplay.runtime.scratch import drop_scratch, make_scratch
@@ -60,8 +58,6 @@ class InductorCompiler:
     ) -> dict[str, Package]:
         target = folder / "segments"
         target.mkdir(parents=True, exist_ok=True)
-        if device == "cpu":
-            build_c_library("launch.c", folder / LAUNCHER)
         described = {key: _to_json(code) for key, code in codes.items()}
         settings = {"device": device, "tf32": self._tf32, **self._settings}
         cache = PackageCache(_fingerprint(device), settings)

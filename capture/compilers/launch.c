@@ -1,32 +1,18 @@
-/* Calls one AOTInductor package: the whole call in C, without Python's lock unless that costs more.
+/* What a replay is made of, each in one call from Python: an AOTInductor package on the CPU, or the
+   graph of a bucket on CUDA. */
+#include "lock.h"
 
-   A package takes over the tensor handles that it is given, so each call needs new ones. From
-   Python that would be one foreign call per tensor. */
-#include <stddef.h>
-#include <stdint.h>
-#include <time.h>
-
-/* Who lets go of the lock stands in line for it afterwards: for a wake-up, and behind threads that
-   run Python, each of which may keep it for 5 ms. Calls keep it where that takes much longer than
-   they do. Measured on two cores with two threads, letting go and keeping give the same where the
-   wait is about three times the call. */
-#define SHORT 1000000  /* nanoseconds; longer calls always let go */
-#define PATIENCE 3     /* times the call */
-#define SURPRISE 10000 /* nanoseconds by which a call may pass four times the average */
-#define MEASURED 8     /* calls, of which one reads the clock where nothing is waited for: 0.1 us */
-#define LOOK_AGAIN 256 /* calls, of which one lets go, to see what that costs now */
-
-extern void *PyTuple_GetItem(void *, ptrdiff_t); /* Python's stable ABI */
+extern void *PyTuple_GetItem(void *, ptrdiff_t);
 extern void *PyLong_AsVoidPtr(void *);
-extern void *PyLong_FromLong(long);
+extern void *PyLong_FromLongLong(long long);
 extern void *PyErr_Format(void *, const char *, ...);
 extern void *PyExc_RuntimeError;
-extern void *PyEval_SaveThread(void);
-extern void PyEval_RestoreThread(void *);
 
 typedef int32_t (*recreplay_clone)(void *, void **);
 typedef int32_t (*recreplay_run)(void *, void **, size_t, void **, size_t, void *, void *);
 
+/* A package takes over the tensor handles that it is given, so each call needs new ones. From
+   Python that would be one foreign call per tensor. */
 struct recreplay_call {
   recreplay_clone clone;
   recreplay_run run;
@@ -35,55 +21,55 @@ struct recreplay_call {
   void **handles; /* room for as many */
   size_t count;
   const char *name; /* of the segment */
-  int64_t spent;  /* nanoseconds that a call takes, */
-  int64_t waited; /* and that the lock does afterwards, on the average of the last calls */
-  int64_t calls;
+  struct lock lock;
 };
 
-static int32_t launched(const struct recreplay_call *call) {
+static int64_t run_package(const void *job) {
+  const struct recreplay_call *call = job;
   for (size_t i = 0; i < call->count; i++)
     if (call->clone(call->sources[i], &call->handles[i])) return -1;
   return call->run(call->container, call->handles, call->count, NULL, 0, NULL, NULL);
 }
 
-static int64_t now(void) {
-  struct timespec time;
-  clock_gettime(CLOCK_MONOTONIC, &time);
-  return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
-}
-
-/* What is out of line, say of a thread that was interrupted, counts as `most`. */
-static void count(int64_t *average, int64_t found, int64_t most) {
-  *average += ((found < most ? found : most) - *average) / 8;
-}
-
-static int keeps_lock(const struct recreplay_call *call) {
-  return call->spent < SHORT && call->waited > PATIENCE * call->spent &&
-         call->calls % LOOK_AGAIN != 0;
-}
-
-static int32_t called(struct recreplay_call *call) {
-  int measures = call->waited > call->spent || call->calls % MEASURED == 0;
-  void *thread = keeps_lock(call) ? NULL : PyEval_SaveThread();
-  int64_t begun = measures ? now() : 0;
-  int32_t code = launched(call);
-  int64_t ended = measures ? now() : 0;
-  if (measures) count(&call->spent, ended - begun, 4 * call->spent + SURPRISE);
-  if (thread != NULL) {
-    PyEval_RestoreThread(thread);
-    if (measures) count(&call->waited, now() - ended, 4 * PATIENCE * call->spent);
-  }
-  call->calls++;
-  return code;
-}
-
-/* A builtin of Python's, as recreplay.runtime.builtin_call makes them. */
+/* Builtins of Python's, as recreplay.runtime.builtin_call makes them. */
 void *recreplay_launch(void *self, void *nothing) {
   (void)nothing;
   struct recreplay_call *call = PyLong_AsVoidPtr(PyTuple_GetItem(self, 0));
-  int32_t code = called(call);
+  int code = (int)called(&call->lock, run_package, call);
   if (code)
     return PyErr_Format(PyExc_RuntimeError,
                         "segment %s failed (code %d); what it said is on stderr", call->name, code);
-  return PyLong_FromLong(0);
+  return PyLong_FromLongLong(0);
+}
+
+/* Functions of CUDA's runtime, which give 0 or the number of an error. */
+struct recreplay_replay {
+  int (*launch)(void *, void *);  /* cudaGraphLaunch */
+  int (*record)(void *, void *);  /* cudaEventRecord */
+  int (*await_stream)(void *);    /* cudaStreamSynchronize */
+  int (*await_event)(void *);     /* cudaEventSynchronize */
+  void *graph;
+  void *stream;
+  void *event; /* waited for in place of the stream; NULL where there is none */
+  struct lock lock;
+};
+
+/* An error of the stream sticks, and whoever asks next is told it as well. */
+static int await(const struct recreplay_replay *replay) {
+  if (replay->event == NULL) return replay->await_stream(replay->stream);
+  int recorded = replay->record(replay->event, replay->stream);
+  return recorded ? recorded : replay->await_event(replay->event);
+}
+
+static int64_t run_graph(const void *job) {
+  const struct recreplay_replay *replay = job;
+  int64_t launched = replay->launch(replay->graph, replay->stream);
+  return launched << 16 | await(replay);
+}
+
+/* The error of the launch, times 65536, and that of the wait. */
+void *recreplay_replay(void *self, void *nothing) {
+  (void)nothing;
+  struct recreplay_replay *replay = PyLong_AsVoidPtr(PyTuple_GetItem(self, 0));
+  return PyLong_FromLongLong(called(&replay->lock, run_graph, replay));
 }

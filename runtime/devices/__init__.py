@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from recreplay.runtime.devices.base import Device, Graph, Recording, Staging
 from recreplay.runtime.errors import EnvironmentMismatchError, RecReplayError
 from recreplay.runtime.serving import Wait
@@ -9,8 +11,9 @@ from recreplay.runtime.serving import Wait
 __all__ = ["Device", "Graph", "Recording", "Staging", "open_device"]
 
 
-def open_device(name: str, wait: Wait = "spin") -> Device:
-    """The back-end for `cpu`, `cuda` or `cuda:N`; `wait` as in `Serving`."""
+def open_device(name: str, wait: Wait = "spin", launcher: Path | None = None) -> Device:
+    """The back-end for `cpu`, `cuda` or `cuda:N`; `wait` as in `Serving`; `launcher`: where an
+    artifact has its library of launch.c, if it has one, for CUDA."""
     kind, _, index = name.partition(":")
     if kind == "cpu" and not index:
         from recreplay.runtime.devices.cpu import CpuDevice
@@ -26,5 +29,5 @@ def open_device(name: str, wait: Wait = "spin") -> Device:
             )
         from recreplay.runtime.devices.cuda import CudaDevice
 
-        return CudaDevice(int(index or 0), wait)
+        return CudaDevice(int(index or 0), wait, launcher)
     raise RecReplayError(f"unknown device {name!r}; expected 'cpu', 'cuda' or 'cuda:N'")

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,13 @@ import torch
 from recreplay.runtime.devices.base import Launch, Recording
 from recreplay.runtime.devices.cuda_bindings import bindings, checked
 from recreplay.runtime.devices.cuda_capture import capture_graph
+from recreplay.runtime.devices.cuda_replay import (
+    BindingsReplays,
+    NativeReplays,
+    Replay,
+    Replays,
+    SleepEvent,
+)
 from recreplay.runtime.devices.cuda_streams import give_back, take_stream
 from recreplay.runtime.errors import RecReplayError, ReplayError
 from recreplay.runtime.serving import Wait
@@ -81,67 +89,32 @@ class CudaRecording:
         self._streams[stream].wait_event(event)
 
 
-class Blocking:
-    """Waits for a stream asleep: `cudaStreamSynchronize` keeps a core of its own meanwhile."""
-
-    def __init__(self) -> None:
-        cudart = bindings()
-        flags = cudart.cudaEventBlockingSync | cudart.cudaEventDisableTiming
-        (self._event,) = checked(cudart.cudaEventCreateWithFlags(flags))
-        self._record, self._synchronize = cudart.cudaEventRecord, cudart.cudaEventSynchronize
-        self._destroy = cudart.cudaEventDestroy
-
-    def __call__(self, stream: Any) -> tuple[Any]:
-        """Return when all that is queued on `stream` now has ended; what CUDA says of it."""
-        (recorded,) = self._record(self._event, stream)
-        # An error of the stream sticks, and whoever asks next is told it as well.
-        result: tuple[Any] = self._synchronize(self._event) if int(recorded) == 0 else (recorded,)
-        return result
-
-    def close(self) -> None:
-        self._destroy(self._event)
-
-
 class CudaGraph:
-    """A captured bucket: one launch and one wait.
+    """A captured bucket: one launch and one wait, which `run` does."""
 
-    Launched through the driver's bindings: making a stream current in torch costs more than the
-    launch, and both calls release the interpreter lock. `wait` is `cudaStreamSynchronize`, or does
-    what it does.
-    """
-
-    def __init__(
-        self,
-        graph: torch.cuda.CUDAGraph,
-        stream: torch.cuda.Stream,
-        wait: Callable[[Any], tuple[Any]],
-    ) -> None:
+    def __init__(self, graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream, run: Replay) -> None:
         cudart = bindings()
         self.graph = graph
         self._stream = stream
         self._exec = cudart.cudaGraphExec_t(graph.raw_cuda_graph_exec())
         self._on = cudart.cudaStream_t(stream.cuda_stream)
-        self._launch = cudart.cudaGraphLaunch
-        self._wait = wait
-        self._success = cudart.cudaError_t.cudaSuccess
+        self._run = run
         self._uploads = True
         self._upload_node = _first_node(graph)
         # A launch wants its device to be the thread's current one, and whose thread a request comes
         # on is not ours to say. With one device, it is.
         several = torch.cuda.device_count() > 1
-        self._here: AbstractContextManager[object] = (
-            torch.cuda.device(stream.device) if several else nullcontext()
-        )
+        self._here = torch.cuda.device(stream.device) if several else None
 
     def replay(self) -> None:
         if not self._uploads:
             self._set_uploads(True)
-        self._run()
+        self._replay()
 
     def replay_fed(self) -> None:
         if self._uploads:
             self._set_uploads(False)
-        self._run()
+        self._replay()
 
     def _set_uploads(self, on: bool) -> None:
         """Enable or disable the copy of the inputs, for the launches from now on."""
@@ -149,11 +122,14 @@ class CudaGraph:
         checked(cudart.cudaGraphNodeSetEnabled(self._exec, self._upload_node, int(on)))
         self._uploads = on
 
-    def _run(self) -> None:
-        with self._here:
-            (launched,) = self._launch(self._exec, self._on)
-            (done,) = self._wait(self._on)
-        if launched != self._success or done != self._success:
+    def _replay(self) -> None:
+        if self._here is None:
+            failed = self._run()
+        else:
+            with self._here:
+                failed = self._run()
+        if failed:
+            launched, done = (bindings().cudaError_t(code) for code in divmod(failed, 1 << 16))
             raise ReplayError(
                 f"replaying a CUDA graph failed: launch {launched!r}, wait {done!r}; after an "
                 "error that sticks to the context, the process must be started anew"
@@ -175,14 +151,18 @@ class CudaGraph:
 class CudaDevice:
     type = "cuda"
 
-    def __init__(self, index: int, wait: Wait = "spin") -> None:
+    def __init__(self, index: int, wait: Wait = "spin", launcher: Path | None = None) -> None:
+        """`launcher`: where an artifact has its library of launch.c, if it has one."""
         self.torch_device = torch.device("cuda", index)
         self.helpers = min(_HELPERS, len(os.sched_getaffinity(0)) - 1)
         self._streams: list[torch.cuda.Stream] = []
         with self._current():
             torch.cuda.init()  # type: ignore[no-untyped-call]
             self._pool = torch.cuda.graph_pool_handle()
-            self._blocking = Blocking() if wait == "block" else None
+            self._replays: Replays = BindingsReplays()
+            if launcher is not None and launcher.exists():
+                self._replays = NativeReplays(launcher)
+            self._asleep = SleepEvent() if wait == "block" else None
 
     def fingerprint(self) -> dict[str, str]:
         found = torch.cuda.get_device_properties(self.torch_device)
@@ -243,8 +223,9 @@ class CudaDevice:
         graph = capture_graph(issue_all, used[0], self._pool)
         self._pool = graph.pool()
         graph.instantiate()
-        wait = self._blocking or bindings().cudaStreamSynchronize
-        captured = CudaGraph(graph, used[0], wait)
+        event = self._asleep.handle if self._asleep else None
+        run = self._replays(graph.raw_cuda_graph_exec(), used[0].cuda_stream, event)
+        captured = CudaGraph(graph, used[0], run)
         captured.upload()
         return captured
 
@@ -256,8 +237,9 @@ class CudaDevice:
         with suppress(RuntimeError):
             for stream in self._streams:
                 stream.synchronize()
-        if self._blocking is not None:
-            self._blocking.close()
+        if self._asleep is not None:
+            self._asleep.close()
+        self._replays.close()
         give_back(self._streams)
         self._streams.clear()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from recreplay.capture import capture
 from recreplay.models import dlrm
 from recreplay.runtime import Runtime, Serving
+from recreplay.runtime.artifact import LAUNCHER
 
 MODEL = {"tables": 8, "rows_scale": 0.01}
 ROWS = (1, 2, 7, 8, 9, 40)
@@ -41,9 +43,14 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.parametrize("called_by", [LAUNCHER, "cuda-bindings"])
 @pytest.mark.parametrize("wait", ["spin", "block"])
-def test_lanes_answer_side_by_side(artifact: Path, wait: Any) -> None:
-    """Three graphs of their own over the same weights, each request its own rows."""
+def test_lanes_answer_side_by_side(
+    artifact: Path, wait: Any, called_by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three graphs of their own over the same weights, each request its own rows; by the library
+    of the artifact, and as where there is none."""
+    monkeypatch.setattr("recreplay.runtime.loading.LAUNCHER", called_by)
     model = dlrm(**MODEL)
     asked = [answer(model, rows, seed) for seed in range(12) for rows in ROWS]
     with (
@@ -55,6 +62,32 @@ def test_lanes_answer_side_by_side(artifact: Path, wait: Any) -> None:
             for (_, want), got in zip(asked, answers, strict=True):
                 np.testing.assert_allclose(got["output"], want, rtol=1e-4, atol=1e-5)
         assert runtime.lanes_alive() == 3
+
+
+def test_a_replay_does_not_wait_for_a_thread_that_runs_python(artifact: Path) -> None:
+    """Such a thread has the interpreter's lock for 5 ms, whoever wants it."""
+    model = dlrm(**MODEL)
+    request, want = answer(model, 8, 1)
+    ended, took = threading.Event(), []
+
+    def count() -> None:
+        while not ended.is_set():
+            sum(range(1000))
+
+    with Runtime.load(artifact) as runtime:
+        beside = threading.Thread(target=count)
+        beside.start()
+        try:
+            for _ in range(100):
+                time.sleep(0.001)
+                begun = time.perf_counter()
+                got = runtime.run(request)["output"]
+                took.append(time.perf_counter() - begun)
+                np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+        finally:
+            ended.set()
+            beside.join()
+    assert np.median(took) < 0.003
 
 
 def test_requests_are_packed_and_cut(artifact: Path) -> None:

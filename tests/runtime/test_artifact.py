@@ -185,7 +185,7 @@ def test_a_manifest_of_something_else_is_refused(copy: Path, raw: bytes, message
 @pytest.mark.parametrize("version", [1, 0, "2", None])
 def test_another_format_version_is_refused(copy: Path, version: Any) -> None:
     reseal(copy, lambda data: data.update(version=version))
-    message = rf"copy\.rr has format version {version}; this RecReplay reads version 11; capture"
+    message = rf"copy\.rr has format version {version}; this RecReplay reads version 12; capture"
     with pytest.raises(ArtifactVersionError, match=message):
         Runtime.load(copy)
 

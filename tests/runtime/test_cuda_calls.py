@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from recreplay.runtime.devices import cuda, cuda_streams
-from recreplay.runtime.devices.cuda import Blocking, CudaGraph
+from recreplay.runtime.devices import cuda, cuda_replay, cuda_streams
+from recreplay.runtime.devices.cuda import CudaGraph
 from recreplay.runtime.devices.cuda_bindings import checked
+from recreplay.runtime.devices.cuda_replay import BindingsReplays, SleepEvent
 from recreplay.runtime.errors import RecReplayError, ReplayError
 from recreplay.runtime.serving import Serving
 from recreplay.tools import captured_graph
@@ -36,7 +37,7 @@ def calls(module: ModuleType) -> list[tuple[str, int]]:
     return sorted(set(found.values()))
 
 
-NAMED = [(m, *call) for m in (cuda, cuda_streams, captured_graph) for call in calls(m)]
+NAMED = [(m, *call) for m in (cuda, cuda_replay, cuda_streams, captured_graph) for call in calls(m)]
 
 
 def test_the_calls_are_found() -> None:
@@ -70,6 +71,9 @@ class Fake:
     class cudaError_t:
         cudaSuccess = 0
 
+        def __new__(cls, code: int) -> int:  # type: ignore[misc]
+            return code
+
     class cudaGraphNodeType:
         cudaGraphNodeTypeMemcpy = "copy"
 
@@ -78,9 +82,10 @@ class Fake:
         self.fails: dict[str, int] = {}
         self.roots = ["copy"]
         self.cudaGraphExec_t = self.cudaStream_t = self.cudaGraph_t = lambda handle: handle
+        self.cudaEvent_t = self.cudaGraph_t
 
     def __getattr__(self, name: str) -> Callable[..., tuple[Any, ...]]:
-        values = {"cudaEventCreateWithFlags": ("event",)}
+        values = {"cudaEventCreateWithFlags": (9,)}
 
         def call(*given: Any) -> tuple[Any, ...]:
             if name == "cudaGraphGetRootNodes":
@@ -113,22 +118,24 @@ class Captured:
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> Fake:
     fake = Fake()
-    monkeypatch.setattr(cuda, "bindings", lambda: fake)
+    for module in (cuda, cuda_replay):
+        monkeypatch.setattr(module, "bindings", lambda: fake)
     return fake
 
 
-def graph(wait: Callable[[Any], tuple[Any]]) -> CudaGraph:
-    return CudaGraph(Captured(), Captured(), wait)  # type: ignore[arg-type]
+def graph(event: SleepEvent | None = None) -> CudaGraph:
+    run = BindingsReplays()(5, 7, None if event is None else event.handle)
+    return CudaGraph(Captured(), Captured(), run)  # type: ignore[arg-type]
 
 
 def test_a_request_is_one_launch_and_one_wait(asked: Fake) -> None:
-    made = graph(asked.cudaStreamSynchronize)
+    made = graph()
     made.replay()
     assert asked.asked == [("cudaGraphLaunch", 5, 7), ("cudaStreamSynchronize", 7)]
 
 
 def test_the_upload_is_turned_off_for_what_is_on_the_device(asked: Fake) -> None:
-    made = graph(asked.cudaStreamSynchronize)
+    made = graph()
     made.replay_fed()
     assert asked.asked[0] == ("cudaGraphNodeSetEnabled", 5, "copy", 0)
     assert asked.names()[1:] == ["GraphLaunch", "StreamSynchronize"]
@@ -139,19 +146,19 @@ def test_the_upload_is_turned_off_for_what_is_on_the_device(asked: Fake) -> None
 
 
 def test_a_wait_asleep_is_for_an_event_after_the_launch(asked: Fake) -> None:
-    wait = Blocking()
+    event = SleepEvent()
     assert asked.asked == [("cudaEventCreateWithFlags", 3)]
-    made = graph(wait)
+    made = graph(event)
     asked.asked.clear()
     made.replay()
     assert asked.asked == [
         ("cudaGraphLaunch", 5, 7),
-        ("cudaEventRecord", "event", 7),
-        ("cudaEventSynchronize", "event"),
+        ("cudaEventRecord", 9, 7),
+        ("cudaEventSynchronize", 9),
     ]
     asked.asked.clear()
-    wait.close()
-    assert asked.asked == [("cudaEventDestroy", "event")]
+    event.close()
+    assert asked.asked == [("cudaEventDestroy", 9)]
 
 
 def test_with_several_devices_a_request_makes_its_own_current(
@@ -171,7 +178,7 @@ def test_with_several_devices_a_request_makes_its_own_current(
 
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setattr("torch.cuda.device", Device)
-    made = graph(asked.cudaStreamSynchronize)
+    made = graph()
     for _ in range(2):
         made.replay()
         assert asked.asked[0] == ("enter", "cuda:1")
@@ -185,7 +192,7 @@ def test_an_error_of_any_call_is_told(asked: Fake, call: str, asleep: bool) -> N
     if call == "cudaEventRecord" and not asleep:
         call = "WAIT"
     waits = "cudaEventSynchronize" if asleep else "cudaStreamSynchronize"
-    made = graph(Blocking() if asleep else asked.cudaStreamSynchronize)
+    made = graph(SleepEvent() if asleep else None)
     asked.fails[waits if call == "WAIT" else call] = 700
     told = r"^replaying a CUDA graph failed: (launch 700, wait 0|launch 0, wait 700);"
     with pytest.raises(ReplayError, match=told):
@@ -206,7 +213,7 @@ def test_closing_does_not_hide_what_broke_the_context(asked: Fake) -> None:
             reset.append(1)
 
     asked.fails["cudaStreamSynchronize"] = 710
-    made = CudaGraph(Broken(), Broken(), asked.cudaStreamSynchronize)  # type: ignore[arg-type]
+    made = CudaGraph(Broken(), Broken(), BindingsReplays()(5, 7, None))  # type: ignore[arg-type]
     with pytest.raises(ReplayError, match=r"launch 0, wait 710"), closing(made):
         made.replay()
     assert reset == [1]
@@ -215,7 +222,7 @@ def test_closing_does_not_hide_what_broke_the_context(asked: Fake) -> None:
 def test_a_graph_that_begins_with_something_else_is_refused(asked: Fake) -> None:
     asked.roots = ["copy", "kernel"]
     with pytest.raises(RecReplayError, match=r"^a captured graph begins with .*; expected one c"):
-        graph(asked.cudaStreamSynchronize)
+        graph()
 
 
 def test_a_call_that_fails_is_an_error() -> None:

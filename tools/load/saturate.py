@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -35,13 +35,7 @@ def saturate(
 ) -> None:
     """Measure throughput by lanes, batching at both ends of the load, coroutines, and `run` beside
     a thread of Python."""
-    from recreplay.runtime.artifact import open_artifact
-    from recreplay.runtime.dispatch import can_pack
     from recreplay.tools.bench.stamp import stamp
-    from recreplay.tools.load.beside import beside_python
-    from recreplay.tools.load.coroutines import by_coroutine
-    from recreplay.tools.load.queries import Queries
-    from recreplay.tools.load.sizes import fixed
 
     sizes = options.parse_numbers(rows, "--rows", "rows of a request", 1, MOST)
     counts = options.parse_numbers(lanes, "--lanes", "numbers of lanes", 1)
@@ -50,22 +44,12 @@ def saturate(
         *options.parse_numbers(delays, "--delays", "batching delays in microseconds", 0),
     ]
     check_output(out)
-    opened = open_artifact(artifact)
     with Progress() as progress:
-        queries = Queries(opened.path, opened.manifest, fixed(max(sizes)))
-        requests = {n: [queries.of(n) for _ in range(_TURNS)] for n in sizes}
-        packs = can_pack(opened.manifest)
-        if not packs:
-            progress("requests of one user are not packed: no delay is measured")
-            waits = [None]
         report = {
             "kind": "recreplay-saturate",
             "artifact": artifact.name,
             "seconds": seconds,
-            "lanes": by_lanes(artifact, requests, counts, seconds, progress),
-            "batching": by_delay(artifact, requests, waits, seconds, progress),
-            "coroutines": by_coroutine(artifact, requests, packs, seconds, progress),
-            "beside": beside_python(artifact, requests, seconds, progress),
+            **measure(artifact, sizes, counts, waits, seconds, progress),
             "stamp": stamp(threads=1),
         }
     if out is not None:
@@ -74,6 +58,38 @@ def saturate(
         print_json(report)
         return
     _show(report)
+
+
+def measure(
+    artifact: Path,
+    sizes: Sequence[int],
+    counts: list[int],
+    waits: list[int | None],
+    seconds: float,
+    progress: Callable[[str], None],
+) -> dict[str, Any]:
+    """Requests of `sizes` rows by `counts` lanes, by `waits` (batching delays in microseconds), by
+    coroutines, and beside a thread of Python; `seconds` for each."""
+    from recreplay.runtime.artifact import open_artifact
+    from recreplay.runtime.dispatch import can_pack
+    from recreplay.tools.load.beside import beside_python
+    from recreplay.tools.load.coroutines import by_coroutine
+    from recreplay.tools.load.queries import Queries
+    from recreplay.tools.load.sizes import fixed
+
+    opened = open_artifact(artifact)
+    queries = Queries(opened.path, opened.manifest, fixed(max(sizes)))
+    requests = {n: [queries.of(n) for _ in range(_TURNS)] for n in sizes}
+    packs = can_pack(opened.manifest)
+    if not packs:
+        progress("requests of one user are not packed: no delay is measured")
+        waits = [None]
+    return {
+        "lanes": by_lanes(artifact, requests, counts, seconds, progress),
+        "batching": by_delay(artifact, requests, waits, seconds, progress),
+        "coroutines": by_coroutine(artifact, requests, packs, seconds, progress),
+        "beside": beside_python(artifact, requests, seconds, progress),
+    }
 
 
 def by_lanes(
