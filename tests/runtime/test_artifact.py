@@ -171,7 +171,7 @@ def test_a_path_without_an_artifact_is_refused(tmp_path: Path) -> None:
         (b"\xff\xfe\x00", r"manifest\.json is not JSON: "),
         (b"[1, 2]", r"manifest\.json is not a manifest of RecReplay$"),
         (b'{"format": "onnx", "version": 1}', r"manifest\.json is not a manifest of RecReplay$"),
-        (b'{"format": "recreplay", "version": 11}', r"manifest\.json is incomplete: KeyError"),
+        (b'{"format": "recreplay", "version": 12}', r"manifest\.json is incomplete: KeyError"),
     ],
 )
 def test_a_manifest_of_something_else_is_refused(copy: Path, raw: bytes, message: str) -> None:
