@@ -6,7 +6,8 @@ one reduction.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -68,11 +69,14 @@ class Fill:
                     raise ValueError(f"expected an array of shape {view.shape}; got {value.shape}")
                 value = filler.narrow(name, value, view.dtype, first_row)
             np.concatenate((value,), out=view, casting="no")  # an assignment would cast
-        return self.in_place(first_row)
+        return self._in_place(first_row)
 
-    def in_place(self, first_row: int = 0) -> int:
-        """Pad and check a request that was written into staging; returns how many ids were
-        clamped."""
+    def lend(self, inputs: tuple[Array, ...]) -> Callable[[], int]:
+        """What pads and checks a request that was written to `inputs`, in order: to the staging
+        memory, or beside it where ids are staged narrower. It returns how many ids were clamped."""
+        return partial(self, inputs) if self._filler.wide else self._in_place
+
+    def _in_place(self, first_row: int = 0) -> int:
         for padding, first in self._padding:
             padding[...] = first
         return self._filler.check(self._checks, self._n, first_row)

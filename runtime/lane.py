@@ -181,7 +181,7 @@ class Lane:
             filler, fill = captured.filler, prepared.fill
             assert isinstance(filler, Filler)
             assert not isinstance(fill, MixedFill)
-            again = partial(fill, tuple(inputs.values())) if filler.wide else fill.in_place
+            again = fill.lend(tuple(inputs[name] for name in filler.order))
             if len(self._lent) >= _PREPARED:
                 self._lent.clear()
             found = self._lent[n] = Lent(prepared, Views(inputs), again)

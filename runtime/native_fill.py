@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import ctypes
 from _ctypes import dlclose
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -133,29 +133,15 @@ def load_fill_library(path: Path, helpers: int = 0) -> FillLibrary | None:
 class NativeFill:
     """Copies requests of one number of rows into staging; made by `Filler.prepare`."""
 
-    __slots__ = ("_checks", "_fill", "_filler", "_in_place", "_n", "_other")
+    __slots__ = ("_checks", "_fill", "_filler", "_inputs", "_library", "_n", "_other", "_shapes")
 
     def __init__(self, library: FillLibrary, filler: Filler, n: int) -> None:
-        self._filler = filler
-        self._n = n
+        self._library, self._filler, self._n = library, filler, n
         self._other: Fill | None = None
-        rows: list[object] = []  # shapes that inputs point to
-        inputs, self._checks = inputs_of(filler, n, rows)
-        ordered = [inputs[name] for name in filler.order]
-        array = (Input * len(ordered))(*ordered)
-        values = (_Rows * len(ordered))()
-        call = FillCall(
-            *library.types,
-            n,
-            filler.size,
-            sum(i.row_bytes for i in ordered),
-            len(ordered),
-            ctypes.addressof(array),
-            ctypes.addressof(values),
-        )
-        kept = (array, values, rows)  # what the call points to
-        self._fill = builtin(library.fill, ONE_ARGUMENT, call, kept)
-        self._in_place = builtin(library.in_place, NO_ARGUMENT, call, kept)
+        self._shapes: list[object] = []  # that inputs point to
+        inputs, self._checks = inputs_of(filler, n, self._shapes)
+        self._inputs = (Input * len(inputs))(*(inputs[name] for name in filler.order))
+        self._fill = self._call(library.fill, ONE_ARGUMENT, (_Rows * len(inputs))())
 
     def __call__(self, values: Sequence[Any], first_row: int = 0) -> int:
         """Copy, pad, check; returns how many ids were clamped.
@@ -171,11 +157,41 @@ class NativeFill:
             return self._other(values, first_row)
         return self._checked(code, first_row) if code or self._checks else 0
 
-    def in_place(self) -> int:
-        """Pad and check a request that was written into staging; returns how many ids were
-        clamped."""
-        code = self._in_place()
-        return self._checked(code, 0) if code or self._checks else 0
+    def lend(self, inputs: tuple[Array, ...]) -> Callable[[], int]:
+        """What pads and checks a request that was written to `inputs`, in order: to the staging
+        memory, or beside it where ids are staged narrower. It returns how many ids were clamped."""
+        wide = self._filler.wide
+        values = (_Rows * len(inputs))(
+            *(
+                _Rows(array.ctypes.data, array.strides[0], array.dtype == wide.get(name))
+                for name, array in zip(self._filler.order, inputs, strict=True)
+            )
+        )
+        read = self._call(self._library.in_place, NO_ARGUMENT, values)
+
+        def fill() -> int:
+            code = read()
+            if code == _OTHER_ARRAYS:
+                return self(inputs)
+            return self._checked(code, 0) if code or self._checks else 0
+
+        return fill
+
+    def _call(
+        self, function: Any, arguments: int, values: ctypes.Array[_Rows]
+    ) -> Callable[..., int]:
+        """`function` of the library; `values` says where rows are, or has room for it."""
+        inputs = self._inputs
+        call = FillCall(
+            *self._library.types,
+            self._n,
+            self._filler.size,
+            sum(i.row_bytes for i in inputs),
+            len(inputs),
+            ctypes.addressof(inputs),
+            ctypes.addressof(values),
+        )
+        return builtin(function, arguments, call, (inputs, values, self._shapes))
 
     def _checked(self, code: int, first_row: int) -> int:
         if code == _BAD_IDS:

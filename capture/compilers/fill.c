@@ -93,7 +93,8 @@ struct recreplay_fill {
   size_t row_bytes; /* of all inputs */
   size_t count;
   const struct input *inputs;
-  struct rows *values; /* room for `count` */
+  struct rows *values; /* room for `count`; where a request was written in place, what it was
+                          written to */
 };
 
 enum { FILLED, OTHER_ARRAYS, BAD_IDS }; /* both of the last: OTHER_ARRAYS */
@@ -231,10 +232,16 @@ static int32_t fill_with(void *values, const struct recreplay_fill *fill) {
   return filled(fill);
 }
 
-/* The same for a request that was written into the staging memory. */
+/* The same for a request that was written into the staging memory, or into memory beside it where
+   ids are staged narrower. */
 static int32_t fill_in_place(const struct recreplay_fill *fill) {
-  for (size_t i = 0; i < fill->count; i++)
-    fill->values[i] = (struct rows){fill->inputs[i].staged, 0, 0};
+  for (size_t i = 0; i < fill->count; i++) {
+    const struct rows *value = &fill->values[i];
+    if (value->first == fill->inputs[i].staged) continue;
+    size_t bytes = fill->rows * fill->inputs[i].row_bytes;
+    fetch(value->first, bytes << value->wide < BLOCK ? bytes << value->wide : BLOCK);
+    fetch_to_write(fill->inputs[i].staged, bytes);
+  }
   return filled(fill);
 }
 

@@ -21,8 +21,8 @@ from recreplay.runtime.native_fill import FillLibrary
 path = Path({str(tmp_path / "fill.so")!r})
 Staged.library = FillLibrary(path)
 staged = Staged(bucket(2, [("a", "int64", ())]), [])
-fill = staged.filler.prepare(1)
-assert fill.in_place() == 0
+fill = staged.filler.prepare(1).lend((staged.views["a"][:1],))
+assert fill() == 0
 Staged.library.close()
 assert str(path) not in Path("/proc/self/maps").read_text()
 del fill, staged

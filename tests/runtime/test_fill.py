@@ -271,15 +271,15 @@ def test_long_requests_are_copied_without_the_interpreter_lock() -> None:
 def test_a_request_in_staging_is_padded_and_checked() -> None:
     made = bucket(4, [("a", "int64", ()), ("b", "int32", (2,))])
     staged = Staged(made, [IdBound("a", None, 5, "t"), IdBound("b", None, 9, "u")])
-    fill = staged.filler.prepare(3)
+    fill = staged.filler.prepare(3).lend((staged.views["a"][:3], staged.views["b"][:3]))
     staged.views["a"][:] = [1, 2, 4, 99]
     staged.views["b"][:] = [[1, 2], [3, 4], [5, 8], [-1, -1]]
-    assert fill.in_place() == 0
+    assert fill() == 0
     np.testing.assert_array_equal(staged.views["a"], [1, 2, 4, 1])
     np.testing.assert_array_equal(staged.views["b"][3], [1, 2])
     staged.views["b"][2, 1] = -1
     with pytest.raises(IdRangeError, match=r"^input 'b', row 2, position 1: id -1 is out of range"):
-        fill.in_place()
+        fill()
 
 
 @pytest.mark.parametrize("size", [3, 5])
