@@ -1,6 +1,7 @@
 """Models by name and version in a directory, one live version each, exchanged while they serve.
 
-ROOT/NAME/VERSION/      an artifact; VERSION is a whole number, the largest is the newest
+ROOT/NAME/VERSION/      an artifact, or a funnel.json; VERSION is a whole number, the largest is the
+                        newest
 ROOT/NAME/serving.json  how to serve it (optional)
 """
 
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,9 @@ from recreplay.runtime.errors import (
     RuntimeClosedError,
 )
 from recreplay.runtime.fill import Check
+from recreplay.runtime.served_funnel import FUNNEL, ServedFunnel
 from recreplay.runtime.serving import SERVING, Serving
+from recreplay.runtime.spec import InputSpec, OutputSpec
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")
 _VERSION = re.compile(r"[0-9]{1,18}")
@@ -48,11 +51,22 @@ class Served:
     """The live version of a model."""
 
     version: str
-    runtime: Runtime
+    runtime: Runtime | ServedFunnel
+
+    def stages(self, name: str) -> dict[str, Runtime]:
+        """What replays, by the name that it is counted under: of model `name`, or a stage of it."""
+        if isinstance(self.runtime, ServedFunnel):
+            return {f"{name}/{stage}": one for stage, one in self.runtime.stages.items()}
+        return {name: self.runtime}
+
+    def tensors(self) -> tuple[Sequence[InputSpec], Sequence[OutputSpec]]:
+        """What it takes and gives."""
+        said = self.runtime if isinstance(self.runtime, ServedFunnel) else self.runtime.manifest
+        return said.inputs, said.outputs
 
 
 class ModelRepository:
-    """Loads, exchanges and unloads models; thread-safe.
+    """Loads, exchanges and unloads models and funnels; thread-safe.
 
     A new version is loaded and self-tested beside the old one, then takes its place at once; what
     the old one has accepted, it answers, and then it is freed. One that fails changes nothing.
@@ -87,7 +101,7 @@ class ModelRepository:
         found = [
             p.name
             for p in (self.root / name).iterdir()
-            if _VERSION.fullmatch(p.name) and (p / MANIFEST).is_file()
+            if _VERSION.fullmatch(p.name) and any((p / f).is_file() for f in (MANIFEST, FUNNEL))
         ]
         return sorted(found, key=int)
 
@@ -220,7 +234,7 @@ class ModelRepository:
             one.runtime.close()
 
     def _on_live(
-        self, name: str, version: str | None, call: Callable[[Runtime], T]
+        self, name: str, version: str | None, call: Callable[[Runtime | ServedFunnel], T]
     ) -> tuple[str, T]:
         while True:
             served = self.get(name, version)
@@ -231,12 +245,12 @@ class ModelRepository:
                     raise
                 # A newer version took its place between the two lines; that one answers.
 
-    def _open(self, name: str, version: str) -> Runtime:
-        path = self.root / name / SERVING
+    def _open(self, name: str, version: str) -> Runtime | ServedFunnel:
+        path, folder = self.root / name / SERVING, self.root / name / version
         serving = Serving.read(path) if path.is_file() else Serving()
-        return Runtime.load(
-            self.root / name / version, device=self._device, check=self._check, serving=serving
-        )
+        if (folder / FUNNEL).is_file():
+            return ServedFunnel.load(folder, self._device, self._check, serving)
+        return Runtime.load(folder, device=self._device, check=self._check, serving=serving)
 
     def _state(self, name: str, version: str, live: Served | None) -> ModelState:
         if live is not None and live.version == version:

@@ -73,8 +73,13 @@ class Serving:
             data = json.loads(Path(path).read_text())
         except (OSError, ValueError) as error:
             raise RecReplayError(f"{path} is no serving.json: {error}") from error
+        return cls.from_json(data, str(path))
+
+    @classmethod
+    def from_json(cls, data: Any, where: str) -> Serving:
+        """The options that `data` holds, which came from `where`."""
         names = [field.name for field in fields(cls)]
         if not isinstance(data, dict) or (unknown := sorted({*data} - {*names, "report"})):
             what = f"unknown {', '.join(unknown)}" if isinstance(data, dict) else "not an object"
-            raise RecReplayError(f"{path}: {what}; expected {', '.join(names)}")
+            raise RecReplayError(f"{where}: {what}; expected {', '.join(names)}")
         return cls(**{name: data[name] for name in names if name in data})

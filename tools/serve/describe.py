@@ -5,9 +5,11 @@ from __future__ import annotations
 from importlib import metadata
 from typing import Any
 
-from recreplay.runtime import ModelRepository
+from recreplay.runtime import ModelRepository, Runtime
 from recreplay.runtime.repository import Served
 from recreplay.tools.serve.protocol import EXTENSIONS, PLATFORM, tensors
+
+_KINDS = {"cpu": "KIND_CPU", "cuda": "KIND_GPU"}
 
 
 def server() -> dict[str, Any]:
@@ -19,13 +21,13 @@ def server() -> dict[str, Any]:
 
 
 def model(name: str, served: Served) -> dict[str, Any]:
-    inputs, outputs = tensors(served.runtime.manifest)
+    takes, gives = served.tensors()
     return {
         "name": name,
         "versions": [served.version],
         "platform": PLATFORM,
-        "inputs": inputs,
-        "outputs": outputs,
+        "inputs": tensors(takes),
+        "outputs": tensors(gives),
     }
 
 
@@ -33,31 +35,44 @@ def config(name: str, served: Served) -> dict[str, Any]:
     """What Triton's model configuration has a name for, and ours as its parameters.
 
     `max_batch_size` is 0, because batches of any size are taken: shapes hold the -1 themselves.
+    Parameters of a funnel have the name of their stage in front.
     """
-    manifest, serving = served.runtime.manifest, served.runtime.serving
-    inputs, outputs = tensors(manifest)
+    takes, gives = served.tensors()
+    stages = served.stages(name)
     parameters = {
-        "buckets": ",".join(str(b.size) for b in manifest.buckets),
-        "device": manifest.device,
-        "compiler": manifest.compiler,
-        "strategy": manifest.strategy,
-        **{k: str(v) for k, v in serving.to_json().items() if v is not None},
+        (key if of == name else f"{of.removeprefix(f'{name}/')}.{key}"): value
+        for of, runtime in stages.items()
+        for key, value in _parameters(runtime).items()
     }
-    kind = "KIND_GPU" if manifest.device == "cuda" else "KIND_CPU"
     found: dict[str, Any] = {
         "name": name,
         "platform": PLATFORM,
         "backend": PLATFORM,
         "version_policy": {"specific": {"versions": [int(served.version)]}},
         "max_batch_size": 0,
-        "input": [_tensor(t) for t in inputs],
-        "output": [_tensor(t) for t in outputs],
-        "instance_group": [{"name": name, "kind": kind, "count": serving.lanes}],
+        "input": [_tensor(t) for t in tensors(takes)],
+        "output": [_tensor(t) for t in tensors(gives)],
+        "instance_group": [
+            {"name": of, "kind": _KINDS[runtime.manifest.device], "count": runtime.serving.lanes}
+            for of, runtime in stages.items()
+        ],
         "parameters": {k: {"string_value": v} for k, v in parameters.items()},
     }
-    if serving.max_delay_us is not None:
-        found["dynamic_batching"] = {"max_queue_delay_microseconds": serving.max_delay_us}
+    delays = [runtime.serving.max_delay_us for runtime in stages.values()]
+    if packs := [delay for delay in delays if delay is not None]:
+        found["dynamic_batching"] = {"max_queue_delay_microseconds": max(packs)}
     return found
+
+
+def _parameters(runtime: Runtime) -> dict[str, str]:
+    manifest = runtime.manifest
+    return {
+        "buckets": ",".join(str(b.size) for b in manifest.buckets),
+        "device": manifest.device,
+        "compiler": manifest.compiler,
+        "strategy": manifest.strategy,
+        **{k: str(v) for k, v in runtime.serving.to_json().items() if v is not None},
+    }
 
 
 def index(repository: ModelRepository, only_ready: bool) -> list[dict[str, str]]:

@@ -8,7 +8,7 @@ from typing import Any
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from recreplay.runtime.repository import Served
+from recreplay.runtime import Runtime
 from recreplay.runtime.spec import total_bytes
 from recreplay.tools.serve.service import Service
 
@@ -94,7 +94,7 @@ def _replays(stats: dict[tuple[str, str], dict[str, Any]]) -> Iterator[Any]:
     yield family
 
 
-def _shape(live: dict[tuple[str, str], Served]) -> Iterator[Any]:
+def _shape(live: dict[tuple[str, str], Runtime]) -> Iterator[Any]:
     """What does not change while a version lives, but for its lanes."""
     lanes = GaugeMetricFamily("recreplay_lanes", "Lanes that serve", labels=_LABELS)
     size = GaugeMetricFamily(
@@ -103,9 +103,9 @@ def _shape(live: dict[tuple[str, str], Served]) -> Iterator[Any]:
     fallback = GaugeMetricFamily(
         "recreplay_fallback", "What capture did otherwise than asked", labels=(*_LABELS, "reason")
     )
-    for key, served in live.items():
-        manifest = served.runtime.manifest
-        alive = served.runtime.lanes_alive()
+    for key, runtime in live.items():
+        manifest = runtime.manifest
+        alive = runtime.lanes_alive()
         each = sum(
             max(total_bytes(getattr(b, kind)) for b in manifest.buckets)
             for kind in ("inputs", "buffers", "outputs")

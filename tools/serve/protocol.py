@@ -7,7 +7,7 @@ Pure functions between bytes and arrays; HTTP and gRPC share what is common to b
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from recreplay.runtime.errors import InputError
-from recreplay.runtime.manifest import Manifest
+from recreplay.runtime.spec import InputSpec, OutputSpec
 
 Array = np.ndarray[Any, Any]
 PLATFORM = "recreplay"
@@ -248,11 +248,6 @@ def render_infer(
     return head + b"".join(tail), len(head) if tail else None
 
 
-def tensors(manifest: Manifest) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Inputs and outputs as model metadata describes them; -1 is any number of rows."""
-    described = (
-        [{"name": s.name, "datatype": _DATATYPES[s.dtype], "shape": [-1, *s.row]} for s in specs]
-        for specs in (manifest.inputs, manifest.outputs)
-    )
-    inputs, outputs = described
-    return inputs, outputs
+def tensors(specs: Iterable[InputSpec | OutputSpec]) -> list[dict[str, Any]]:
+    """Inputs or outputs as model metadata describes them; -1 is any number of rows."""
+    return [{"name": s.name, "datatype": _DATATYPES[s.dtype], "shape": [-1, *s.row]} for s in specs]

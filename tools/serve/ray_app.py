@@ -48,7 +48,8 @@ class Replica:
 
     async def __call__(self, request: Request) -> Response:
         if request.method != "POST":
-            inputs, outputs = tensors(self._runtime.manifest)
+            manifest = self._runtime.manifest
+            inputs, outputs = tensors(manifest.inputs), tensors(manifest.outputs)
             return JSONResponse({"name": self._name, "inputs": inputs, "outputs": outputs})
         try:
             length = request.headers.get(HEADER)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from recreplay.runtime import ModelRepository
+from recreplay.runtime import ModelRepository, Runtime
 from recreplay.runtime.errors import (
     DeadlineExceeded,
     InputError,
@@ -34,7 +34,6 @@ class Counts:
     success_ns: int = 0
     failed: int = 0
     failed_ns: int = 0
-    rows: int = 0
     last_ms: int = 0  # of the epoch, when the last request was answered
     pending: int = 0
 
@@ -91,19 +90,24 @@ class Service:
         finally:
             self._follow(name)
 
-    def live(self) -> dict[tuple[str, str], Served]:
-        """The live versions by model and version."""
+    def live(self) -> dict[tuple[str, str], Runtime]:
+        """What replays, by model, or stage of a funnel, and version."""
         with self._lock:
-            return {(name, served.version): served for name, served in self._live.items()}
+            return {
+                key: runtime
+                for name, served in self._live.items()
+                for key, runtime in _counted(name, served).items()
+            }
 
     def stats(self) -> dict[tuple[str, str], dict[str, Any]]:
-        """`Runtime.stats` of each version, live or not, summed over the times it was loaded: a
-        counter that starts again would show as a rate that never was."""
+        """`Runtime.stats` of each version, live or not, and of a funnel those of each stage, summed
+        over the times it was loaded: a counter that starts again would show as a rate that never
+        was."""
         with self._lock:
             found = dict(self._ended)
             for name, served in self._live.items():
-                key = name, served.version
-                found[key] = _added(found.get(key, {}), served.runtime.stats())
+                for key, runtime in _counted(name, served).items():
+                    found[key] = _added(found.get(key, {}), runtime.stats())
         return found
 
     def is_ready(self) -> bool:
@@ -144,7 +148,6 @@ class Service:
             counts = self._counts.setdefault((name, answering), counts)
             counts.success += 1
             counts.success_ns += time.perf_counter_ns() - begun
-            counts.rows += len(next(iter(outputs.values())))
             counts.last_ms = time.time_ns() // 1_000_000
         return answering, outputs
 
@@ -153,10 +156,13 @@ class Service:
             return {key: Counts(**asdict(value)) for key, value in self._counts.items()}
 
     def statistics(self, name: str, version: str | None) -> dict[str, Any]:
-        """One model's statistics in the form of Triton's statistics extension."""
+        """One model's statistics in the form of Triton's statistics extension; those of a funnel
+        are summed over its stages."""
         served = self.repository.get(name, version)
-        # One that took the live one's place a moment ago is noted when that has been closed.
-        stats = self.stats().get((name, served.version)) or served.runtime.stats()
+        known, stats = self.stats(), dict[Any, Any]()
+        for key, runtime in _counted(name, served).items():
+            # One that took the live one's place a moment ago is noted when that has been closed.
+            stats = _added(stats, known.get(key) or runtime.stats())
         counts = self._of(name, served.version)
         queue = stats["queue"]
         replays = sum(stats["replays"].values())
@@ -192,12 +198,16 @@ class Service:
             if now is not None:
                 self._live[name] = now
             if before is not None and before is not now:
-                key = name, before.version
-                self._ended[key] = _added(self._ended.get(key, {}), before.runtime.stats())
+                for key, runtime in _counted(name, before).items():
+                    self._ended[key] = _added(self._ended.get(key, {}), runtime.stats())
 
     def _of(self, name: str, version: str) -> Counts:
         with self._lock:
             return self._counts.setdefault((name, version), Counts())
+
+
+def _counted(name: str, served: Served) -> dict[tuple[str, str], Runtime]:
+    return {(of, served.version): runtime for of, runtime in served.stages(name).items()}
 
 
 def _added(one: dict[Any, Any], other: dict[Any, Any]) -> dict[Any, Any]:

@@ -195,6 +195,31 @@ def test_metrics(server: Any, shop: Any) -> None:
     assert any(key.startswith("nv_inference_queue_duration_us_total") for key in values)
 
 
+def test_a_funnel_is_a_model(own_server: Any, make_root: Any, shop: Any) -> None:
+    root = make_root()
+    (root / "best" / "1").mkdir(parents=True)
+    stage = {"artifact": "../../shop/1", "score": "score"}
+    funnel = {"stages": [stage | {"keep": 4}, stage | {"keep": 2}]}
+    (root / "best" / "1" / "funnel.json").write_text(json.dumps(funnel))
+    server = own_server(root=root)
+    request = shop.request(7)
+    asked = body(request) | {"outputs": [{"name": "rows"}, {"name": "score"}]}
+    got = httpx.post(f"{server.url}/v2/models/best/infer", json=asked).json()
+    scores = shop.answer(request)["score"]
+    best = np.argsort(-scores)[:2]
+    assert [(o["name"], o["datatype"], o["shape"]) for o in got["outputs"]] == [
+        ("rows", "INT64", [2]),
+        ("score", "FP32", [2]),
+    ]
+    assert got["outputs"][0]["data"] == best.tolist()
+    np.testing.assert_allclose(got["outputs"][1]["data"], scores[best], rtol=1e-4)
+    bad = body({**request, "tag": request["tag"] + 100})
+    refused = httpx.post(f"{server.url}/v2/models/best/infer", json=bad)
+    assert refused.status_code == 400
+    assert "input 'tag', row 0: id " in refused.json()["error"]
+    assert server.stop() == 0
+
+
 def test_sigterm_under_load_loses_nothing_accepted(own_server: Any, shop: Any) -> None:
     server = own_server()
     request = shop.request(5)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 import sys
 import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -19,6 +21,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from recreplay.runtime import ModelRepository
 from recreplay.tools.cli import app
+from recreplay.tools.serve import describe
 from recreplay.tools.serve.metrics import ServiceCollector
 from recreplay.tools.serve.run import Ports, ServerOptions, serve
 from recreplay.tools.serve.service import Service
@@ -39,6 +42,7 @@ def metrics(service: Service) -> dict[str, float]:
 
 
 REPLAYS = 'nv_inference_exec_count_total{model="shop",version="1"}'
+LABELS = '{bucket="8",model="best/1-1",version="1"}'
 LANES = 'recreplay_lanes{model="shop",version="1"}'
 
 
@@ -77,6 +81,64 @@ def test_statistics_of_a_version_that_is_about_to_take_over(root: Path, shop: An
     asyncio.run(service.infer("shop", None, shop.request(2), None))
     assert service.statistics("shop", None)["execution_count"] == 1
     service.repository.close()
+
+
+def funnel_beside(root: Path) -> None:
+    """Of the one model twice."""
+    folder = root / "best" / "1"
+    folder.mkdir(parents=True)
+    stage = {"artifact": "../../shop/1", "score": "score"}
+    stages = [stage | {"keep": 3}, stage | {"keep": 2, "serving": {"lanes": 2, "max_delay_us": 9}}]
+    (folder / "funnel.json").write_text(json.dumps({"stages": stages}))
+
+
+def test_a_funnel_is_counted_by_stage(root: Path, shop: Any) -> None:
+    funnel_beside(root)
+    service = Service(ModelRepository(root))
+    assert service.start() == []
+    request = shop.request(5)
+    version, outputs = asyncio.run(service.infer("best", None, request, None))
+    best = np.argsort(-shop.answer(request)["score"])[:2]
+    assert version == "1"
+    np.testing.assert_array_equal(outputs["rows"], best)
+    np.testing.assert_allclose(outputs["vector"], shop.answer(request)["vector"][best], rtol=1e-4)
+    found = metrics(service)
+    for stage, rows, lanes in (("1-1", 5, 1), ("2-1", 3, 2)):
+        labels = f'{{model="best/{stage}",version="1"}}'
+        assert found[f"nv_inference_count_total{labels}"] == rows
+        assert found[f"recreplay_lanes{labels}"] == lanes
+    assert found['nv_inference_request_success_total{model="best",version="1"}'] == 1
+    told = service.statistics("best", None)
+    assert (told["execution_count"], told["inference_count"]) == (2, 8)
+    service.unload("best")
+    assert (
+        found["recreplay_replays_total" + LABELS]
+        == metrics(service)["recreplay_replays_total" + LABELS]
+    )
+    service.repository.close()
+
+
+def test_a_funnel_is_described(root: Path, shop: Any) -> None:
+    funnel_beside(root)
+    repository = ModelRepository(root)
+    alone, served = repository.load("shop"), repository.load("best")
+    inputs = describe.model("shop", alone)["inputs"]
+    said = describe.model("best", served)
+    assert said["inputs"] == inputs
+    assert said["outputs"] == [
+        {"name": "rows", "datatype": "INT64", "shape": [-1]},
+        {"name": "scores", "datatype": "FP32", "shape": [-1]},
+        {"name": "vector", "datatype": "FP32", "shape": [-1, 5]},
+        {"name": "score", "datatype": "FP32", "shape": [-1]},
+    ]
+    config = describe.config("best", served)
+    assert config["instance_group"] == [
+        {"name": "best/1-1", "kind": "KIND_CPU", "count": 1},
+        {"name": "best/2-1", "kind": "KIND_CPU", "count": 2},
+    ]
+    assert config["parameters"]["2-1.buckets"] == {"string_value": "2,8"}
+    assert config["dynamic_batching"] == {"max_queue_delay_microseconds": 9}
+    repository.close()
 
 
 @pytest.mark.parametrize(
