@@ -1,5 +1,6 @@
 """A GPU beside the CPU: funnels and one model over both; requests of several users in a replay."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from recreplay.capture import Jagged, capture
 from recreplay.models import rm_large, rm_small, two_tower
 from recreplay.models.two_tower import TwoTower
-from recreplay.runtime import Funnel, Offload, Runtime, Serving, Stage
+from recreplay.runtime import Funnel, ModelRepository, Offload, Runtime, Serving, Stage
 from recreplay.tools.load.queries import Queries
 from recreplay.tools.load.sizes import parse_sizes
 
@@ -48,6 +49,33 @@ def test_stages_may_be_on_any_device(
     for ranking in found[1:]:
         np.testing.assert_array_equal(ranking.rows, found[0].rows)
         np.testing.assert_allclose(ranking.scores, found[0].scores, rtol=1e-4, atol=1e-5)
+
+
+def test_a_repository_serves_stages_of_both_devices(
+    artifact: Callable[[str, str], Path], tmp_path: Path
+) -> None:
+    """The device that it is asked for is for stages of its kind."""
+    stages = [
+        {"artifact": str(artifact("small", "cpu")), "keep": KEEP},
+        {"artifact": str(artifact("large", "cuda")), "keep": TOP},
+    ]
+    (tmp_path / "rank" / "1").mkdir(parents=True)
+    (tmp_path / "rank" / "1" / "funnel.json").write_text(json.dumps({"stages": stages}))
+    request = {k: v.numpy() for k, v in rm_small(**SMALL).example_inputs(ROWS).items()}
+    repository = ModelRepository(tmp_path, device="cuda:0")
+    assert repository.load_all() == []
+    served = repository.get("rank").stages("rank")
+    assert [r.manifest.device for r in served.values()] == ["cpu", "cuda"]
+    _, got = repository.run("rank", request)
+    repository.close()
+    with (
+        Runtime.load(artifact("small", "cpu")) as small,
+        Runtime.load(artifact("large", "cpu")) as large,
+        Funnel([Stage(small, KEEP), Stage(large, TOP)]) as funnel,
+    ):
+        want = funnel.run(request)
+    np.testing.assert_array_equal(got["rows"], want.rows)
+    np.testing.assert_allclose(got["scores"], want.scores, rtol=1e-4, atol=1e-5)
 
 
 def test_large_requests_are_the_gpus(artifact: Callable[[str, str], Path]) -> None:

@@ -27,7 +27,10 @@ _EXTRA = {
 
 def serve(
     repository: Annotated[
-        Path, typer.Argument(help="A directory NAME/VERSION/ of artifacts and funnels.", show_default=False)
+        Path,
+        typer.Argument(
+            help="A directory NAME/VERSION/ of artifacts and funnels.", show_default=False
+        ),
     ],
     host: Annotated[
         str, typer.Option(help="Address to listen on; 0.0.0.0 or :: for every interface.")
