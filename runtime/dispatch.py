@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from recreplay.runtime.batching import Batching, Convert, Piece, RowBatching, unpack
+from recreplay.runtime.caller_stream import Wait, settle
 from recreplay.runtime.errors import InputError, RecReplayError
 from recreplay.runtime.inline import Inline
 from recreplay.runtime.manifest import Manifest
@@ -79,12 +80,13 @@ class Dispatcher:
         promise = ThreadPromise()
         try:
             values, n = self._check(inputs)
+            values, settled = settle(values)
             pieces = self._pieces(values, n)
         except InputError as error:
             self._failed()
             promise.fail(error)
         else:
-            self._queue(pieces, promise, arrived, due)
+            self._queue(pieces, promise, arrived, due, settled)
         return promise.future
 
     async def arun(self, inputs: Mapping[str, Any], deadline_us: int | None) -> dict[str, Array]:
@@ -94,6 +96,7 @@ class Dispatcher:
             values, n = self._check(inputs)
             lane = self._inline.lane(values, n)
             if lane is None:
+                values, settled = settle(values)
                 pieces = self._pieces(values, n)
             else:
                 outputs = self._answer(values, n, 1, 0, lane)
@@ -102,7 +105,7 @@ class Dispatcher:
             raise
         if lane is None:
             promise = LoopPromise(mailbox_here())
-            self._queue(pieces, promise, arrived, due)
+            self._queue(pieces, promise, arrived, due, settled)
             return await promise.future
         spent = time.monotonic() - arrived
         with self._lock:
@@ -126,7 +129,12 @@ class Dispatcher:
         return [Piece(values, (n,))] if batching is None else batching.pieces(values, n)
 
     def _queue(
-        self, pieces: Sequence[Piece], promise: Promise, arrived: float, due: float | None
+        self,
+        pieces: Sequence[Piece],
+        promise: Promise,
+        arrived: float,
+        due: float | None,
+        settled: Wait | None,
     ) -> None:
         if self._threads and os.getpid() != self._process:
             raise RecReplayError(
@@ -139,7 +147,10 @@ class Dispatcher:
             if not self._threads:  # before anything waits: who closes now must find them
                 self._start()
         self._line.put(
-            [Ticket(piece, reply, at, arrived, due, at * step) for at, piece in enumerate(pieces)]
+            [
+                Ticket(piece, reply, at, arrived, due, at * step, settled)
+                for at, piece in enumerate(pieces)
+            ]
         )
         with self._lock:
             self._counts.submitted += 1
@@ -190,6 +201,8 @@ class Dispatcher:
 
     def _serve_one(self, ticket: Ticket) -> None:
         try:
+            if ticket.settled is not None:
+                ticket.settled()
             outputs = self._answer(
                 ticket.piece.values, ticket.rows, ticket.at == 0, ticket.first_row, None
             )
@@ -204,6 +217,9 @@ class Dispatcher:
         rows = [ticket.rows for ticket in tickets]
         assert self._batching is not None
         try:
+            for ticket in tickets:
+                if ticket.settled is not None:
+                    ticket.settled()
             packed = self._batching.pack([ticket.piece for ticket in tickets])
             requests = sum(ticket.at == 0 for ticket in tickets)
             outputs = self._answer(packed, sum(rows), requests, 0, None)

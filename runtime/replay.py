@@ -77,10 +77,16 @@ class Replayer:
         self, lane: Lane, prepared: Prepared, values: Sequence[Any], first_row: int
     ) -> dict[str, Array]:
         """A request of which some inputs are on the device."""
-        feeder = lane.feeder(prepared.bucket)
-        if feeder(values, prepared.rows):
+        try:
+            feeder = lane.feeder(prepared.bucket)
+            fetched = None if feeder(values, prepared.rows) else feeder.fetch(values)
+        except RuntimeError as error:
+            raise ReplayError(
+                f"filling bucket {prepared.bucket} with tensors of the device failed: {error}"
+            ) from error
+        if fetched is None:
             return self.launch(lane, prepared, prepared.replay_fed, 0)
-        clamped = prepared.fill(feeder.fetch(values), first_row)
+        clamped = prepared.fill(fetched, first_row)
         return self.launch(lane, prepared, prepared.replay, clamped)
 
     def launch(

@@ -10,6 +10,7 @@ import json
 import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -88,8 +89,11 @@ class InductorPackage:
         else:
             self._scratch = make_scratch()
             path = str(_zip(source, self._scratch / "model.pt2"))
-        # Positional arguments: package, model, single-threaded runner, runners, device index.
-        self._loader = torch._C._aoti.AOTIModelPackageLoader(path, "model", True, 1, index)
+        # The loader makes its device the thread's current one, and leaves it so.
+        on_gpu = device.type == "cuda"
+        with torch.cuda.device(device) if on_gpu else nullcontext():
+            # Positional arguments: package, model, single-threaded runner, runners, device index.
+            self._loader = torch._C._aoti.AOTIModelPackageLoader(path, "model", True, 1, index)
         if self._scratch is not None:
             _adopt_unpacked(self._scratch, next(folder.rglob("*.so")).name)
 

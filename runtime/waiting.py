@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from recreplay.runtime.batching import Piece, join
+from recreplay.runtime.caller_stream import Wait
 from recreplay.runtime.errors import DeadlineExceeded, Overloaded, RuntimeClosedError
 from recreplay.runtime.lanes import CLOSED
 from recreplay.runtime.promises import Promise
@@ -64,10 +65,11 @@ class Reply:
 class Ticket:
     """A request, or part `at` of one, in the queue. Times are of `time.monotonic`, in seconds.
 
-    `first_row`: the row of the request that row 0 of the part is.
+    `first_row`: the row of the request that row 0 of the part is. `settled`: what is to be called
+    before its values are read.
     """
 
-    __slots__ = ("arrived", "at", "due", "first_row", "piece", "reply")
+    __slots__ = ("arrived", "at", "due", "first_row", "piece", "reply", "settled")
 
     def __init__(
         self,
@@ -77,9 +79,11 @@ class Ticket:
         arrived: float,
         due: float | None,
         first_row: int = 0,
+        settled: Wait | None = None,
     ) -> None:
         self.piece, self.reply, self.at = piece, reply, at
         self.arrived, self.due, self.first_row = arrived, due, first_row
+        self.settled = settled
 
     @property
     def rows(self) -> int:

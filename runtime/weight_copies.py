@@ -38,7 +38,11 @@ def make_copies(
 ) -> dict[str, torch.Tensor]:
     """Each named copy of a weight `[out, in]`, in the dtype that it is stored in or float32."""
     memory = HugePages()
-    return {name: memory.copy(_make(name, weights[name.partition(":")[2]])) for name in names}
+
+    def place(made: torch.Tensor) -> torch.Tensor:
+        return memory.copy(made) if made.is_cpu else made  # what is on a GPU stays there
+
+    return {name: place(_make(name, weights[name.partition(":")[2]])) for name in names}
 
 
 def refresh_copies(copies: Mapping[str, torch.Tensor], name: str, weight: torch.Tensor) -> None:

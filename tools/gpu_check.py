@@ -19,10 +19,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recreplay.tools.gpu_tests import run_tests
+from recreplay.tools.limited_run import run_limited
 
 if TYPE_CHECKING:
     from recreplay.tools.bench.compare import Session
@@ -76,12 +79,11 @@ def sanitize(work: Path, seconds: float) -> dict[str, Any]:
         command += ["--arg", "rows_scale=0.001", "--buckets", "4", "--device", "cuda"]
         command += ["--compiler", "eager", "--strategy", "matching", "--streams", "4"]
         command += ["--rewrites", "group_lookups", "--out", str(work / f"{check}.rr")]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
-        except subprocess.TimeoutExpired:
-            found[check] = {"absent": f"not done after {seconds:.0f} s"}
-            continue
-        found[check] = {"exit_code": done.returncode, "tail": (done.stdout + done.stderr)[-1500:]}
+        code, said = run_limited(command, seconds)
+        if code is None:
+            found[check] = {"absent": f"not done after {seconds:.0f} s", "tail": said[-1500:]}
+        else:
+            found[check] = {"exit_code": code, "tail": said[-1500:]}
     return found
 
 
@@ -103,20 +105,26 @@ def memory(path: Path) -> dict[str, int]:
     return {"loaded_bytes": free - left, "weights_bytes": (path / WEIGHTS).stat().st_size}
 
 
-def measure(work: Path, compiler: str, seconds: float) -> list[dict[str, Any]]:
-    """Eager against replay, single against multi-stream, per model and batch, until time is up."""
+def measure(
+    work: Path,
+    compiler: str,
+    seconds: float,
+    rows: list[dict[str, Any]],
+    keep: Callable[[], None],
+) -> None:
+    """Eager against replay, single against multi-stream, per model and batch, until time is up.
+    Each is added to `rows`, and kept before the next one, which may end the process."""
     from recreplay.capture import capture
-    from recreplay.runtime.errors import RecReplayError
     from recreplay.tools.bench.compare import Session
     from recreplay.tools.target import load_target
 
     end = time.monotonic() + seconds
-    rows: list[dict[str, Any]] = []
     # One way of all models before the next way of any, so that little time tells something of each.
     for strategy, streams, way in WAYS:
         for name in MODELS:
             if time.monotonic() > end:
-                rows.append({"model": name, "strategy": strategy, "way": way, "skipped": "no time"})
+                skipped = {"model": name, "strategy": strategy, "way": way, "compiler": compiler}
+                rows.append({**skipped, "skipped": "no time"})
                 continue
             target = load_target(f"recreplay.models:{name}", [ROWS_SCALE])
             row = {"model": name, "strategy": strategy, "streams": streams, "compiler": compiler}
@@ -136,11 +144,12 @@ def measure(work: Path, compiler: str, seconds: float) -> list[dict[str, Any]]:
                 begun = time.perf_counter()
                 with Session(target, out, "cuda") as session:
                     ready = round(time.perf_counter() - begun, 3)
-                    results = [_one(session, batch) for batch in BATCHES]
+                    results = [session.compare(batch, 200).to_json() for batch in BATCHES]
                 room = memory(out)
                 copies = _copies(out) if way == "default" and streams > 1 else {}
-            except (RecReplayError, RuntimeError) as error:
+            except Exception as error:  # of anything: the next model may do
                 rows.append({**row, "error": f"{type(error).__name__}: {error}"[:2000]})
+                keep()
                 continue
             rows.append(
                 {
@@ -149,8 +158,10 @@ def measure(work: Path, compiler: str, seconds: float) -> list[dict[str, Any]]:
                     **room,
                     "results": results,
                     "copies": copies,
+                    "artifact": out.name,
                 }
             )
+            keep()
             print(
                 f"{name}, {compiler}, {strategy} {streams}, rewrites {way}: "
                 + ", ".join(
@@ -159,7 +170,20 @@ def measure(work: Path, compiler: str, seconds: float) -> list[dict[str, Any]]:
                 ),
                 flush=True,
             )
-    return rows
+
+
+def add_costs(work: Path, rows: list[dict[str, Any]]) -> None:
+    """What requests take of the host besides time, by a profiler, which may slow down all calls of
+    CUDA after it: when all is timed. Of the default way, and of the latest compiler."""
+    from recreplay.tools.bench.compare import Session
+    from recreplay.tools.target import load_target
+
+    timed = {row["model"]: row for row in rows if row.get("artifact") and row["way"] == "default"}
+    for name, row in timed.items():
+        target = load_target(f"recreplay.models:{name}", [ROWS_SCALE])
+        with Session(target, work / row["artifact"], "cuda") as session:
+            for found in row["results"]:
+                found |= costs(session, found["batch"])
 
 
 def serving(work: Path, compiler: str, seconds: float) -> dict[str, Any]:
@@ -185,20 +209,19 @@ def _copies(path: Path) -> dict[str, Any]:
     return {str(size): copies.to_json() for size, copies in found.items()}
 
 
-def _one(session: Session, batch: int) -> dict[str, Any]:
-    """Latencies, and what a request takes of the host, of one batch size."""
+def costs(session: Session, batch: int) -> dict[str, Any]:
+    """What a request of so many rows takes of the host, by eager and by replay."""
     import torch
 
     from recreplay.tools.bench.request_cost import request_cost
     from recreplay.tools.bench.requests import as_arrays
 
-    found = session.compare(batch, 200).to_json()
     request = session.requests(batch, 1)[0]
     call, arrays = session.eager.prepare(request), as_arrays(request)
     with torch.inference_mode():
-        found["eager_cost"] = request_cost(call).to_json()
-    found["replay_cost"] = request_cost(lambda: session.runtime.run(arrays)).to_json()
-    return found
+        eager = request_cost(call).to_json()
+    replay = request_cost(lambda: session.runtime.run(arrays)).to_json()
+    return {"eager_cost": eager, "replay_cost": replay}
 
 
 def main() -> int:
@@ -240,7 +263,6 @@ def main() -> int:
     def write(part: str, found: object) -> None:
         target = arguments.out / f"gpu-{part}.json"
         target.write_text(json.dumps({**heading, part: found}, indent=1) + "\n")
-        print(f"{part}: {target}", flush=True)
 
     wrong = False
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as folder:
@@ -255,8 +277,12 @@ def main() -> int:
                 compilers = ["eager", *(["inductor"] if problem is None else [])]
                 rows: list[dict[str, Any]] = []
                 for compiler in compilers:
-                    rows += measure(work, compiler, seconds / len(compilers))
-                    write(part, rows)  # kept, should the next one end the process
+                    keep = partial(write, part, rows)
+                    measure(work, compiler, seconds / len(compilers), rows, keep)
+                try:
+                    add_costs(work, rows)
+                finally:
+                    write(part, rows)
             elif part == "serving":
                 write(part, serving(work, "eager" if problem else "inductor", seconds))
             elif part == "sanitizer":

@@ -1,24 +1,31 @@
 """Run `tests/gpu`: each file in a process of its own, side by side, again where a context broke.
 
 A kernel that fails takes the CUDA context of its process along, and every test after it. Such a
-process ends (`tests/gpu/conftest.py`), and another one goes on behind the test that did it.
+process ends (`tests/gpu/conftest.py`), and another one goes on behind the test that did it. Files
+that compile much are shared by several processes, and those that time anything run when the others
+have ended.
 """
 
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
+from recreplay.tools import gpu_report
+from recreplay.tools.limited_run import run_limited
+
+SHARES = {"test_cuda_grouped.py": 4, "test_cuda_parity.py": 4}  # processes for one file
+SHARE = "RECREPLAY_GPU_SHARE"  # "I/N": of a file's tests, those of share I (tests/gpu/conftest.py)
+ALONE = "_alone.py"  # how files end that time something
 BROKEN = 7  # what pytest exits with where a context is broken; 0 to 5 are its own
+_NOTHING_LEFT = 5  # what it exits with where every test is left out
 _TRIES = 5  # processes for one file
-_WORDS = 2000  # characters that are kept of a failure
 
 
 @dataclass(frozen=True)
@@ -36,10 +43,17 @@ class FileRun:
 def run_tests(root: Path, work: Path, seconds: float) -> dict[str, Any]:
     """The verdict of `tests/gpu` below `root`: counts, and the failures in their own words."""
     files = sorted((root / "tests" / "gpu").glob("test_*.py"))
-    most = max(1, min(len(files), (os.cpu_count() or 2) // 2))
     end = time.monotonic() + seconds
-    with ThreadPoolExecutor(most) as side_by_side:
-        runs = list(side_by_side.map(lambda file: run_file(root, file, work, end), files))
+
+    def run(job: tuple[Path, str]) -> FileRun:
+        return run_file(root, *job, work, end)
+
+    beside = [(f, s) for f in files if not f.name.endswith(ALONE) for s in _shares(f)]
+    # The longest first.
+    beside.sort(key=lambda job: job[0].name not in SHARES)
+    with ThreadPoolExecutor(os.cpu_count()) as side_by_side:
+        runs = list(side_by_side.map(run, beside))
+    runs += [run((file, "0/1")) for file in files if file.name.endswith(ALONE)]
     cases = [case for run in runs for case in run.cases]
     count = {kind: sum(c["outcome"] == kind for c in cases) for kind in ("passed", "skipped")}
     return {
@@ -59,45 +73,44 @@ def run_tests(root: Path, work: Path, seconds: float) -> dict[str, Any]:
     }
 
 
-def run_file(root: Path, file: Path, work: Path, end: float) -> FileRun:
-    """One file until all of its tests have run, `_TRIES` contexts are broken, or time is up."""
+def _shares(file: Path) -> list[str]:
+    count = SHARES.get(file.name, 1)
+    return [f"{at}/{count}" for at in range(count)]
+
+
+def run_file(root: Path, file: Path, share: str, work: Path, end: float) -> FileRun:
+    """A share of one file until all of its tests have run, `_TRIES` processes have ended before, or
+    time is up. What ran until then is kept."""
     begun = time.monotonic()
-    cases: list[dict[str, str]] = []
-    code, tail, tried = BROKEN, "", 0
-    while code == BROKEN and tried < _TRIES:
+    path = file.relative_to(root)
+    name = file.name if share == "0/1" else f"{file.name} {share}"
+    report = work / f"{name.replace('/', '-')}.jsonl"
+    told = {gpu_report.FILE: str(report), SHARE: share, "OMP_NUM_THREADS": "2"}
+    cases: dict[str, dict[str, str]] = {}
+    code: int | None = BROKEN
+    tail, tried = "", 0
+    while tried < _TRIES and _goes_on(code):
         tried += 1
-        report = work / f"{file.stem}-{tried}.xml"
-        command = [sys.executable, "-m", "pytest", str(file.relative_to(root)), "-q"]
-        command += [f"--junitxml={report}", *(f"--deselect={case['id']}" for case in cases)]
-        try:
-            done = subprocess.run(
-                command, cwd=root, capture_output=True, text=True, timeout=end - time.monotonic()
-            )
-        except (subprocess.TimeoutExpired, ValueError):  # a time that is past already
-            return FileRun(file.name, tuple(cases), 1, tried, time.monotonic() - begun, "no time")
-        code, tail = done.returncode, (done.stdout + done.stderr)[-3000:]
-        if report.exists():
-            cases += read_cases(report, file.relative_to(root))
-        elif code == BROKEN or code < 0:
-            break  # died before it could say what it ran
-    failed = code if code not in (0, BROKEN) else int(any(_bad(c) for c in cases))
-    return FileRun(file.name, tuple(cases), failed, tried, time.monotonic() - begun, tail)
+        command = [sys.executable, "-m", "pytest", "-q", "-p", gpu_report.__name__, str(path)]
+        command += [f"--deselect={case}" for case in cases]
+        code, tail = run_limited(command, end - time.monotonic(), root, {**os.environ, **told})
+        known, cases = len(cases), gpu_report.read_report(report)
+        if len(cases) == known:
+            break  # it ends before any test begins, or all have run
+    ran = tuple(cases.values())
+    tail = f"no time; {tail[-3000:]}" if code is None else tail[-3000:]
+    return FileRun(name, ran, _verdict(code, ran), tried, time.monotonic() - begun, tail)
 
 
-def _bad(case: dict[str, str]) -> bool:
-    return case["outcome"] in ("failure", "error")
+def _verdict(code: int | None, cases: Sequence[dict[str, str]]) -> int:
+    """0 where all tests of a file have run and none failed; `code` is of its last process."""
+    if code == _NOTHING_LEFT and cases:
+        code = 0
+    if code is None or _goes_on(code):
+        return 1
+    return code or int(any(case["outcome"] == "failed" for case in cases))
 
 
-def read_cases(report: Path, file: Path) -> list[dict[str, str]]:
-    """What a JUnit report says of each test, by pytest's own name for it."""
-    found = []
-    for case in ElementTree.parse(report).getroot().iter("testcase"):
-        told = next((c for c in case if c.tag in ("failure", "error", "skipped")), None)
-        found.append(
-            {
-                "id": f"{file}::{case.get('name')}",
-                "outcome": "passed" if told is None else told.tag,
-                "message": "" if told is None else str(told.get("message"))[:_WORDS],
-            }
-        )
-    return found
+def _goes_on(code: int | None) -> bool:
+    """Whether another process runs what is left: this one was ended by a test."""
+    return code is not None and (code == BROKEN or code < 0)

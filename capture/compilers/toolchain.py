@@ -40,7 +40,9 @@ def triton_problem() -> str | None:
 
 def _cuda_problem() -> str | None:
     """torch's wheels carry the CUDA libraries but not all headers that generated code includes."""
-    roots = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    nvcc = shutil.which("nvcc")  # where torch looks, too
+    beside = str(Path(nvcc).parent.parent) if nvcc else None
+    roots = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), beside, "/usr/local/cuda"]
     for root in filter(None, roots):
         if (Path(root) / "include" / "cuda.h").is_file():
             return None

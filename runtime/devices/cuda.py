@@ -11,6 +11,7 @@ Every rule here has a reason that bit somebody:
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -34,6 +35,7 @@ from recreplay.runtime.devices.cuda_streams import give_back, take_stream
 from recreplay.runtime.errors import RecReplayError, ReplayError
 from recreplay.runtime.serving import Wait
 
+_STICKS = "after an error that sticks to the context, the process must be started anew"
 _DLPACK_CUDA = 2  # kDLCUDA of dlpack.h
 # One core (Zen 3) takes in 12 GB/s of int64 ids, and a link (PCIe 5, 16 lanes) carries about 55
 # GB/s of what is staged of them, half as much: eight cores keep up.
@@ -46,23 +48,23 @@ class CudaStaging:
 
     def __init__(self, nbytes: int, device: torch.device) -> None:
         nbytes = max(nbytes, 1)
-        self._pinned = torch.zeros(nbytes, dtype=torch.uint8, pin_memory=True)
-        self.host: np.ndarray[Any, Any] = self._pinned.numpy()
+        self.pinned = torch.zeros(nbytes, dtype=torch.uint8, pin_memory=True)
+        self.host: np.ndarray[Any, Any] = self.pinned.numpy()
         self.device = torch.zeros(nbytes, dtype=torch.uint8, device=device)
 
     def part(self, nbytes: int) -> CudaStaging:
         """The first bytes of this staging memory, so that a bucket copies no more than it holds."""
         part = CudaStaging.__new__(CudaStaging)
-        part._pinned = self._pinned[:nbytes]
+        part.pinned = self.pinned[:nbytes]
         part.host = self.host[:nbytes]
         part.device = self.device[:nbytes]
         return part
 
     def upload(self) -> None:
-        self.device.copy_(self._pinned, non_blocking=True)
+        self.device.copy_(self.pinned, non_blocking=True)
 
     def download(self) -> None:
-        self._pinned.copy_(self.device, non_blocking=True)
+        self.pinned.copy_(self.device, non_blocking=True)
 
 
 class CudaRecording:
@@ -119,7 +121,9 @@ class CudaGraph:
     def _set_uploads(self, on: bool) -> None:
         """Enable or disable the copy of the inputs, for the launches from now on."""
         cudart = bindings()
-        checked(cudart.cudaGraphNodeSetEnabled(self._exec, self._upload_node, int(on)))
+        (done,) = cudart.cudaGraphNodeSetEnabled(self._exec, self._upload_node, int(on))
+        if int(done):
+            raise ReplayError(f"switching the upload of a CUDA graph failed: {done!r}; {_STICKS}")
         self._uploads = on
 
     def _replay(self) -> None:
@@ -131,8 +135,7 @@ class CudaGraph:
         if failed:
             launched, done = (bindings().cudaError_t(code) for code in divmod(failed, 1 << 16))
             raise ReplayError(
-                f"replaying a CUDA graph failed: launch {launched!r}, wait {done!r}; after an "
-                "error that sticks to the context, the process must be started anew"
+                f"replaying a CUDA graph failed: launch {launched!r}, wait {done!r}; {_STICKS}"
             )
 
     def upload(self) -> None:
@@ -156,6 +159,7 @@ class CudaDevice:
         self.torch_device = torch.device("cuda", index)
         self.helpers = min(_HELPERS, len(os.sched_getaffinity(0)) - 1)
         self._streams: list[torch.cuda.Stream] = []
+        self._staged: list[torch.Tensor] = []  # pinned
         with self._current():
             torch.cuda.init()  # type: ignore[no-untyped-call]
             self._pool = torch.cuda.graph_pool_handle()
@@ -176,7 +180,9 @@ class CudaDevice:
         }
 
     def staging(self, nbytes: int) -> CudaStaging:
-        return CudaStaging(nbytes, self.torch_device)
+        made = CudaStaging(nbytes, self.torch_device)
+        self._staged.append(made.pinned)
+        return made
 
     def own_tensor(self, value: object) -> torch.Tensor | None:
         if isinstance(value, torch.Tensor):
@@ -234,14 +240,24 @@ class CudaDevice:
         return CudaRecording(streams)
 
     def close(self) -> None:
-        with suppress(RuntimeError):
+        try:
             for stream in self._streams:
                 stream.synchronize()
+        except RuntimeError:  # the context is broken
+            for pinned in self._staged:
+                _keep_for_good(pinned)
+        self._staged.clear()
         if self._asleep is not None:
             self._asleep.close()
         self._replays.close()
         give_back(self._streams)
         self._streams.clear()
+
+
+def _keep_for_good(pinned: torch.Tensor) -> None:
+    """Free it never, not even when the interpreter ends: torch records events on the streams that
+    copied pinned memory when it is freed, and ends the process where the context is broken."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(pinned))
 
 
 def _first_node(graph: torch.cuda.CUDAGraph) -> Any:

@@ -15,7 +15,7 @@ from itertools import count
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 # What makes tensors and views of them, and launches nothing, stays torch's own.
 _TORCHS_OWN = {
@@ -119,6 +119,7 @@ def _kernel(emulator: Emulator, op: torch._ops.OpOverload) -> Callable[..., Any]
     ]
 
     def call(*args: Any, **kwargs: Any) -> Any:
+        _refuse_host(op, args, kwargs)
         if written:
             targets = [args[at] if at < len(args) else kwargs[name] for at, name in written]
             if any(isinstance(t, torch.Tensor) and t.numel() == 0 for t in targets):
@@ -145,6 +146,15 @@ def _kernel(emulator: Emulator, op: torch._ops.OpOverload) -> Callable[..., Any]
         return out
 
     return call
+
+
+def _refuse_host(op: torch._ops.OpOverload, args: Any, kwargs: Any) -> None:
+    """As CUDA's kernels do: numbers may come from the host, and indices, and nothing else."""
+    if op.overloadpacket in (torch.ops.aten.index, torch.ops.aten._index_put_impl_):
+        return
+    for value in tree_leaves((args, kwargs)):
+        if isinstance(value, torch.Tensor) and not value.is_cuda and value.dim():
+            raise RuntimeError(f"Expected all tensors to be on the same device: {op} got a CPU's")
 
 
 def _make_room(

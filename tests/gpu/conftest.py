@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
-from recreplay.tools.gpu_tests import BROKEN
+from recreplay.tools.gpu_tests import BROKEN, SHARE
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark everything in this folder, and skip it without a device."""
+    """Mark everything in this folder, and skip it without a device; keep a share, if asked to."""
+    at, count = map(int, os.environ.get(SHARE, "0/1").split("/"))
+    items[:] = items[at::count]
     missing = pytest.mark.skip(reason="no CUDA device: torch.cuda.is_available() is false")
     for item in items:
         if "gpu" in item.path.parts:

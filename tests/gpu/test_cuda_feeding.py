@@ -1,7 +1,9 @@
 """Inputs that lie on the GPU: taken from there, by torch and by DLPack."""
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,8 +63,19 @@ def test_requests_from_both_sides_in_turn(runtime: Runtime, rows: int, kind: str
         np.testing.assert_allclose(runtime.run(arrays)["output"], want, rtol=1e-4, atol=1e-5)
 
 
-def test_what_the_caller_queued_before_is_waited_for(runtime: Runtime) -> None:
-    """Inputs that a long kernel on the caller's stream still writes."""
+ASK: dict[str, Callable[[Runtime, Any], Any]] = {
+    "run": lambda runtime, given: runtime.run(given),
+    "submit": lambda runtime, given: runtime.submit(given).result(60),
+    "arun": lambda runtime, given: asyncio.run(runtime.arun(given)),
+}
+
+
+@pytest.mark.parametrize("way", ASK)
+@pytest.mark.parametrize("kind", [lambda tensor: tensor, Capsule], ids=["tensors", "dlpack"])
+def test_what_the_caller_queued_before_is_waited_for(
+    runtime: Runtime, kind: Callable[[torch.Tensor], Any], way: str
+) -> None:
+    """Inputs that a long kernel on the caller's stream still writes, whoever reads them."""
     model = dlrm(**MODEL)
     request = model.example_inputs(64, seed=3)
     with torch.inference_mode():
@@ -72,8 +85,8 @@ def test_what_the_caller_queued_before_is_waited_for(runtime: Runtime) -> None:
     for _ in range(5):
         with torch.cuda.stream(stream):
             torch.cuda._sleep(50_000_000)
-            given = {name: tensor.clone() for name, tensor in there.items()}
-            got = runtime.run(given)["output"]
+            given = {name: kind(tensor.clone()) for name, tensor in there.items()}
+            got = ASK[way](runtime, given)["output"]
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from recreplay.capture import capture
-from recreplay.tools import gpu_check
+from recreplay.tools import gpu_check, gpu_tests
 from recreplay.tools.bench.compare import Session
 from recreplay.tools.gpu_tests import run_tests
 from recreplay.tools.target import load_target
@@ -28,11 +28,10 @@ def test_requests_cost_time_of_cores_and_calls(tmp_path: Path) -> None:
     target = load_target("recreplay.models:ncf", ["rows_scale=0.001"])
     capture(target.model, out=tmp_path / "ncf.rr", buckets=[4], compiler="eager")
     with Session(target, tmp_path / "ncf.rr") as session:
-        found = gpu_check._one(session, 4)
+        found = gpu_check.costs(session, 4)
     for side in ("eager_cost", "replay_cost"):
         assert 0 < found[side]["cpu_us"] < 1e6
         assert found[side]["calls"] == {}  # of CUDA
-    assert found["batch"] == 4
 
 
 def test_where_there_is_no_sanitizer_it_says_so(
@@ -110,6 +109,20 @@ def test_a_file_goes_on_behind_the_test_that_broke_its_context(tmp_path: Path) -
     assert found["passed"] + len(failed) == ran["cases"] + 1
 
 
+def test_what_ran_before_and_after_a_process_died_is_kept(tmp_path: Path) -> None:
+    dies = "import os\n\ndef test_a():\n    pass\n\ndef test_b():\n    os.abort()\n"
+    root = checkout(tmp_path / "root", dies=dies + "\ndef test_c():\n    pass\n")
+    found = run_tests(root, tmp_path, 60)
+    assert (found["passed"], found["exit_code"]) == (2, 1)
+    assert found["not_passed"] == [
+        {
+            "id": "tests/gpu/test_dies.py::test_b",
+            "outcome": "failed",
+            "message": "the process ended meanwhile",
+        }
+    ]
+
+
 def test_a_process_that_dies_ends_its_file_alone(tmp_path: Path) -> None:
     dies = "import os\n\ndef test_it():\n    os.abort()\n"
     root = checkout(tmp_path / "root", dies=dies, fine="def test_it():\n    pass\n")
@@ -124,4 +137,25 @@ def test_without_time_nothing_is_claimed(tmp_path: Path) -> None:
     found = run_tests(checkout(tmp_path / "root", slow=slow), tmp_path, 3)
     assert found["passed"] == 0
     assert found["exit_code"] == 1
-    assert found["files"]["test_slow.py"]["tail"] == "no time"
+    assert found["files"]["test_slow.py"]["tail"].startswith("no time")
+
+
+def test_what_ran_before_the_time_was_up_is_kept(tmp_path: Path) -> None:
+    slow = "import time\n\ndef test_it():\n    pass\n\ndef test_slow():\n    time.sleep(90)\n"
+    found = run_tests(checkout(tmp_path / "root", slow=slow), tmp_path, 6)
+    assert found["passed"] == 1
+    assert found["exit_code"] == 1
+
+
+def test_long_files_are_shared_and_timed_ones_come_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_tests, "SHARES", {"test_many.py": 2})
+    noted = "import os, time\nfrom pathlib import Path\n\ndef test_it():\n"
+    noted += "    Path(os.environ['RECREPLAY_GPU_SHARE'].replace('/', '-')).touch()\n"
+    timed = "from pathlib import Path\n\ndef test_it():\n    assert Path('1-2').exists()\n"
+    root = checkout(tmp_path / "root", many=noted, a_alone=timed)
+    found = run_tests(root, tmp_path, 60)
+    assert found["exit_code"] == 0
+    assert {*found["files"]} == {"test_many.py 0/2", "test_many.py 1/2", "test_a_alone.py"}
+    assert {p.name for p in root.iterdir()} >= {"0-2", "1-2"}

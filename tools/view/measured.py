@@ -57,14 +57,15 @@ def measure(
 
     sizes = sorted((b.size for b in artifact.manifest.buckets), reverse=True)
     watch = _watch_cpu if artifact.manifest.device == "cpu" else _watch_cuda
-    found = {}
+    ended = {}
     with watch(artifact, runs) as (lane, times):
-        for size, measured in zip(sizes, times, strict=True):
+        for size, timed in zip(sizes, times, strict=True):
             if buckets is None or size in buckets:
                 progress(f"bucket {size}: {runs} replays, segment by segment")
                 with quiet():
-                    found[size] = measured(Drive(artifact, lane, size))
-    return found
+                    ended[size] = timed(Drive(artifact, lane, size))
+        with quiet():
+            return {size: end() for size, end in ended.items()}
 
 
 class Drive:
@@ -97,7 +98,7 @@ def percentiles(times_us: list[float]) -> dict[str, float]:
     return {name: round(float(value), 3) for name, value in named}
 
 
-def _timed(drive: Drive, calls: Any, runs: int) -> Measured:
+def _timed(drive: Drive, calls: Any, runs: int) -> Callable[[], Measured]:
     """On the CPU, where all calls are segments: each between two readings of the clock."""
     clock = time.perf_counter_ns
     stamps = np.zeros((runs, len(calls) + 1), dtype=np.int64)
@@ -114,11 +115,13 @@ def _timed(drive: Drive, calls: Any, runs: int) -> Measured:
             stamps[turn] = row
             whole.append(took)
     medians = np.median(np.diff(stamps, axis=1), axis=0) / 1e3
-    return Measured(runs, tuple(round(float(m), 3) for m in medians), percentiles(whole))
+    found = Measured(runs, tuple(round(float(m), 3) for m in medians), percentiles(whole))
+    return lambda: found
 
 
-# A lane, and for each of its buckets, largest first, what measures it.
-_Watched = tuple["Lane", list[Callable[[Drive], Measured]]]
+# A lane, and for each of its buckets, largest first, what times its replays. What that gives is
+# called when all are timed: a profiler may slow down all calls of CUDA that come after it.
+_Watched = tuple["Lane", list[Callable[[Drive], Callable[[], Measured]]]]
 
 
 @contextmanager

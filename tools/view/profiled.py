@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from recreplay.tools.view.graph_marks import Marks
@@ -13,20 +15,24 @@ from recreplay.tools.view.measured import WARM_UP, Drive, Measured, percentiles
 _TRACED = 50  # replays under the profiler, whose events are large
 
 
-def profiled(drive: Drive, marks: Marks, runs: int) -> Measured:
-    """`runs` replays that nobody watches, and then up to 50 under the profiler.
+def profiled(drive: Drive, marks: Marks, runs: int) -> Callable[[], Measured]:
+    """`runs` replays that nobody watches now, and up to 50 under the profiler afterwards.
 
     Segment times are from the start of the segment's first kernel to the end of its last; starts
     count from the first node of the graph, the copy of the inputs.
     """
-    from torch.profiler import ProfilerActivity, profile
-
     whole = []
     for turn in range(-min(WARM_UP, runs), runs):
         drive.fill()
         took = drive.replay()
         if turn >= 0:
             whole.append(took)
+    return partial(_profiled, drive, marks, runs, percentiles(whole))
+
+
+def _profiled(drive: Drive, marks: Marks, runs: int, whole: dict[str, float]) -> Measured:
+    from torch.profiler import ProfilerActivity, profile
+
     with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
         for _ in range(min(runs, _TRACED)):
             drive.fill()
@@ -43,4 +49,4 @@ def profiled(drive: Drive, marks: Marks, runs: int) -> Measured:
         starts.append(round(start, 3))
         durations.append(round(end - start, 3))
         latest = end
-    return Measured(runs, tuple(durations), percentiles(whole), tuple(starts), launches[1:-1])
+    return Measured(runs, tuple(durations), whole, tuple(starts), launches[1:-1])

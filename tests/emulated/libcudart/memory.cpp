@@ -29,6 +29,7 @@ const Block* find(const void* address) {
 
 cudaError_t allocate(void** out, size_t bytes, cudaMemoryType type, const char* call) {
     Locked locked(emulated::lock);
+    if (emulated::broken) return emulated::broken;
     if (cudaError_t refused = emulated::unsafe(call)) return refused;
     if (bytes == 0) return *out = nullptr, cudaSuccess;
     if (type == cudaMemoryTypeDevice && used + bytes > kTotal)

@@ -207,6 +207,7 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) { return delete (Event*)event, c
 
 cudaError_t cudaEventRecordWithFlags(cudaEvent_t handle, cudaStream_t on, unsigned) {
     Locked locked(lock);
+    if (broken) return last_error = broken;
     auto* event = (Event*)handle;
     Stream* stream = stream_of(on);
     event->capture = stream->capture;
@@ -221,6 +222,7 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t on) {
 
 static cudaError_t event_settled(cudaEvent_t handle, const char* call) {
     Locked locked(lock);
+    if (broken) return last_error = broken;
     auto* event = (Event*)handle;
     if (!event->capture || event->capture->streams.empty()) return cudaSuccess;
     event->capture->valid = false;
