@@ -86,6 +86,8 @@ def end_to_end(values: Sequence[Any]) -> Array:
     right, or whatever joining does."""
     if len({getattr(value, "dtype", None) for value in values}) > 1:
         raise PackError("an input has several dtypes")
+    if any(isinstance(value, np.ma.MaskedArray) for value in values):
+        raise PackError("an array has a mask, which joining would drop")
     return np.concatenate(values)
 
 

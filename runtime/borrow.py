@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from recreplay.runtime.errors import BorrowError, ReplayError
-from recreplay.runtime.lanes import LanePool
+from recreplay.runtime.lanes import LanePool, Lease
 from recreplay.runtime.replay import Replayer
 from recreplay.runtime.room import Room, Rooms
 
 if TYPE_CHECKING:
-    from recreplay.runtime.lane import Lane, Lent
+    from recreplay.runtime.lane import Lent
 
 Array = np.ndarray[Any, Any]
 
@@ -41,14 +41,27 @@ class Lending:
     ) -> None:
         self.lanes, self.replayer, self.failed = lanes, replayer, failed
         self._rooms = rooms
-        self.borrowers: set[int] = set()  # look here first: without any, nobody is refused
+        # By thread. Look here first: without any, nobody is refused.
+        self.borrowers: dict[int, Borrow] = {}
 
     def refuse_borrowers(self) -> None:
         """Raise BorrowError where this thread holds a borrow, and would wait for itself."""
-        if get_ident() in self.borrowers:
-            raise BorrowError(
-                "this thread holds a borrow and would wait for itself; end its `with` block first"
-            )
+        mine = self.borrowers.get(get_ident())
+        if mine is None:
+            return
+        if mine.has_ended():
+            del self.borrowers[get_ident()]
+            return
+        raise BorrowError(
+            "this thread holds a borrow and would wait for itself; end its `with` block first, or "
+            "call its end() where an interrupt came as the block was left"
+        )
+
+    def end_mine(self) -> None:
+        """End the borrow of this thread, if it has one."""
+        mine = self.borrowers.get(get_ident())
+        if mine is not None:
+            mine.end()
 
     def borrow(self, n: int, values: Mapping[str, int] | None, users: int) -> Borrow:
         if self.borrowers:
@@ -67,7 +80,7 @@ class Borrow:
     of the request is the runtime's.
     """
 
-    __slots__ = ("_ended", "_lane", "_lending", "_lent", "_moved", "_owner", "_room", "inputs")
+    __slots__ = ("_ended", "_lease", "_lending", "_lent", "_moved", "_owner", "_room", "inputs")
     # Views by input name, of as many items as were asked for and of exactly the captured dtypes:
     # numpy casts what is assigned to them, a float to an int without a word. They hold what the
     # request before left in them, and belong to somebody else once the block has ended. Of ids that
@@ -78,29 +91,31 @@ class Borrow:
     def __init__(self, lending: Lending, room: Room | int) -> None:
         """`room`: a number of rows where that says it all."""
         self._lending, self._room = lending, room
-        self._lane: Lane | None = None
+        self._lease: Lease | None = None
         self._ended = "this borrow has not begun; use it as `with runtime.borrow(n) as request:`"
 
     def __enter__(self) -> Borrow:
         lending = self._lending
         if lending.borrowers:
             lending.refuse_borrowers()
-        lane = lending.lanes.take()
+        lease = lending.lanes.take()
         try:
-            room = self._room
+            room, lane = self._room, lease.lane
             self._lent: Lent
             if isinstance(room, int):
                 self._lent, self._moved = lane.lend(room), 0
             else:
                 self._lent, self._moved = lane.lend_room(room), int(room.moved)
+            self.inputs = self._lent.inputs
+            self._owner = get_ident()
+            self._lease = lease
+            lending.borrowers[self._owner] = self
+            return self
         except BaseException:
-            lending.lanes.put(lane)
+            self._lease = None
+            lending.lanes.free.append(lease)  # by C, before an interrupt can come
+            lending.lanes.wake()
             raise
-        self.inputs = self._lent.inputs
-        self._owner = get_ident()
-        self._lane = lane
-        lending.borrowers.add(self._owner)
-        return self
 
     def __getattr__(self, name: str) -> NoReturn:  # `inputs`, before the block begins
         raise BorrowError(self._ended) if name == "inputs" else AttributeError(name)
@@ -108,9 +123,10 @@ class Borrow:
     def run(self) -> dict[str, Array]:
         """Check what was written, pad, replay; new arrays `[n, ...]` by output name. May be called
         again."""
-        lane, lending = self._lane, self._lending
-        if lane is None:
+        lease, lending = self._lease, self._lending
+        if lease is None:
             raise BorrowError(self._ended)
+        lane = lease.lane
         lent = self._lent
         prepared = lent.prepared
         try:
@@ -118,8 +134,10 @@ class Borrow:
         except BaseException as error:
             lending.failed()
             if isinstance(error, ReplayError):
-                self._end("the lane of this borrow failed and was given back; borrow again")
-                lending.lanes.mend(lane)
+                self._lease = None
+                self._ended = "the lane of this borrow failed and was given back; borrow again"
+                lending.borrowers.pop(self._owner, None)
+                lending.lanes.mend(lease)
             raise
         lane.metrics.requests += 1
         lane.metrics.capacity_moves += self._moved
@@ -131,11 +149,17 @@ class Borrow:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        lane = self._lane
-        if lane is not None:
-            self._end("this borrow has ended; call run inside of its `with` block")
-            self._lending.lanes.put(lane)
+        self.end()
 
-    def _end(self, why: str) -> None:
-        self._lane, self._ended = None, why
-        self._lending.borrowers.discard(self._owner)
+    def end(self) -> None:
+        """Give the lane back, as the end of the `with` block does. Ending twice is fine."""
+        lease, lending = self._lease, self._lending
+        if lease is not None:
+            self._lease = None
+            self._ended = "this borrow has ended; call run inside of its `with` block"
+            lending.lanes.free.append(lease)  # by C, before an interrupt can come
+            lending.borrowers.pop(self._owner, None)
+            lending.lanes.wake()
+
+    def has_ended(self) -> bool:
+        return self._lease is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -25,12 +26,14 @@ from recreplay.runtime.serving import Serving
 from recreplay.runtime.waiting import Reply, Ticket, WaitingLine
 
 if TYPE_CHECKING:
-    from recreplay.runtime.lane import Lane
+    from recreplay.runtime.lanes import LanePool, Lease
 
 Array = np.ndarray[Any, Any]
 # Values of a request, its number of rows, how many requests that is, which row of the request the
-# first one is, and a lane, or None for the next that is free: the outputs.
-Answer = Callable[[Sequence[Any], int, int, int, "Lane | None"], dict[str, Array]]
+# first one is, a lane, or None for the next that is free, and whether this thread is an event
+# loop's: the outputs.
+Answer = Callable[[Sequence[Any], int, int, int, "Lease | None", bool], dict[str, Array]]
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass
@@ -58,7 +61,9 @@ class Dispatcher:
         answer: Answer,
         failed: Callable[[], None],
         inline: Inline,
+        lanes: LanePool,
     ) -> None:
+        self._lanes = lanes
         self._check, self._answer, self._failed = check, answer, failed
         self._inline = inline
         self._serving = serving
@@ -94,16 +99,16 @@ class Dispatcher:
         arrived, due = self._times(deadline_us)
         try:
             values, n = self._check(inputs)
-            lane = self._inline.lane(values, n)
-            if lane is None:
+            lease = self._inline.lease(values, n)
+            if lease is None:
                 values, settled = settle(values)
                 pieces = self._pieces(values, n)
             else:
-                outputs = self._answer(values, n, 1, 0, lane)
+                outputs = self._answer(values, n, 1, 0, lease, True)
         except BaseException:
             self._failed()
             raise
-        if lane is None:
+        if lease is None:
             promise = LoopPromise(mailbox_here())
             self._queue(pieces, promise, arrived, due, settled)
             return await promise.future
@@ -187,54 +192,97 @@ class Dispatcher:
 
         torch.set_num_threads(1)  # of this thread, which else would use every core
         while (tickets := self._line.take()) is not None:
-            begun = time.monotonic()
-            live = [ticket for ticket in tickets if ticket.reply.start()]
-            if len(live) == 1:
-                self._serve_one(live[0])
-            elif live:
-                self._serve_pack(live)
-            spent = time.monotonic() - begun
-            waited = sum(begun - ticket.arrived for ticket in live)
-            with self._lock:
-                self._counts.queue_ns += int(waited * 1e9)
-                self._counts.replay_ns += int(spent * 1e9)
+            try:
+                self._serve(tickets)
+            except BaseException as error:  # the thread serves others after them
+                for ticket in tickets:
+                    self._failed()
+                    _fail(ticket, error)
 
-    def _serve_one(self, ticket: Ticket) -> None:
+    def _serve(self, tickets: Sequence[Ticket]) -> None:
+        """Answer tickets on the next lane that is free. Those that are late then, or that nobody
+        waits for any more, are not replayed."""
+        lease = self._lanes.take()
+        begun = time.monotonic()
+        live = [ticket for ticket in tickets if self._is_live(ticket)]
+        if not live:
+            self._lanes.put(lease)
+        elif len(live) == 1:
+            self._serve_one(live[0], lease)
+        else:
+            self._serve_pack(live, lease)
+        spent = time.monotonic() - begun
+        waited = sum(begun - ticket.arrived for ticket in live)
+        with self._lock:
+            self._counts.queue_ns += int(waited * 1e9)
+            self._counts.replay_ns += int(spent * 1e9)
+
+    def _is_live(self, ticket: Ticket) -> bool:
+        if self._line.expire(ticket) or not ticket.reply.start():
+            return False
         try:
             if ticket.settled is not None:
                 ticket.settled()
+        except BaseException as error:
+            self._failed()
+            _fail(ticket, error)
+            return False
+        return True
+
+    def _serve_one(self, ticket: Ticket, lease: Lease | None) -> None:
+        try:
+            first = ticket.first_row
             outputs = self._answer(
-                ticket.piece.values, ticket.rows, ticket.at == 0, ticket.first_row, None
+                ticket.piece.values, ticket.rows, ticket.at == 0, first, lease, False
             )
         except BaseException as error:
             self._failed()
-            ticket.reply.fail(error)
+            _fail(ticket, error)
         else:
-            ticket.reply.give(ticket.at, outputs)
+            _give(ticket, outputs)
             ticket.reply.wake()
 
-    def _serve_pack(self, tickets: Sequence[Ticket]) -> None:
+    def _serve_pack(self, tickets: Sequence[Ticket], lease: Lease) -> None:
         rows = [ticket.rows for ticket in tickets]
         assert self._batching is not None
         try:
-            for ticket in tickets:
-                if ticket.settled is not None:
-                    ticket.settled()
             packed = self._batching.pack([ticket.piece for ticket in tickets])
             requests = sum(ticket.at == 0 for ticket in tickets)
-            outputs = self._answer(packed, sum(rows), requests, 0, None)
         except BaseException:
-            # One of them may be at fault; by itself, it is told so and the others are answered.
-            for ticket in tickets:
-                self._serve_one(ticket)
+            self._serve_each(tickets, lease)
+            return
+        try:
+            outputs = self._answer(packed, sum(rows), requests, 0, lease, False)
+        except BaseException:
+            self._serve_each(tickets, None)
             return
         with self._lock:
             self._counts.packs += 1
             self._counts.packed += len(tickets)
         for ticket, own in zip(tickets, unpack(outputs, rows), strict=True):
-            ticket.reply.give(ticket.at, own)
+            _give(ticket, own)
         for ticket in tickets:
             ticket.reply.wake()
+
+    def _serve_each(self, tickets: Sequence[Ticket], lease: Lease | None) -> None:
+        """One of them may be at fault; by itself, it is told so and the others are answered."""
+        for ticket in tickets:
+            self._serve_one(ticket, lease)
+            lease = None
+
+
+def _give(ticket: Ticket, outputs: dict[str, Array]) -> None:
+    try:
+        ticket.reply.give(ticket.at, outputs)
+    except BaseException:  # of what somebody wanted to be called
+        _LOG.exception("a callback of a request ended by an exception")
+
+
+def _fail(ticket: Ticket, error: BaseException) -> None:
+    try:
+        ticket.reply.fail(error)
+    except BaseException:
+        _LOG.exception("a callback of a request ended by an exception")
 
 
 def _finish(line: WaitingLine, threads: Sequence[threading.Thread]) -> None:

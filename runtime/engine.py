@@ -22,7 +22,7 @@ from recreplay.runtime.errors import (
 )
 from recreplay.runtime.fill import CHECKS, Check
 from recreplay.runtime.inline import Inline
-from recreplay.runtime.lanes import LanePool
+from recreplay.runtime.lanes import LanePool, Lease
 from recreplay.runtime.loading import LaneLoader
 from recreplay.runtime.manifest import Manifest
 from recreplay.runtime.refresh import Refresher
@@ -75,6 +75,7 @@ class Runtime:
             self._answer,
             self._count_failure,
             self._inline,
+            self._lanes,
         )
         self._refresher = Refresher(self.manifest, loader, self._lanes)
 
@@ -225,9 +226,10 @@ class Runtime:
     def close(self) -> None:
         """Answer what was submitted, then free everything. Closing twice is fine.
 
-        Called by a request's own callback, it lets those that wait end by RuntimeClosedError.
+        Called by a request's own callback, it lets those that wait end by RuntimeClosedError. A
+        borrow of this thread ends.
         """
-        self._lending.refuse_borrowers()
+        self._lending.end_mine()
         self._dispatcher.close()
         self._lanes.close()
         self._refresher.close()
@@ -255,29 +257,31 @@ class Runtime:
         n: int,
         requests: int = 1,
         first_row: int = 0,
-        taken: Lane | None = None,
+        taken: Lease | None = None,
+        on_loop: bool = False,
     ) -> dict[str, Array]:
-        """The outputs of checked arrays, on a lane that was taken or the next that is free."""
-        if taken is None:
-            if self._lending.borrowers:
-                self._lending.refuse_borrowers()
-            lane = self._lanes.take()
-        else:
-            lane = taken
+        """The outputs of checked arrays, on a lane that was taken or the next that is free.
+        `on_loop`: this is the thread of an event loop, which may not stand still for long."""
+        if taken is None and self._lending.borrowers:
+            self._lending.refuse_borrowers()
+        lanes = self._lanes
+        failed = False
+        lease = lanes.take() if taken is None else taken
         try:
-            results = self._replayer.replay(lane, arrays, n, first_row)
-            lane.metrics.requests += requests
+            results = self._replayer.replay(lease.lane, arrays, n, first_row)
+            lease.lane.metrics.requests += requests
+            return results
         except ReplayError:
-            if taken is None:
-                self._lanes.mend(lane)
-            else:  # by an event loop, which may not stand still for as long
-                Thread(target=self._lanes.mend, args=(lane,), name="recreplay-mend").start()
+            failed = True
+            if on_loop:
+                Thread(target=lanes.mend, args=(lease,), name="recreplay-mend").start()
+            else:
+                lanes.mend(lease)
             raise
-        except BaseException:
-            self._lanes.put(lane)
-            raise
-        self._lanes.put(lane)
-        return results
+        finally:
+            if not failed:
+                lanes.free.append(lease)  # by C, before an interrupt can come
+                lanes.wake()
 
     def _new_lane(self) -> Lane:
         if self._loader is None:
@@ -299,17 +303,17 @@ class Runtime:
 
     def _self_test(self) -> None:
         """Prove every lane, on stored requests of every bucket."""
-        lanes = [self._lanes.take() for _ in range(self._lanes.alive)]
+        leases = [self._lanes.take() for _ in range(self._lanes.alive)]
         try:
             stored = self._test.stored()
-            for lane in lanes:
-                self._test.all_buckets(lane, stored)
+            for lease in leases:
+                self._test.all_buckets(lease.lane, stored)
             if self.serving.inline_us:
                 us = self.serving.inline_us
-                self._inline.rows = self._test.rows_within(lanes[0], us, stored)
+                self._inline.rows = self._test.rows_within(leases[0].lane, us, stored)
         finally:
-            for lane in lanes:
-                self._lanes.put(lane)
+            for lease in leases:
+                self._lanes.put(lease)
 
     def _prove(self, lane: Lane) -> None:
         self._test.smallest_bucket(lane, compare=self._refresher.count == 0)

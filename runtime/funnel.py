@@ -204,6 +204,7 @@ class Funnel:
 
         def answered(asked: Future[dict[str, Array]]) -> None:
             if answer.cancelled():
+                answer.set_running_or_notify_cancel()  # who waits for all of several waits for this
                 return
             try:
                 outputs = asked.result()

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from recreplay.runtime.borrow import Lending
-    from recreplay.runtime.lane import Lane
-    from recreplay.runtime.lanes import LanePool
+    from recreplay.runtime.lanes import LanePool, Lease
     from recreplay.runtime.replay import Replayer
 
 
@@ -23,13 +22,13 @@ class Inline:
         self._lanes, self._lending, self._replayer = lanes, lending, replayer
         self.rows = 0
 
-    def lane(self, values: Sequence[Any], n: int) -> Lane | None:
+    def lease(self, values: Sequence[Any], n: int) -> Lease | None:
         """A lane for checked values of `n` rows; None where they are for a lane's thread."""
         # A thread that has a borrow may wait for itself, if it takes another lane.
         if n > self.rows or self._lending.borrowers:
             return None
-        lane = self._lanes.take_free()
-        if lane is None or self._replayer.fits(lane, values, self.rows):
-            return lane
-        self._lanes.put(lane)
+        lease = self._lanes.take_free()
+        if lease is None or self._replayer.fits(lease.lane, values, self.rows):
+            return lease
+        self._lanes.put(lease)
         return None

@@ -108,7 +108,7 @@ def _numbers(values: Sequence[Any]) -> Array:
     joined = end_to_end(values)
     if joined.ndim != 1 or joined.dtype.kind != "i":
         raise PackError("an index or a division is not of whole numbers")
-    return joined
+    return joined.astype(np.int64)  # where what is moved has room, whatever it came in
 
 
 def _before(counts: Array) -> Array:

@@ -6,18 +6,20 @@ requests wait for no more than the write itself.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from recreplay.runtime.caller_stream import settle
 from recreplay.runtime.errors import RefreshError, RuntimeClosedError
 from recreplay.runtime.lanes import CLOSED, LanePool
 from recreplay.runtime.loading import LaneLoader
 from recreplay.runtime.lowered import SCALES, lower, part_names, unfit
 from recreplay.runtime.manifest import Manifest
 from recreplay.runtime.request import plain_array
+from recreplay.runtime.uninterrupted import not_interrupted
 
 if TYPE_CHECKING:
     import torch
@@ -107,15 +109,14 @@ class Refresher:
             raise RefreshError(f"ids of table {table!r} repeat, so that it is open which row wins")
         where = where.to(weight.parts[0].device)
         new = weight.stored(what, rows)
-        with self._lanes.all_idle(), torch.no_grad():
+
+        def write() -> None:
             for part, written in zip(weight.parts, new, strict=True):
                 part.index_copy_(0, where, written)
-            self._settle([own])
-            self.count += 1
+
+        self._write(write, [own], [where, *new])
 
     def update_weights(self, weights: Mapping[str, Any]) -> None:
-        import torch
-
         found: dict[str, tuple[_Weight, tuple[torch.Tensor, ...]]] = {}
         given: dict[str, tuple[str, torch.Tensor]] = {}
         for name, value in weights.items():
@@ -135,12 +136,32 @@ class Refresher:
                     f"weights {other!r} and {name!r} are one in the captured model, and were given "
                     "different values; give one of them, or capture a model that has both"
                 )
-        with self._lanes.all_idle(), torch.no_grad():
+
+        def write() -> None:
             for weight, written in found.values():
                 for part, values in zip(weight.parts, written, strict=True):
                     part.copy_(values)
-            self._settle(list(found))
-            self.count += 1
+
+        self._write(write, list(found), [v for _, written in found.values() for v in written])
+
+    def _write(
+        self, write: Callable[[], None], names: Sequence[str], values: Sequence[torch.Tensor]
+    ) -> None:
+        """Do it, and what follows of it for weights of these names, while no lane replays; wholly,
+        whoever is interrupted meanwhile. `values` are what is written."""
+        import torch
+
+        _, wait = settle(values)
+
+        def idle() -> None:
+            with self._lanes.all_idle(), torch.no_grad():
+                if wait is not None:
+                    wait()
+                self.count += 1  # stored answers say nothing from the first byte on
+                write()
+                self._settle(names)
+
+        not_interrupted(idle)
 
     def _settle(self, names: Sequence[str]) -> None:
         """Bring up to date what was made of weights, and of the storages that they lie in, each

@@ -96,13 +96,16 @@ class ModelRepository:
 
     def versions(self, name: str) -> list[str]:
         """Versions of a model on disk, oldest first."""
-        if not _NAME.fullmatch(name) or not (self.root / name).is_dir():
+        if not _NAME.fullmatch(name):
             return []
-        found = [
-            p.name
-            for p in (self.root / name).iterdir()
-            if _VERSION.fullmatch(p.name) and any((p / f).is_file() for f in (MANIFEST, FUNNEL))
-        ]
+        try:
+            found = [
+                p.name
+                for p in (self.root / name).iterdir()
+                if _VERSION.fullmatch(p.name) and any((p / f).is_file() for f in (MANIFEST, FUNNEL))
+            ]
+        except OSError:  # it is not there (any more), or not for us to read
+            return []
         return sorted(found, key=int)
 
     def index(self) -> list[ModelState]:

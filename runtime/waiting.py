@@ -46,7 +46,12 @@ class Reply:
             if self._left or self._kept:
                 return
             self._kept = True
-        self._promise.give(join([part for part in self._parts if part is not None]))
+        try:
+            whole = join([part for part in self._parts if part is not None])
+        except BaseException as error:  # there is no memory for it
+            self._promise.fail(error)
+            return
+        self._promise.give(whole)
 
     def fail(self, error: BaseException) -> None:
         with self._lock:
@@ -158,6 +163,16 @@ class WaitingLine:
             taken.append(ticket)
             room = _without(room, ticket)
         return taken
+
+    def expire(self, ticket: Ticket) -> bool:
+        """Whether a ticket is late; it is answered so then."""
+        now = self._clock()
+        if ticket.due is None or now <= ticket.due:
+            return False
+        with self._changed:
+            self.expired += 1
+        ticket.reply.fail(_too_late(ticket, now))
+        return True
 
     def close(self) -> None:
         """Let nobody in any more. What waits is still taken."""

@@ -3,9 +3,11 @@ buffers."""
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -70,10 +72,20 @@ class CpuGraph:
             call()
 
 
+@cache
+def _forks_have_one_thread() -> None:
+    """A process that is forked has none of the threads that OpenMP has made before, and would wait
+    for them in everything that torch shares among threads: refreshes, and eager segments."""
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
+
+
 class CpuDevice:
     type = "cpu"
     torch_device = torch.device("cpu")
     helpers = 0  # the cores are for replays
+
+    def __init__(self) -> None:
+        _forks_have_one_thread()
 
     def fingerprint(self) -> dict[str, str]:
         return {

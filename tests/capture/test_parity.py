@@ -108,10 +108,10 @@ def test_what_lies_in_the_padding_never_shows(
         expected = exact.run(request)
         first = padded.run(request)
         for byte in EXTREMES:
-            lane = padded._lanes.take()
-            lane.host_inputs().fill(byte)
-            lane._arena.fill_(byte)
-            padded._lanes.put(lane)
+            lease = padded._lanes.take()
+            lease.lane.host_inputs().fill(byte)
+            lease.lane._arena.fill_(byte)
+            padded._lanes.put(lease)
             again = padded.run(request)
             for key, value in expected.items():
                 np.testing.assert_array_equal(again[key], first[key])

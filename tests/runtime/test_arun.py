@@ -37,7 +37,8 @@ QUEUED = Serving(inline_us=0)
 
 def slow(runtime: Runtime, size: int, seconds: float) -> None:
     """Replays of one bucket take so long."""
-    lane = runtime._lanes.take()
+    lease = runtime._lanes.take()
+    lane = lease.lane
     lane._prepared.clear()
     captured = lane._captured[size]
     replay = captured.graph.replay
@@ -47,7 +48,7 @@ def slow(runtime: Runtime, size: int, seconds: float) -> None:
         replay()
 
     captured.graph.replay = slowly  # type: ignore[method-assign]
-    runtime._lanes.put(lane)
+    runtime._lanes.put(lease)
 
 
 def inline(runtime: Runtime) -> int:
@@ -85,14 +86,14 @@ def test_only_buckets_that_replay_in_time_are_inline(shop_path: Path) -> None:
     with Runtime.load(shop_path) as runtime:
         slow(runtime, 8, 0.01)
         stored = runtime._test.stored()
-        lane = runtime._lanes.take()
-        assert runtime._test.rows_within(lane, 9_000, stored) == 2
-        assert runtime._test.rows_within(lane, 1_000_000, stored) == 8
-        runtime._lanes.put(lane)
+        lease = runtime._lanes.take()
+        assert runtime._test.rows_within(lease.lane, 9_000, stored) == 2
+        assert runtime._test.rows_within(lease.lane, 1_000_000, stored) == 8
+        runtime._lanes.put(lease)
         slow(runtime, 2, 0.02)
-        lane = runtime._lanes.take()
-        assert runtime._test.rows_within(lane, 15_000, stored) == 0
-        runtime._lanes.put(lane)
+        lease = runtime._lanes.take()
+        assert runtime._test.rows_within(lease.lane, 15_000, stored) == 0
+        runtime._lanes.put(lease)
         assert runtime.stats()["requests"] == 0  # a test is no request
 
 
@@ -165,9 +166,9 @@ def test_a_lane_that_fails_is_mended_by_another_thread(
         agree(await runtime.arun(shop.request(2)), shop.answer(shop.request(2)))
 
     with Runtime.load(shop_path, serving=INLINE) as runtime:
-        lane = runtime._lanes.take()
-        break_lane(lane, times)
-        runtime._lanes.put(lane)
+        lease = runtime._lanes.take()
+        break_lane(lease.lane, times)
+        runtime._lanes.put(lease)
         asyncio.run(ask(runtime))
         found = runtime.stats()
         assert found["lanes"] == {"alive": 1, "rebuilt": int(times > 1), "retired": 0}

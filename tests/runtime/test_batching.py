@@ -292,7 +292,7 @@ def test_a_cancelled_request_of_chunks_is_not_replayed(
         first = [runtime.submit(shop.request(1)) for _ in range(start)]
         cancelled = runtime.submit(shop.request(6))
         time.sleep(0.05)  # the thread has what is first
-        assert cancelled.cancel() == bool(start)
+        assert cancelled.cancel()
         held.release()
         for future in first:
             future.result(10)

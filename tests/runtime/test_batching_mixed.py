@@ -27,12 +27,23 @@ from recreplay.runtime.errors import (
     OffsetsError,
     RecReplayError,
 )
-from recreplay.runtime.mixed_batching import MixedBatching
+from recreplay.runtime.mixed_batching import MixedBatching, _index
 from recreplay.runtime.promises import ThreadPromise
 from recreplay.runtime.serving import Serving
 from recreplay.runtime.waiting import Reply, Ticket, WaitingLine
 
 few = st.integers(0, 3)
+
+
+def test_numbers_that_are_moved_do_not_wrap_around() -> None:
+    """Users and values before a request in a pack may be more than its own dtype counts."""
+    packed = _index(
+        [np.array([0, 1], np.int8), np.array([0, 0], np.int8)],
+        np.array([2, 2]),
+        np.array([256, 1]),
+    )
+    np.testing.assert_array_equal(packed, [0, 1, 256, 256])
+    assert packed.dtype == np.int64
 
 
 @pytest.fixture(scope="module", params=["int32", "int64"])

@@ -199,9 +199,26 @@ def test_writers_do_not_wait_for_their_own_borrow(runtime: Runtime) -> None:
             runtime.update_weights({"bottom.0.bias": weight})
         with pytest.raises(BorrowError, match=r"^this thread holds a borrow"):
             runtime.update_rows("tables.0.weight", [0], weight)
-        with pytest.raises(BorrowError, match=r"^this thread holds a borrow"):
-            runtime.close()
     runtime.update_weights({"bottom.0.bias": weight})
+
+
+def test_closing_ends_the_borrow_of_its_own_thread(path: Path) -> None:
+    with Runtime.load(path) as runtime, runtime.borrow(1) as borrowed:
+        runtime.close()
+        with pytest.raises(BorrowError, match=r"^this borrow has ended"):
+            borrowed.run()
+
+
+def test_a_borrow_that_was_not_ended_is_ended_by_hand(runtime: Runtime) -> None:
+    """As where Ctrl-C comes when the block is left."""
+    borrowed = runtime.borrow(1).__enter__()
+    with pytest.raises(
+        BorrowError, match=r"or call its end\(\) where an interrupt came as the blo"
+    ):
+        runtime.run(request(1))
+    borrowed.end()
+    borrowed.end()
+    runtime.run(request(1))
 
 
 def test_a_borrow_ends_in_any_thread(runtime: Runtime) -> None:

@@ -29,6 +29,7 @@ import numpy as np
 from recreplay.runtime import Runtime, Serving
 
 runtime = Runtime.load(sys.argv[1], serving=Serving(lanes=2, max_delay_us=0))
+runtime.update_rows("table.weight", np.arange(2000), np.ones((2000, 64), np.float32))
 request = {"ids": np.arange(0, 1 << 18, 1000)}
 want = runtime.run(request)["output"]
 
@@ -55,6 +56,9 @@ for number in range(3):
             row = np.full((1, 64), 2.0, np.float32)
             runtime.update_rows("table.weight", np.array([0]), row)
             assert runtime.run(request)["output"][0] == 128
+            rows = np.full((2000, 64), 1.0, np.float32)  # so many that torch shares them out
+            runtime.update_rows("table.weight", np.arange(2000), rows)
+            assert runtime.run(request)["output"][1] == 64
         if number == 2:
             runtime.close()
         sys.exit(0)

@@ -50,9 +50,9 @@ def break_lane(lane: Lane, times: int = 10**9) -> None:
 
 def fail_and_go_on(runtime: Runtime, shop: Any, times: int = 10**9) -> None:
     """One lane fails so often, in a request; the next request is answered right."""
-    lane = runtime._lanes.take()
-    break_lane(lane, times)
-    runtime._lanes.put(lane)
+    lease = runtime._lanes.take()
+    break_lane(lease.lane, times)
+    runtime._lanes.put(lease)
     with pytest.raises(ReplayError):
         runtime.run(shop.request(3))
     agree(runtime.run(shop.request(3)), shop.answer(shop.request(3)))
@@ -75,9 +75,9 @@ def test_lanes_replay_at_the_same_time(shop_path: Path, shop: Any) -> None:
     """Two requests meet inside of their replays, which one lane could not do."""
     with Runtime.load(shop_path, lanes=2) as runtime:
         meeting = threading.Barrier(2, timeout=10)
-        lanes = [runtime._lanes.take() for _ in range(2)]
-        for lane in lanes:
-            for captured in lane._captured.values():
+        leases = [runtime._lanes.take() for _ in range(2)]
+        for lease in leases:
+            for captured in lease.lane._captured.values():
                 replay = captured.graph.replay
 
                 def waiting(replay: Any = replay) -> None:
@@ -85,7 +85,7 @@ def test_lanes_replay_at_the_same_time(shop_path: Path, shop: Any) -> None:
                     replay()
 
                 captured.graph.replay = waiting  # type: ignore[method-assign]
-            runtime._lanes.put(lane)
+            runtime._lanes.put(lease)
         first, second = shop.request(3, seed=1), shop.request(3, seed=2)
         futures = runtime.submit(first), runtime.submit(second)
         agree(futures[0].result(timeout=20), shop.answer(first))
@@ -108,9 +108,9 @@ def test_lanes_and_serving_exclude_each_other(shop_path: Path) -> None:
 
 def test_a_lane_that_works_again_is_kept(shop_path: Path, shop: Any) -> None:
     with Runtime.load(shop_path) as runtime:
-        lane = runtime._lanes.take()
-        break_lane(lane, times=1)
-        runtime._lanes.put(lane)
+        lease = runtime._lanes.take()
+        break_lane(lease.lane, times=1)
+        runtime._lanes.put(lease)
         with pytest.raises(ReplayError, match=r"^replaying bucket 8 failed: the graph is broken"):
             runtime.run(shop.request(3))
         agree(runtime.run(shop.request(3)), shop.answer(shop.request(3)))
@@ -119,10 +119,10 @@ def test_a_lane_that_works_again_is_kept(shop_path: Path, shop: Any) -> None:
 
 def test_a_broken_lane_is_made_anew(shop_path: Path, shop: Any) -> None:
     with Runtime.load(shop_path, lanes=2) as runtime:
-        lanes = [runtime._lanes.take() for _ in range(2)]
-        for lane in lanes:
-            break_lane(lane)
-            runtime._lanes.put(lane)
+        leases = [runtime._lanes.take() for _ in range(2)]
+        for lease in leases:
+            break_lane(lease.lane)
+            runtime._lanes.put(lease)
         with pytest.raises(ReplayError):
             runtime.run(shop.request(3))
         made = runtime._lanes.take()  # which came back last, and would be the next
@@ -138,10 +138,10 @@ def test_a_lane_that_cannot_be_made_anew_is_retired(
     shop_path: Path, shop: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Runtime.load(shop_path, lanes=2) as runtime:
-        lanes = [runtime._lanes.take() for _ in range(2)]
-        break_lane(lanes[1])
-        for lane in lanes:
-            runtime._lanes.put(lane)
+        leases = [runtime._lanes.take() for _ in range(2)]
+        break_lane(leases[1].lane)
+        for lease in leases:
+            runtime._lanes.put(lease)
 
         def never() -> Lane:
             raise RuntimeError("no memory")
@@ -152,7 +152,7 @@ def test_a_lane_that_cannot_be_made_anew_is_retired(
         agree(runtime.run(shop.request(3)), shop.answer(shop.request(3)))
         assert runtime.stats()["lanes"] == {"alive": 1, "rebuilt": 0, "retired": 1}
         runtime.update_weights({"top.bias": shop.top.bias})  # does not wait for the retired one
-        break_lane(lanes[0])
+        break_lane(leases[0].lane)
         with pytest.raises(ReplayError):
             runtime.run(shop.request(3))
         message = r"^the last lane failed and could not be made anew \(no memory\)"
@@ -282,7 +282,7 @@ def test_more_threads_than_lanes_beside_a_writer(shop_path: Path, shop: Any) -> 
         for done in asked:
             done.result(timeout=60)
         assert runtime.stats()["requests"] == 350
-        assert len(runtime._lanes._free) == 2
+        assert len(runtime._lanes.free) == 2
 
 
 def test_a_closed_runtime_keeps_no_weights(shop_path: Path, shop: Any) -> None:

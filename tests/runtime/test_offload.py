@@ -93,11 +93,11 @@ def test_what_waited_when_it_was_lost_is_answered_by_the_host(
     both: Offload, shop: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     requests = [shop.request(9, seed=seed) for seed in range(4)]
-    lane = both.accelerator._lanes.take()
+    lease = both.accelerator._lanes.take()
     futures = [both.submit(request) for request in requests]
     time.sleep(0.05)
     lose(both, shop, monkeypatch)
-    both.accelerator._lanes.mend(lane)
+    both.accelerator._lanes.mend(lease)
     for request, future in zip(requests, futures, strict=True):
         agree(future.result(30), shop.answer(request))
     assert both.stats()["taken_over"] == 4
@@ -141,12 +141,12 @@ def test_both_are_refreshed(both: Offload, shop: Any) -> None:
 
 
 def test_what_nobody_waits_for_is_not_replayed(both: Offload, shop: Any) -> None:
-    lane = both.accelerator._lanes.take()
+    lease = both.accelerator._lanes.take()
     first = both.submit(shop.request(9))
     time.sleep(0.05)
     second = both.submit(shop.request(9))
     assert second.cancel()
-    both.accelerator._lanes.put(lane)
+    both.accelerator._lanes.put(lease)
     first.result(30)
     both.accelerator.submit(shop.request(9)).result(30)
     assert answered(both) == (0, 2)

@@ -46,6 +46,28 @@ def test_the_newest_version_is_loaded(repository: ModelRepository, shop: Any, se
     assert agree(future.result(timeout=30), shop.answer(shop.request(3)))
 
 
+def test_a_folder_that_cannot_be_read_has_no_versions(
+    repository: ModelRepository, shop: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or that goes while it is looked into; the others are served."""
+    (repository.root / "other").mkdir()
+    listed = Path.iterdir
+
+    def iterdir(path: Path) -> Iterator[Path]:
+        if path.name == "other":
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    (failed,) = repository.load_all()
+    assert str(failed) == "the repository has no model 'other'"
+    assert {s.name: s.state for s in repository.index()} == {
+        "other": "UNAVAILABLE",
+        "shop": "READY",
+    }
+    repository.run("shop", shop.request(2))
+
+
 def test_a_corrupt_version_leaves_the_old_one_serving(
     repository: ModelRepository, shop: Any
 ) -> None:

@@ -41,6 +41,7 @@ _CONTENTS = {
     "FP32": "fp32_contents",
     "FP64": "fp64_contents",
 }
+_LOOK_AGAIN = 0.25  # seconds, in which a stream that nothing comes on sees that the server stops
 Method = Callable[["Inference", Any, Any], Awaitable[Any]]
 
 
@@ -137,13 +138,31 @@ class Inference(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
         return await self._infer(request)
 
     async def ModelStreamInfer(self, requests: Any, context: Any) -> AsyncIterator[Any]:
-        async for request in requests:
+        async for request in self._until_stopping(requests):
             try:
                 answer = await self._infer(request)
             except Exception as error:
                 yield service_pb2.ModelStreamInferResponse(error_message=message(error))
             else:
                 yield service_pb2.ModelStreamInferResponse(infer_response=answer)
+        if self._service.stopping:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the server is stopping")
+
+    async def _until_stopping(self, requests: Any) -> AsyncIterator[Any]:
+        """What comes on a stream until the server is to stop: clients keep theirs open for good."""
+        coming = aiter(requests)
+        while not self._service.stopping:
+            asked = asyncio.ensure_future(anext(coming))
+            while not asked.done():
+                await asyncio.wait((asked,), timeout=_LOOK_AGAIN)
+                if self._service.stopping and not asked.done():
+                    asked.cancel()
+                    return
+            try:
+                request = asked.result()
+            except StopAsyncIteration:
+                return
+            yield request
 
     async def _infer(self, request: Any) -> Any:
         for part in (request, *request.outputs):

@@ -142,6 +142,8 @@ class _Api:
     @_answered
     async def load(self, request: Request) -> Response:
         parameters = _object(await self._body(request)).get("parameters") or {}
+        if not isinstance(parameters, dict):
+            raise ProtocolError("'parameters' is no object")
         if parameters:
             raise ProtocolError(
                 f"load takes no parameters here, got {', '.join(sorted(parameters))}; it loads the "
@@ -228,7 +230,7 @@ def _length(request: Request) -> int | None:
     text = request.headers.get(HEADER)
     if text is None:
         return None
-    if not text.isdecimal():
+    if not text.isdecimal() or len(text) > 18:
         raise ProtocolError(f"{HEADER} is {text!r}; expected a number of bytes")
     return int(text)
 

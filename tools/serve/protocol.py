@@ -35,6 +35,9 @@ _DATATYPES = {
 _DTYPES = {datatype: np.dtype(dtype) for dtype, datatype in _DATATYPES.items()}
 
 
+_LONGEST = 2**53  # microseconds, which a float holds
+
+
 class ProtocolError(InputError):
     """A request that the protocol does not allow."""
 
@@ -94,6 +97,8 @@ def timeout_of(value: Any) -> int | None:
         return None
     if type(value) is not int or value < 0:
         raise ProtocolError(f"parameter 'timeout' is {value!r}; expected microseconds")
+    if value > _LONGEST:
+        raise ProtocolError(f"parameter 'timeout' is more than {_LONGEST} microseconds")
     return value
 
 
@@ -154,7 +159,12 @@ def _id(data: dict[str, Any]) -> str:
 def _name(item: Any, kind: str) -> str:
     if not isinstance(item, dict) or not isinstance(item.get("name"), str):
         raise ProtocolError(f"each {kind} is an object with a 'name'")
-    return str(item["name"])
+    name = str(item["name"])
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:  # half of a pair, which JSON can escape
+        raise ProtocolError(f"the name of an {kind} is no text: {error.reason}") from None
+    return name
 
 
 def _parameters(data: dict[str, Any]) -> dict[str, Any]:

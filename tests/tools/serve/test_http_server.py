@@ -179,6 +179,21 @@ def test_methods_and_parameters(server: Any, shop: Any) -> None:
         400,
         "parameter 'timeout' is 'soon'; expected microseconds",
     )
+    late = body(shop.request(2), parameters={"timeout": 10**400})
+    answer = httpx.post(f"{server.url}/v2/models/shop/infer", json=late)
+    assert (answer.status_code, answer.json()["error"]) == (
+        400,
+        "parameter 'timeout' is more than 9007199254740992 microseconds",
+    )
+    answer = httpx.post(f"{server.url}/v2/repository/models/shop/load", json={"parameters": [1]})
+    assert (answer.status_code, answer.json()["error"]) == (400, "'parameters' is no object")
+    unnamed = body({"\ud800": shop.request(2)["dense"]})
+    answer = httpx.post(f"{server.url}/v2/models/shop/infer", content=json.dumps(unnamed))
+    assert answer.status_code == 400
+    assert answer.json()["error"].startswith("the name of an input is no text: surrogates")
+    headers = {"Inference-Header-Content-Length": "9" * 5000}
+    answer = httpx.post(f"{server.url}/v2/models/shop/infer", content="{}", headers=headers)
+    assert answer.status_code == 400
 
 
 def test_metrics(server: Any, shop: Any) -> None:

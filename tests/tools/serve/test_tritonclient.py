@@ -245,6 +245,18 @@ def test_streamed_requests(server: Any, shop: Any) -> None:
     client.stop_stream()
 
 
+def test_a_stream_that_is_left_open_does_not_keep_the_server(own_server: Any, shop: Any) -> None:
+    server = own_server("--drain-seconds", "20")
+    client = connect(server, "grpc")
+    answers: list[Any] = []
+    client.start_stream(lambda result, error: answers.append(error))
+    begun = time.monotonic()
+    assert server.stop() == 0
+    assert time.monotonic() - begun < 10
+    client.stop_stream()
+    assert "the server is stopping" in str(answers[-1])
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_sigterm_answers_what_waits(own_server: Any, make_root: Any, shop: Any, kind: str) -> None:
     """Requests that the server has, and that wait for others to share a replay with."""
