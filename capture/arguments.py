@@ -101,7 +101,7 @@ def named_leaves(arguments: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """Flat names of nested arguments: `ids_0`, `ids_key`, in the order of torch's pytrees."""
     named = {}
     for path, leaf in pytree.tree_flatten_with_path(dict(arguments))[0]:
-        keys = [str(getattr(k, "key", getattr(k, "idx", None))) for k in path]
+        keys = [_key(k) for k in path]
         name = "_".join(keys)
         if name in named:
             raise CaptureError(
@@ -110,6 +110,11 @@ def named_leaves(arguments: Mapping[str, Any]) -> dict[str, torch.Tensor]:
             )
         named[name] = leaf
     return named
+
+
+def _key(part: Any) -> str:
+    """Of a dict, of a list or tuple, or of a named tuple."""
+    return str(next(getattr(part, of) for of in ("key", "idx", "name") if hasattr(part, of)))
 
 
 def named_positions(names: Sequence[str], example: Sequence[Any]) -> list[Any]:
@@ -155,7 +160,7 @@ def check_rows(example: Mapping[str, torch.Tensor], declared: Mapping[str, Decla
 
 
 def name_outputs(result: Any) -> dict[str, torch.Tensor]:
-    """Names of a model's outputs: `output`, `output_0` …, or the keys of a dict."""
+    """Names of a model's outputs: `output`, `output_0` …, or the keys of a dict or named tuple."""
     if isinstance(result, torch.Tensor):
         return {"output": result}
     if isinstance(result, Mapping):
@@ -166,6 +171,8 @@ def name_outputs(result: Any) -> dict[str, torch.Tensor]:
                 "each a name of its own"
             )
         return named
+    if isinstance(result, tuple) and hasattr(result, "_fields"):
+        return dict(zip(result._fields, result, strict=True))
     if isinstance(result, (tuple, list)):
         return {f"output_{i}": v for i, v in enumerate(result)}
     raise UnsupportedModelError(

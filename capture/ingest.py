@@ -4,7 +4,8 @@ helps."""
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from recreplay.capture.arguments import (
 from recreplay.capture.declared import Declared, Jagged, declare, jagged_of
 from recreplay.capture.functional import functional
 from recreplay.capture.jagged_axis import check_jagged
+from recreplay.capture.model_checks import check_model
 from recreplay.capture.refusals import LastCall, refusal, refuse_operators
 from recreplay.capture.stand_ins import exchange_stand_ins
 from recreplay.runtime.errors import CaptureError, RecReplayError, UnsupportedModelError
@@ -75,11 +77,7 @@ def ingest(
 
     if isinstance(model, ExportedProgram):
         return _with_users(_from_exported(model, example_inputs, told), users)
-    if model.training:
-        raise CaptureError(
-            f"{type(model).__name__} is in training mode, where dropout and batch statistics are "
-            "not a function of the inputs alone; call model.eval() first"
-        )
+    check_model(model)
     if example_inputs is None:
         raise CaptureError(
             f"no example inputs for {type(model).__name__}: pass example_inputs, or give the model "
@@ -108,11 +106,24 @@ def ingest(
 
     def eager(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         nested = pytree.tree_unflatten([inputs[name] for name in example], nesting)
-        with torch.inference_mode():
+        with torch.inference_mode(), _attention_as_exported():
             return name_outputs(model(**nested))
 
     name = type(model).__name__
     return _with_users(_finish(name, exported, declared, example, eager), users)
+
+
+@contextmanager
+def _attention_as_exported() -> Iterator[None]:
+    """torch's layers of attention have a second way that no export has, for requests that are
+    padded on the right in all rows: it gives zeros where there is padding, and so other answers to
+    a row beside other rows."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def dynamic_shapes(inputs: Mapping[str, Declared | InputSpec]) -> list[dict[int, Any]]:
@@ -252,7 +263,15 @@ def _finish(
             "one"
         )
     check_jagged(exported, user, declared)
-    produced = eager(example)
+    try:
+        produced = eager(example)
+    except RecReplayError:
+        raise
+    except Exception as error:
+        raise CaptureError(
+            f"the model itself fails on its example inputs: {type(error).__name__}: {error}; check "
+            "their dtypes, and that ids are of rows that tables have"
+        ) from error
     outputs = []
     batch = check_rows(example, declared)
     for output_name, tensor in produced.items():

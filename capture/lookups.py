@@ -206,13 +206,13 @@ def id_bounds(program: Program) -> tuple[list[IdBound], list[str]]:
         if _is_constant(lookup.ids):
             continue  # the same rows whatever the request
         found = _origins(lookup.ids)
-        if not found:
+        if not found and not never_beyond(lookup.ids, lookup.rows):
             unchecked.append(lookup.weight)
         for at in found:
             key = (at.input, at.column)
             if key not in bounds or lookup.rows < bounds[key].rows:
                 bounds[key] = IdBound(at.input, at.column, lookup.rows, lookup.weight)
-    return list(bounds.values()), unchecked
+    return list(bounds.values()), list(dict.fromkeys(unchecked))
 
 
 def stays_in_table(lookup: Lookup) -> bool:

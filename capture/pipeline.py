@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from operator import index
 from pathlib import Path
 
 import torch
@@ -27,7 +28,7 @@ from recreplay.capture.compilers.toolchain import (
 from recreplay.capture.declared import Jagged
 from recreplay.capture.ingest import ingest
 from recreplay.capture.planning import plan_buckets, survey
-from recreplay.capture.precision import choose_precision
+from recreplay.capture.precision import choose_precision, rounding
 from recreplay.capture.program_file import write_program
 from recreplay.capture.row_mixing import refuse_mixing
 from recreplay.capture.tune import tune_buckets
@@ -85,7 +86,7 @@ def capture(
     precision: str = "fp32",
     table_precision: str = "fp32",
     max_error: float | None = None,
-    rtol: float = 1e-4,
+    rtol: float | None = None,
     atol: float = 1e-5,
     overwrite: bool = False,
     progress: Progress = lambda message: None,
@@ -122,7 +123,9 @@ def capture(
     - `max_error`: with lowered precision, the largest error of an output against the float32 model,
       over the output's scale (its largest size in random requests). By default 0.02 for bf16, 0.005
       for tf32 and fp16, and for tables 0.002 (fp16) or 0.02 (int8) on top.
-    - `rtol`, `atol`: how far a replay in float32 may be from eager.
+    - `rtol`, `atol`: how far a replay in float32 may be from eager, relative to the largest size of
+      the output. By default 1e-4 and 1e-5; for models that compute in half precision themselves,
+      0.005 (float16) or 0.02 (bfloat16).
 
     Raises `CaptureError` (what cannot be captured and why) or `ParityError`; nothing is written
     then.
@@ -152,6 +155,7 @@ def capture(
             user_inputs=user_inputs,
             users=users,
         )
+        rtol = rounding(ingested.exported.graph) if rtol is None else rtol
         refuse_mixing(ingested, (), rtol, atol)
         known = survey(ingested, sizes[0], applied, lowest, target.type)
         if known.bounds:  # rows of the example may be alike, so that mixing them does not show
@@ -240,9 +244,12 @@ def _check_arguments(
     threads: int,
     tune: str,
 ) -> list[int]:
-    sizes = sorted(set(buckets))
-    if not sizes or any(isinstance(b, bool) or not isinstance(b, int) or b < 1 for b in sizes):
-        raise CaptureError(f"buckets are batch sizes of 1 or more; got {list(buckets)}")
+    try:
+        sizes = sorted({index(b) for b in buckets})
+    except TypeError:
+        sizes = []
+    if not sizes or any(isinstance(b, bool) for b in buckets) or sizes[0] < 1:
+        raise CaptureError(f"buckets are batch sizes of 1 or more; got {buckets!r}")
     if len(sizes) != len(buckets):
         raise CaptureError(f"buckets has repeats: {list(buckets)}")
     for name in rewrites:

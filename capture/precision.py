@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import fx
+from torch.utils import _pytree as pytree
 
 from recreplay.capture.compilers.tensorrt import PRECISIONS as ENGINES
 from recreplay.runtime.errors import CaptureError
@@ -58,6 +60,16 @@ class Precision:
 
 
 FULL = Precision()
+
+
+def rounding(graph: fx.Graph) -> float:
+    """How far a replay may be from eager, over the size of an output, for what a model computes in
+    itself: compiled code keeps between operators what eager rounds to half precision."""
+    values = [v for node in graph.nodes for v in pytree.tree_leaves(node.meta.get("val"))]
+    dtypes = {value.dtype for value in values if isinstance(value, torch.Tensor)}
+    if torch.bfloat16 in dtypes:
+        return _TRUNK["bf16"][1]
+    return _TRUNK["fp16"][1] if torch.float16 in dtypes else 1e-4
 
 
 def choose_precision(

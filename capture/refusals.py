@@ -43,10 +43,18 @@ def refusal(error: Exception, last: LastCall, batch: int) -> UnsupportedModelErr
             f"{last.operator!r}{where}); a "
             "captured graph has fixed shapes, so compute with masks or a fixed capacity instead"
         )
+    guard = next((line for line in text.splitlines() if "generated guard" in line), "")
+    if "batch" in text and guard:
+        return UnsupportedModelError(
+            "the model is not the same for every batch: it compares the number of rows with "
+            f"something{where}. torch.export says: {guard.strip(' -')}; compute both and select "
+            "by torch.where, or leave the comparison out"
+        )
     if "batch" in text and ("constraint" in text.lower() or "specialized" in text.lower()):
         return UnsupportedModelError(
             f"the model fixes its batch at the example's {batch}{where}; take sizes from the "
-            f"input's shape instead. torch.export says: {_first_line(text)}"
+            "input's shape instead, and no numbers out of tensors (.tolist(), .item()). "
+            f"torch.export says: {_first_line(text, 'specialized')}"
         )
     return UnsupportedModelError(
         f"torch.export cannot trace the model (last operator: {last.operator!r}{where}): "
@@ -54,8 +62,10 @@ def refusal(error: Exception, last: LastCall, batch: int) -> UnsupportedModelErr
     )
 
 
-def _first_line(text: str) -> str:
-    return next((line.strip() for line in text.splitlines() if line.strip()), "no message")
+def _first_line(text: str, about: str = "") -> str:
+    """Of those that have `about` in them, if any has."""
+    lines = [line.strip(" -") for line in text.splitlines() if line.strip(" -")]
+    return next((line for line in lines if about in line), lines[0] if lines else "no message")
 
 
 def _user_frame(error: BaseException) -> str:

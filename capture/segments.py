@@ -40,6 +40,16 @@ _TABLE_READS = {
 }
 
 
+def _tables_read(node: fx.Node) -> list[Any]:
+    """Tables that an operator reads, whose number of rows does not matter to it."""
+    if node.target is aten.embedding_bag.padding_idx:
+        # torch compares an id that is left out with the number of rows, which is a constant then.
+        left_out = node.args[8] if len(node.args) > 8 else node.kwargs.get("padding_idx")
+        if left_out not in (None, -1):
+            return []
+    return [node.args[at] for at in _TABLE_READS.get(str(node.target), ())]
+
+
 @dataclass(frozen=True)
 class TensorType:
     """Dtype and shape of a contiguous tensor that a segment reads or writes."""
@@ -216,7 +226,7 @@ def _lower(
         return emit(node)
 
     def emit(node: fx.Node) -> str:
-        reads_tables = [node.args[at] for at in _TABLE_READS.get(str(node.target), ())]
+        reads_tables = _tables_read(node)
         for read in node.all_input_nodes:
             value(read)
             if read.op == "placeholder":

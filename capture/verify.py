@@ -14,6 +14,7 @@ from recreplay.capture.precision import Precision
 from recreplay.capture.sampling import Room, sample_request, usual_lengths
 from recreplay.capture.user_side import for_eager
 from recreplay.runtime.artifact import stored_request
+from recreplay.runtime.closeness import all_close, column_scale
 from recreplay.runtime.errors import ParityError
 from recreplay.runtime.lane import Lane
 from recreplay.runtime.manifest import OutputParity, Parity
@@ -56,13 +57,15 @@ def verify(
 ) -> tuple[list[Parity], dict[str, torch.Tensor]]:
     """A parity record for each bucket, and the answers to the stored requests.
 
-    Raises `ParityError` where a replay differs from eager by more than `atol + rtol * |eager|` or,
-    with lowered precision, by more than `max_error` times the scale of the output: its largest
+    Raises `ParityError` where a replay differs from eager by more than `atol + rtol * scale` or,
+    with lowered precision, by more than `max_error` times the scale of the output. The scale is
+    that of a column, or the value itself where that is larger, and of the whole output: the largest
     size in a few random requests. The answer stored is that of eager or, with lowered precision,
     the replay's own, which says more about what another machine computes.
     """
     parity, answers = [], {}
-    scales = _scales(model, bounds, sizes[-1])
+    columns = _columns(model, bounds, sizes[-1])
+    scales = {name: float(np.max(sizes, initial=0.0)) for name, sizes in columns.items()}
     most = precision.max_error
     for size in sizes:
         worst_abs = worst_rel = 0.0
@@ -95,13 +98,12 @@ def verify(
                         f"{scales[spec.name]:.3g}) with {precision.describe()}; nothing was "
                         "written. Raise --max-error if the model may be that far off, or use fp32"
                     )
-                if most is None and not np.allclose(
-                    got, want, rtol=rtol, atol=atol, equal_nan=True
-                ):
+                if most is None and not all_close(got, want, rtol, atol, columns[spec.name]):
                     raise ParityError(
                         f"bucket {size}, {rows} rows: output {spec.name!r} differs from the eager "
                         "model "
-                        f"by {np.nanmax(gap):.3g} (rtol {rtol}, atol {atol}); nothing was written. "
+                        f"by {np.nanmax(gap):.3g} (rtol {rtol} of its scale, atol {atol}); nothing "
+                        "was written. "
                         f"{_advice(model)}"
                     )
                 worst_abs = max(worst_abs, float(np.nanmax(gap, initial=0.0)))
@@ -142,16 +144,15 @@ def _eager(model: Ingested, request: dict[str, torch.Tensor], rows: int) -> dict
     return run_eager(model, for_eager(model.inputs, request, rows), rows)
 
 
-def _scales(model: Ingested, bounds: Sequence[IdBound], rows: int) -> dict[str, float]:
-    """The largest finite size of each output over a few requests of so many rows."""
-    found = dict.fromkeys((spec.name for spec in model.outputs), 0.0)
+def _columns(model: Ingested, bounds: Sequence[IdBound], rows: int) -> dict[str, Array]:
+    """The largest finite size of each column of an output over a few requests of so many rows."""
+    found = {spec.name: np.zeros(spec.row) for spec in model.outputs}
     for seed in range(_SCALE_REQUESTS):
         request = sample_request(
             model.inputs, bounds, model.example, rows, seed, users=model.users, bucket=rows
         )
         for name, value in _eager(model, request, rows).items():
-            sizes = np.abs(value.astype(np.float64))
-            found[name] = max(found[name], float(np.max(sizes, initial=0, where=sizes < np.inf)))
+            found[name] = np.maximum(found[name], column_scale(value))
     return found
 
 
@@ -183,7 +184,7 @@ def _advice(model: Ingested) -> str:
     return (
         "Capture with compiler='eager' and rewrites=(): where that is right, one of the two is the "
         "cause; else the model scores a row otherwise in another number of rows, and each row has "
-        "to be scored by itself"
+        "to be scored by itself. A rounding that grows is let through by a larger rtol"
     )
 
 

@@ -36,7 +36,10 @@ def artifact_folder(out: Path, overwrite: bool) -> Iterator[Path]:
         )
     if out.exists() and not (out / MANIFEST).is_file():
         raise CaptureError(f"{out} exists and is not an artifact, so it is not overwritten")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CaptureError(f"nothing can be written to {out.parent}: {error}") from error
     folder = out.parent / f".{out.name}.capturing-{os.getpid()}"
     if folder in _OPEN:
         raise CaptureError(f"{out} is being captured by this process already")

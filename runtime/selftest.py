@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from recreplay.runtime.artifact import SELFTEST, stored_request
+from recreplay.runtime.closeness import all_close, column_scale
 from recreplay.runtime.errors import ParityError
 from recreplay.runtime.manifest import Manifest
 from recreplay.runtime.metrics import Metrics
@@ -85,7 +86,7 @@ class SelfTest:
         atols = {o.output: o.atol for o in parity.outputs}
         for name, got in outputs.items():
             expected, atol = stored[f"{size}/out/{name}"], atols[name]
-            close = np.allclose(got, expected, parity.rtol, atol, equal_nan=True)
+            close = all_close(got, expected, parity.rtol, atol, column_scale(expected))
             if compare and not close:
                 worst = float(np.max(np.abs(got.astype(np.float64) - expected)))
                 raise ParityError(

@@ -61,6 +61,8 @@ def capture_command(
     precision: options.Precision = "fp32",
     table_precision: options.TablePrecision = "fp32",
     max_error: options.MaxError = None,
+    rtol: options.Rtol = None,
+    atol: options.Atol = 1e-5,
     arg: options.FactoryArgs = None,
     inputs: options.ExampleFile = None,
     jagged: input_options.JaggedInputs = None,
@@ -112,6 +114,8 @@ def capture_command(
             precision=precision,
             table_precision=table_precision,
             max_error=max_error,
+            rtol=rtol,
+            atol=atol,
             **declared,
         )
     summary = finite(overview(Artifact(out, manifest), read_graph(out), {}))

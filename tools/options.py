@@ -67,6 +67,15 @@ MaxError = Annotated[
         "0.02 for bf16, 0.005 for tf32 and fp16; for tables 0.02 (int8) or 0.002 (fp16) on top.[/]"
     ),
 ]
+Rtol = Annotated[
+    float | None,
+    typer.Option(
+        help="How far a replay in float32 may be from eager, over the largest size of an output. "
+        "[dim]Default: 0.0001; more for models in half precision.[/]",
+        min=0,
+    ),
+]
+Atol = Annotated[float, typer.Option(help="The same, absolute, on top.", min=0)]
 FactoryArgs = Annotated[
     list[str] | None,
     typer.Option(

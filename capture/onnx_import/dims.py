@@ -160,14 +160,25 @@ def _squeeze(step: Step, x: _Inputs) -> Any:
 
 def _reshape(step: Step, x: _Inputs) -> Any:
     zero = step.attributes.get("allowzero", 0)
-    shape = [int(v) for v in x[1].reshape(-1)]
+    shape = _numbers(x[1])
+    if shape is None:
+        return None
     kept = [x[0].shape[i] if v == 0 and not zero else v for i, v in enumerate(shape)]
     return x[0].reshape(kept)
 
 
 def _expand(step: Step, x: _Inputs) -> Any:
-    sizes = [int(v) for v in x[1].reshape(-1)]
-    return np.broadcast_to(x[0], np.broadcast_shapes(x[0].shape, tuple(sizes))).copy()
+    sizes = _numbers(x[1])
+    if sizes is None:
+        return None
+    shape = np.broadcast_shapes(x[0].shape, tuple(sizes))
+    return None if prod(shape) > LARGEST_RANGE else np.broadcast_to(x[0], shape).copy()
+
+
+def _numbers(sizes: Any) -> list[int] | None:
+    """None where one is the batch, which a number of it would fix."""
+    found = list(sizes.reshape(-1))
+    return None if any(isinstance(v, torch.SymInt) for v in found) else [int(v) for v in found]
 
 
 def _reduce(function: Callable[[Any, Any], Any], first: Any) -> Callable[[Step, _Inputs], Any]:

@@ -72,11 +72,17 @@ def _piece(part: fx.Node) -> _Piece:
 def _first_row(cut: fx.Node) -> int | None:
     """Where `x[k]` or `x[a:b]` begins; None of anything else."""
     if cut.target is aten.select.int and cut.args[1] == 0:
-        return int(cut.args[2])  # type: ignore[arg-type]
+        return _from_front(cut, int(cut.args[2]))  # type: ignore[arg-type]
     if cut.target is aten.slice.Tensor:
         dim, start, _, step = slice_arguments(cut)
-        return int(start or 0) if (dim, step) == (0, 1) else None
+        return _from_front(cut, int(start or 0)) if (dim, step) == (0, 1) else None
     return None
+
+
+def _from_front(cut: fx.Node, at: int) -> int:
+    """A row that may be counted from the end, and of slices lie beyond either."""
+    rows = int(cut.args[0].meta["val"].shape[0])  # type: ignore[union-attr]
+    return min(max(at + rows, 0), rows) if at < 0 else min(at, rows)
 
 
 def _runs(pieces: Sequence[_Piece]) -> list[list[_Piece]]:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from recreplay.runtime import Runtime
 from recreplay.runtime.artifact import open_artifact
+from recreplay.runtime.closeness import all_close, column_scale
 from recreplay.runtime.errors import ParityError
 from recreplay.runtime.lane import Lane
 from recreplay.runtime.loading import LaneLoader
@@ -245,10 +246,10 @@ def largest_difference(
         found = got[name]
         gap = np.abs(found.astype(np.float64) - expected)
         worst = max(worst, float(np.nanmax(gap)))
-        if not np.allclose(found, expected, rtol=RTOL, atol=ATOL, equal_nan=True):
+        if not all_close(found, expected, RTOL, ATOL, column_scale(expected)):
             raise ParityError(
                 f"output {name!r} of the replay differs from {other} by "
-                f"{np.nanmax(gap):.3g} (rtol {RTOL}, atol {ATOL}) for a request of "
+                f"{np.nanmax(gap):.3g} (rtol {RTOL} of its scale, atol {ATOL}) for a request of "
                 f"{len(expected)} rows"
             )
     return worst

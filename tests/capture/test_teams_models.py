@@ -1,0 +1,335 @@
+"""Models as teams have them, and what is said of those that cannot be captured as they are."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from recreplay.capture import capture, load_onnx
+from recreplay.capture.onnx_export import export_onnx
+from recreplay.runtime import Runtime
+from recreplay.runtime.errors import CaptureError, UnsupportedModelError
+
+Capture = Callable[..., Path]
+inductor = pytest.param("inductor", marks=pytest.mark.inductor)
+
+
+class Ids(nn.Module):
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.table = nn.Embedding(9, 4, **options)
+
+    def forward(self, x: Tensor, ids: Tensor) -> Tensor:
+        return x + self.table(ids)
+
+
+def example() -> dict[str, Tensor]:
+    return {"x": torch.randn(8, 4), "ids": torch.randint(0, 9, (8,))}
+
+
+def agrees(path: Path, model: nn.Module, given: dict[str, Tensor], **tolerance: float) -> None:
+    with Runtime.load(path) as runtime, torch.no_grad():
+        for rows in (1, 3, 8):
+            part = {name: tensor[:rows] for name, tensor in given.items()}
+            got = runtime.run({name: tensor.numpy() for name, tensor in part.items()})
+            np.testing.assert_allclose(got["output"], model(**part).numpy(), **tolerance)
+
+
+# What is right
+
+
+class Both(nn.Module):
+    """The last states of a layer that reads both ways, as its documentation has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read = nn.GRU(4, 6, batch_first=True, bidirectional=True)
+
+    def forward(self, seq: Tensor) -> Tensor:
+        _, last = self.read(seq)
+        return torch.cat([last[-2], last[-1]], 1)
+
+
+def test_pieces_counted_from_the_end_are_joined(captured: Capture) -> None:
+    given = {"seq": torch.randn(8, 5, 4)}
+    model = Both().eval()
+    agrees(captured(model, given, buckets=[1, 8]), model, given, rtol=1e-4, atol=1e-5)
+
+
+class Padded(nn.Module):
+    def __init__(self, mode: str) -> None:
+        super().__init__()
+        self.bag = nn.EmbeddingBag(100, 8, mode=mode, padding_idx=0)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.bag(ids)
+
+
+@pytest.mark.parametrize("compiler", ["eager", inductor])
+@pytest.mark.parametrize("mode", ["sum", "mean"])
+def test_bags_leave_an_id_out(captured: Capture, compiler: str, mode: str) -> None:
+    given = {"ids": torch.randint(0, 3, (8, 5))}
+    model = Padded(mode).eval()
+    path = captured(model, given, buckets=[1, 8], compiler=compiler)
+    agrees(path, model, given, rtol=1e-4, atol=1e-5)
+
+
+class Interactions(nn.Module):
+    """Of a factorization machine: small differences of large sums."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(5000, 32)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        rows = self.table(ids)
+        return 0.5 * (rows.sum(1) ** 2 - (rows**2).sum(1)).sum(1)
+
+
+@pytest.mark.inductor
+def test_rounding_is_measured_by_what_was_added_up(captured: Capture) -> None:
+    torch.manual_seed(0)
+    given = {"ids": torch.randint(0, 5000, (8, 40))}
+    model = Interactions().eval()
+    path = captured(model, given, buckets=[1, 256], compiler="inductor")
+    agrees(path, model, given, rtol=1e-4, atol=0.02)
+
+
+class Half(nn.Module):
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        layers = [nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 1)]
+        self.layers = nn.Sequential(*layers).to(dtype)
+        self.dtype = dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x.to(self.dtype)).float()
+
+
+@pytest.mark.inductor
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
+def test_models_in_half_precision_are_held_to_it(captured: Capture, dtype: torch.dtype) -> None:
+    torch.manual_seed(1)
+    model, given = Half(dtype).eval(), {"x": torch.randn(8, 32)}
+    path = captured(model, given, buckets=[8], compiler="inductor")
+    with Runtime.load(path) as runtime:
+        assert runtime.manifest.parity[0].rtol == {torch.float16: 0.005}.get(dtype, 0.02)
+
+
+class Batch(NamedTuple):
+    x: Tensor
+    ids: Tensor
+
+
+class Scores(NamedTuple):
+    click: Tensor
+    buy: Tensor
+
+
+class Named(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(9, 4)
+
+    def forward(self, batch: Batch) -> Scores:
+        return Scores((batch.x + self.table(batch.ids)).sum(1), batch.x.sum(1))
+
+
+def test_named_tuples_keep_their_names(captured: Capture) -> None:
+    model, given = Named().eval(), example()
+    path = captured(model, {"batch": Batch(**given)}, buckets=[8])
+    with Runtime.load(path) as runtime, torch.no_grad():
+        got = runtime.run({f"batch_{name}": tensor.numpy() for name, tensor in given.items()})
+        want = model(Batch(**given))
+    for name in ("click", "buy"):
+        np.testing.assert_allclose(got[name], getattr(want, name).numpy(), rtol=1e-4, atol=1e-5)
+
+
+class Hashed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.again = nn.Embedding(1000, 4), nn.Embedding(9, 4)
+
+    def forward(self, raw: Tensor, key: Tensor) -> Tensor:
+        return self.table(raw % 1000) + self.again(key * 3) + self.again(key * 2)
+
+
+def test_ids_that_a_table_always_has_are_no_notice(captured: Capture) -> None:
+    given = {"raw": torch.randint(0, 10**9, (8,)), "key": torch.zeros(8, dtype=torch.int64)}
+    with Runtime.load(captured(Hashed().eval(), given, buckets=[8])) as runtime:
+        assert runtime.manifest.unchecked == ("again.weight",)
+
+
+class Attending(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(50, 8, padding_idx=0)
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.layers = nn.TransformerEncoder(layer, 1)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.layers(self.table(ids), src_key_padding_mask=ids == 0).mean(1)
+
+
+def test_attention_answers_a_row_alike_beside_any_others(captured: Capture) -> None:
+    """torch has another way for requests whose rows are all padded on the right."""
+    model = Attending().eval()
+    ids = torch.randint(1, 50, (8, 6))
+    ids[:, 4:] = 0
+    path = captured(model, {"ids": ids}, buckets=[1, 8])
+    assert torch.backends.mha.get_fastpath_enabled()
+    with Runtime.load(path) as runtime:
+        got = runtime.run({"ids": ids.numpy()})["output"]
+    np.testing.assert_allclose(got, model(ids).detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_bucket_sizes_may_be_numpys(tmp_path: Path) -> None:
+    sizes = np.array([1, 8])
+    found = capture(Ids().eval(), example(), out=tmp_path / "m.rr", buckets=sizes, compiler="eager")
+    assert [bucket.size for bucket in found.buckets] == [1, 8]
+
+
+# ONNX
+
+
+class Operators(nn.Module):
+    """With an input and an output that are called as operators are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 2)
+
+    def forward(self, cat: Tensor, x: Tensor) -> dict[str, Tensor]:
+        return {"linear": self.layer(torch.cat([cat, x], 1))}
+
+
+def test_names_of_operators_are_names_of_inputs_too(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    given = {"cat": torch.randn(8, 4), "x": torch.randn(8, 2)}
+    out = tmp_path / "m.rr"
+    capture(Operators().eval(), given, out=out, buckets=[1, 8], compiler="eager")
+    assert export_onnx(out, tmp_path / "m.onnx")["linear"] < 1e-5
+    again = load_onnx(tmp_path / "m.onnx")
+    found = capture(again, given, out=tmp_path / "again.rr", buckets=[1, 8], compiler="eager")
+    assert [spec.name for spec in found.inputs] == ["cat", "x"]
+    assert [spec.name for spec in found.outputs] == ["linear"]
+
+
+class Positions(nn.Module):
+    """As sequential recommenders make them, by sizes that are the batch's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.item, self.place = nn.Embedding(50, 4), nn.Embedding(6, 4)
+
+    def forward(self, seq: Tensor) -> Tensor:
+        at = torch.arange(seq.shape[1]).unsqueeze(0).expand_as(seq)
+        return (self.item(seq) + self.place(at)).mean((1, 2)) + torch.full_like(seq[:, 0], 2)
+
+
+@pytest.mark.parametrize("dynamo", [True, False])
+def test_whole_numbers_expanded_to_the_batch_leave_it_free(tmp_path: Path, dynamo: bool) -> None:
+    pytest.importorskip("onnxscript")
+    model, seq = Positions().eval(), torch.randint(0, 50, (8, 6))
+    free: dict[str, Any] = {"dynamic_shapes": ({0: "batch"},)}
+    if not dynamo:
+        free = {"dynamic_axes": {"seq": {0: "batch"}}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            model, (seq,), tmp_path / "m.onnx", input_names=["seq"], dynamo=dynamo, **free
+        )
+    out = tmp_path / "m.rr"
+    capture(load_onnx(tmp_path / "m.onnx"), {"seq": seq}, out=out, buckets=[1, 8], compiler="eager")
+    with Runtime.load(out) as runtime:
+        for rows in (1, 3, 8):
+            (got,) = runtime.run({"seq": seq[:rows].numpy()}).values()
+            want = model(seq[:rows]).detach().numpy()
+            np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+# What is refused
+
+
+def training() -> nn.Module:
+    model = Ids().eval()
+    model.table.train()
+    return model
+
+
+REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
+    "a class": (lambda: Ids, "the model is the type 'Ids'; expected an nn.Module, such as one th"),
+    "a function": (lambda: example, "the model is the function 'example'; expected an nn.Module"),
+    "a list": (list, "the model is a list; expected an nn.Module"),
+    "compiled": (lambda: torch.compile(Ids().eval()), r"OptimizedModule; .* model\._orig_mod$"),
+    "parallel": (lambda: nn.DataParallel(Ids().eval()).eval(), r"in DataParallel; .* model\.modu"),
+    "training": (training, "module 'table' of Ids is in training mode, .* call model.eval"),
+    "max_norm": (lambda: Ids(max_norm=1.0).eval(), r"'table' has max_norm=1\.0, .* torch\.renorm"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_is_no_model_that_can_be_captured(what: str, tmp_path: Path) -> None:
+    make, message = REFUSED[what]
+    with pytest.raises(CaptureError, match=message):
+        capture(make(), example(), out=tmp_path / "m.rr")
+    assert not list(tmp_path.iterdir())
+
+
+def test_torchscript(tmp_path: Path) -> None:
+    traced = torch.jit.trace(Ids().eval(), tuple(example().values()))
+    with pytest.raises(UnsupportedModelError, match=r"TorchScript, .* the nn.Module that it"):
+        capture(traced, example(), out=tmp_path / "m.rr")
+
+
+def test_an_example_that_the_model_fails_on(tmp_path: Path) -> None:
+    bad = {**example(), "ids": torch.full((8,), 9)}
+    message = (
+        "^the model itself fails on its example inputs: IndexError: index out of range in self"
+    )
+    with pytest.raises(CaptureError, match=message):
+        capture(Ids().eval(), bad, out=tmp_path / "m.rr")
+
+
+class Compares(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if x.shape[0] > 4 else x
+
+
+class Fixes(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.ones(8, 1)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (Compares(), "is not the same for every batch: .* satisfy the generated guard 5 <= "),
+        (Fixes(), "fixes its batch at the example's 8; .* your code specialized it"),
+    ],
+    ids=["compares", "fixes"],
+)
+def test_a_batch_that_is_not_free_is_told_why(
+    model: nn.Module, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UnsupportedModelError, match=message):
+        capture(model.eval(), {"x": torch.randn(8, 4)}, out=tmp_path / "m.rr")
+
+
+@pytest.mark.parametrize("buckets", [8, [0], [True], ["1"], []])
+def test_bucket_sizes_that_are_none(buckets: Any, tmp_path: Path) -> None:
+    with pytest.raises(CaptureError, match=r"^buckets are batch sizes of 1 or more; got "):
+        capture(Ids().eval(), example(), out=tmp_path / "m.rr", buckets=buckets)
+
+
+def test_a_place_that_cannot_be_written_to(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CaptureError, match=r"^nothing can be written to .*file/in: "):
+        capture(Ids().eval(), example(), out=tmp_path / "file" / "in" / "m.rr", compiler="eager")
