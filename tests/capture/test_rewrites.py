@@ -362,13 +362,21 @@ def test_one_input_of_two_tables_has_the_smaller_bound() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [lambda x: x % 5, lambda x: x.clamp(max=4), lambda x: (x / 2).round().long()]
+    "change", [lambda x: x % 30, lambda x: x.clamp(max=4), lambda x: (x / 2).round().long()]
 )
 def test_tables_read_by_computed_ids_are_listed_as_unchecked(
     change: Callable[[Tensor], Tensor],
 ) -> None:
     model = Model({"a": (20, 8)}, lambda t, x: summed(t.a, change(x["a"])))
     assert id_bounds(program(model, {"x_a": ids(4, 20, 3)})) == ([], ["tables.a"])
+
+
+@pytest.mark.parametrize("change", [lambda x: x % 20, lambda x: x.clamp(0, 19)])
+def test_computed_ids_that_the_table_has_need_no_check(
+    change: Callable[[Tensor], Tensor],
+) -> None:
+    model = Model({"a": (20, 8)}, lambda t, x: summed(t.a, change(x["a"])))
+    assert id_bounds(program(model, {"x_a": ids(4, 20, 3)})) == ([], [])
 
 
 # Specialise

@@ -64,7 +64,7 @@ class Hashed(Ranker):
     """Its ids are computed, so no check of requests can cover them."""
 
     def forward(self, dense, ids):
-        return super().forward(dense, [(i * 7 + 1) % self.rows for i in ids])
+        return super().forward(dense, [((i * 7 + 1) % self.rows).abs() for i in ids])
 
 
 def hashed():
