@@ -61,9 +61,11 @@ def forward_arguments(model: torch.nn.Module, example: Example) -> dict[str, Any
             values = {k: rest.pop(full) for k, full in parts.items()}
             arguments[p.name] = [values[k] for k in sorted(values, key=int)] if indexed else values
         elif p.default is p.empty:
+            alone = len(parameters) == 1 and bool(example)
+            hint = f"; if it is a dict of them, give {{{p.name!r}: {{...}}}}" if alone else ""
             raise CaptureError(
                 f"no example input for parameter {p.name!r} of {type(model).__name__}.forward; "
-                f"given: {', '.join(example) or 'nothing'}"
+                f"given: {', '.join(example) or 'nothing'}{hint}"
             )
     if rest:
         raise CaptureError(

@@ -258,6 +258,26 @@ def test_whole_numbers_expanded_to_the_batch_leave_it_free(tmp_path: Path, dynam
 # What is refused
 
 
+class OfOneDict(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(9, 4)
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        return batch["x"] + self.table(batch["ids"])
+
+
+def test_a_dict_of_all_inputs_is_given_nested(captured: Capture, tmp_path: Path) -> None:
+    model, given = OfOneDict().eval(), example()
+    message = r"given: x, ids; if it is a dict of them, give \{'batch': \{\.\.\.\}\}$"
+    with pytest.raises(CaptureError, match=message):
+        capture(model, given, out=tmp_path / "m.rr")
+    with Runtime.load(captured(model, {"batch": given}, buckets=[8])) as runtime:
+        got = runtime.run({f"batch_{name}": tensor.numpy() for name, tensor in given.items()})
+    want = model(given).detach().numpy()
+    np.testing.assert_allclose(got["output"], want, rtol=1e-4, atol=1e-5)
+
+
 def training() -> nn.Module:
     model = Ids().eval()
     model.table.train()
