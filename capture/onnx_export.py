@@ -201,7 +201,13 @@ def _name(graph: Any, inputs: list[str], outputs: list[str]) -> None:
 def _compare(runtime: Any, model: Path, requests: Path, manifest: Manifest) -> dict[str, float]:
     from safetensors.torch import load_file
 
-    session = runtime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+    try:
+        session = runtime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+    except Exception as error:  # of a type of its own for each status
+        raise CaptureError(
+            f"ONNX Runtime, by which an export is checked, cannot run the model: {_said(error)}; "
+            "nothing was written"
+        ) from error
     stored = load_file(requests)
     names = [spec.name for spec in manifest.outputs]
     worst = dict.fromkeys(names, 0.0)

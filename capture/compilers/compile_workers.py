@@ -158,11 +158,13 @@ def _wait(workers: Sequence[Worker], total: int, progress: Callable[[str], None]
         for worker in workers:
             waiting.register(worker.stdout, selectors.EVENT_READ, worker)
         while waiting.get_map():
-            ready = waiting.select(timeout=_SIGN_OF_LIFE)
+            ready, before = waiting.select(timeout=_SIGN_OF_LIFE), done
             for key, _ in ready:
                 lines = key.data.lines()
                 done += sum(line.startswith(f"{COMPILED} ") for line in lines)
                 if DONE in lines:
                     waiting.unregister(key.fileobj)
+            if ready and done == before:
+                continue  # a worker said something else
             spent = time.monotonic() - begun
             progress(f"compiled {done} of {total} segments after {spent:.0f} s")

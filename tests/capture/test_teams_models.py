@@ -222,6 +222,16 @@ def test_names_of_operators_are_names_of_inputs_too(tmp_path: Path) -> None:
     assert [spec.name for spec in found.outputs] == ["linear"]
 
 
+def test_an_export_that_cannot_be_checked_is_told(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    out = tmp_path / "m.rr"
+    given = {"x": torch.randn(8, 32)}
+    capture(Half(torch.bfloat16).eval(), given, out=out, buckets=[8], compiler="eager")
+    message = r"^ONNX Runtime, by which an export is checked, cannot run the model: .*nothing was w"
+    with pytest.raises(CaptureError, match=message):
+        export_onnx(out, tmp_path / "m.onnx")
+
+
 class Positions(nn.Module):
     """As sequential recommenders make them, by sizes that are the batch's."""
 
