@@ -92,15 +92,22 @@ class CudaRecording:
 
 
 class CudaGraph:
-    """A captured bucket: one launch and one wait, which `run` does."""
+    """A captured bucket: one launch and one wait, which `run` does, and `run_fed` where the inputs
+    are on the device."""
 
-    def __init__(self, graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream, run: Replay) -> None:
+    def __init__(
+        self,
+        graph: torch.cuda.CUDAGraph,
+        stream: torch.cuda.Stream,
+        run: Replay,
+        run_fed: Replay,
+    ) -> None:
         cudart = bindings()
         self.graph = graph
         self._stream = stream
         self._exec = cudart.cudaGraphExec_t(graph.raw_cuda_graph_exec())
         self._on = cudart.cudaStream_t(stream.cuda_stream)
-        self._run = run
+        self._run, self._run_fed = run, run_fed
         self._uploads = True
         self._upload_node = _first_node(graph)
         # A launch wants its device to be the thread's current one, and whose thread a request comes
@@ -111,12 +118,12 @@ class CudaGraph:
     def replay(self) -> None:
         if not self._uploads:
             self._set_uploads(True)
-        self._replay()
+        self._replay(self._run)
 
     def replay_fed(self) -> None:
         if self._uploads:
             self._set_uploads(False)
-        self._replay()
+        self._replay(self._run_fed)
 
     def _set_uploads(self, on: bool) -> None:
         """Enable or disable the copy of the inputs, for the launches from now on."""
@@ -126,12 +133,12 @@ class CudaGraph:
             raise ReplayError(f"switching the upload of a CUDA graph failed: {done!r}; {_STICKS}")
         self._uploads = on
 
-    def _replay(self) -> None:
+    def _replay(self, run: Replay) -> None:
         if self._here is None:
-            failed = self._run()
+            failed = run()
         else:
             with self._here:
-                failed = self._run()
+                failed = run()
         if failed:
             launched, done = (bindings().cudaError_t(code) for code in divmod(failed, 1 << 16))
             raise ReplayError(
@@ -230,8 +237,10 @@ class CudaDevice:
         self._pool = graph.pool()
         graph.instantiate()
         event = self._asleep.handle if self._asleep else None
-        run = self._replays(graph.raw_cuda_graph_exec(), used[0].cuda_stream, event)
-        captured = CudaGraph(graph, used[0], run)
+        handles = graph.raw_cuda_graph_exec(), used[0].cuda_stream, event
+        # What is fed comes after work of the caller's, which may be a callback of Python's: nobody
+        # may keep the interpreter's lock while he waits for that.
+        captured = CudaGraph(graph, used[0], self._replays(*handles), BindingsReplays()(*handles))
         captured.upload()
         return captured
 

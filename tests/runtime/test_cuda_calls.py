@@ -125,7 +125,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Fake:
 
 def graph(event: SleepEvent | None = None) -> CudaGraph:
     run = BindingsReplays()(5, 7, None if event is None else event.handle)
-    return CudaGraph(Captured(), Captured(), run)  # type: ignore[arg-type]
+    return CudaGraph(Captured(), Captured(), run, run)  # type: ignore[arg-type]
 
 
 def test_a_request_is_one_launch_and_one_wait(asked: Fake) -> None:
@@ -143,6 +143,24 @@ def test_the_upload_is_turned_off_for_what_is_on_the_device(asked: Fake) -> None
     assert asked.names() == ["GraphLaunch", "StreamSynchronize"]
     made.replay()
     assert asked.asked[0] == ("cudaGraphNodeSetEnabled", 5, "copy", 1)
+
+
+def test_what_is_fed_is_called_otherwise(asked: Fake) -> None:
+    """It may wait for callbacks of Python's, which who keeps the lock would wait for in vain."""
+    called: list[str] = []
+
+    def run(which: str) -> Callable[[], int]:
+        def call() -> int:
+            called.append(which)
+            return 0
+
+        return call
+
+    made = CudaGraph(Captured(), Captured(), run("run"), run("fed"))  # type: ignore[arg-type]
+    made.replay()
+    made.replay_fed()
+    made.replay()
+    assert called == ["run", "fed", "run"]
 
 
 def test_a_wait_asleep_is_for_an_event_after_the_launch(asked: Fake) -> None:
@@ -213,7 +231,8 @@ def test_closing_does_not_hide_what_broke_the_context(asked: Fake) -> None:
             reset.append(1)
 
     asked.fails["cudaStreamSynchronize"] = 710
-    made = CudaGraph(Broken(), Broken(), BindingsReplays()(5, 7, None))  # type: ignore[arg-type]
+    run = BindingsReplays()(5, 7, None)
+    made = CudaGraph(Broken(), Broken(), run, run)  # type: ignore[arg-type]
     with pytest.raises(ReplayError, match=r"launch 0, wait 710"), closing(made):
         made.replay()
     assert reset == [1]
