@@ -10,8 +10,11 @@ from torch import nn
 from recreplay.runtime.errors import CaptureError, UnsupportedModelError
 
 # Wrappers, and what they keep the model as.
-_WRAPPED = {"OptimizedModule": "_orig_mod", "DataParallel": "module"}
-_WRAPPED["DistributedDataParallel"] = "module"
+_WRAPPED = {
+    "OptimizedModule": "_orig_mod",
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+}
 
 
 def check_model(model: Any) -> None:

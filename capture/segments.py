@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from recreplay.capture.jagged_axis import bag_arguments
 from recreplay.capture.specialise import Program
 from recreplay.capture.views import base, is_view
 from recreplay.runtime.aten import (
@@ -42,11 +43,10 @@ _TABLE_READS = {
 
 def _tables_read(node: fx.Node) -> list[Any]:
     """Tables that an operator reads, whose number of rows does not matter to it."""
-    if node.target is aten.embedding_bag.padding_idx:
-        # torch compares an id that is left out with the number of rows, which is a constant then.
-        left_out = node.args[8] if len(node.args) > 8 else node.kwargs.get("padding_idx")
-        if left_out not in (None, -1):
-            return []
+    bag = bag_arguments(node) if node.target is aten.embedding_bag.padding_idx else {}
+    # torch compares an id that is left out with the number of rows, which is a constant then.
+    if bag.get("padding_idx") not in (None, -1):
+        return []
     return [node.args[at] for at in _TABLE_READS.get(str(node.target), ())]
 
 

@@ -65,7 +65,7 @@ def verify(
     """
     parity, answers = [], {}
     columns = _columns(model, bounds, sizes[-1])
-    scales = {name: float(np.max(sizes, initial=0.0)) for name, sizes in columns.items()}
+    scales = {name: float(np.max(scale, initial=0.0)) for name, scale in columns.items()}
     most = precision.max_error
     for size in sizes:
         worst_abs = worst_rel = 0.0

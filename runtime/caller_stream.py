@@ -10,9 +10,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
+from recreplay.runtime.tensor_exchange import gpu_of
 
-_DLPACK_CUDA = 2  # kDLCUDA of dlpack.h
 Wait = Callable[[], None]
 
 
@@ -42,9 +41,6 @@ def settle(values: Sequence[Any]) -> tuple[Sequence[Any], Wait | None]:
 def _own(value: Any, torch: Any) -> Any:
     """What lies on a GPU as a tensor: who exports it sees to it that it is ready for this thread's
     stream."""
-    if isinstance(value, (np.ndarray, torch.Tensor)):
-        return value
-    where = getattr(value, "__dlpack_device__", None)
-    if where is None or int(where()[0]) != _DLPACK_CUDA:
+    if isinstance(value, torch.Tensor) or gpu_of(value) is None:
         return value
     return torch.utils.dlpack.from_dlpack(value)

@@ -22,6 +22,7 @@ from recreplay.runtime.errors import FunnelError, IdRangeError, InputError, Runt
 from recreplay.runtime.mixed import Divided, MixedChecker, Order
 from recreplay.runtime.mixed_rows import as_given, pick_rows
 from recreplay.runtime.offload import Offload
+from recreplay.runtime.promises import cancel_with
 from recreplay.runtime.spec import InputSpec
 from recreplay.runtime.top_rows import best_first, top_rows
 
@@ -223,8 +224,7 @@ class Funnel:
                 answer.set_result(ranking)
 
         asked.add_done_callback(answered)
-        # What nobody waits for any more is not replayed.
-        answer.add_done_callback(lambda answer: answer.cancelled() and asked.cancel())
+        cancel_with(answer, asked)
 
     def _passed(self, at: int, request: _Request, outputs: Mapping[str, Array]) -> _Request:
         """What the next stage ranks, in the order of the request."""

@@ -16,6 +16,7 @@ import numpy as np
 from recreplay.runtime.engine import Runtime
 from recreplay.runtime.errors import LanesLostError, OffloadError
 from recreplay.runtime.jagged import rows_of
+from recreplay.runtime.promises import cancel_with, hand_on
 
 Array = np.ndarray[Any, Any]
 
@@ -66,12 +67,8 @@ class Offload:
         answer: Future[dict[str, Array]] = Future()
         asked = self.accelerator.submit(inputs, deadline_us=deadline_us)
 
-        def hand_on(asked: Future[dict[str, Array]]) -> None:
-            error = asked.exception()
-            if error is None:
-                answer.set_result(asked.result())
-            else:
-                answer.set_exception(error)
+        def told(asked: Future[dict[str, Array]]) -> None:
+            hand_on(asked, answer, lambda outputs: outputs)
 
         def answered(asked: Future[dict[str, Array]]) -> None:
             if not answer.set_running_or_notify_cancel():
@@ -80,17 +77,16 @@ class Offload:
             if not isinstance(error, LanesLostError):
                 if error is None:
                     self._count()
-                hand_on(asked)
+                told(asked)
                 return
             self._take_over()
             try:
-                self.host.submit(inputs, deadline_us=deadline_us).add_done_callback(hand_on)
+                self.host.submit(inputs, deadline_us=deadline_us).add_done_callback(told)
             except BaseException as refused:
                 answer.set_exception(refused)
 
         asked.add_done_callback(answered)
-        # What nobody waits for any more is not replayed.
-        answer.add_done_callback(lambda answer: answer.cancelled() and asked.cancel())
+        cancel_with(answer, asked)
         return answer
 
     async def arun(

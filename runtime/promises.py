@@ -10,13 +10,30 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 Outputs = dict[str, np.ndarray[Any, Any]]
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+def hand_on(asked: Future[S], answer: Future[T], made: Callable[[S], T]) -> None:
+    """Give `answer`, which is running, what `made` makes of the result of `asked`, or its error."""
+    error = asked.exception()
+    if error is None:
+        answer.set_result(made(asked.result()))
+    else:
+        answer.set_exception(error)
+
+
+def cancel_with(answer: Future[Any], asked: Future[Any]) -> None:
+    """What nobody waits for any more is not replayed."""
+    answer.add_done_callback(lambda answer: answer.cancelled() and asked.cancel())
 
 
 class Promise(Protocol):

@@ -24,6 +24,7 @@ from recreplay.runtime.engine import Runtime
 from recreplay.runtime.errors import FunnelError
 from recreplay.runtime.fill import Check
 from recreplay.runtime.funnel import Funnel, Ranking, Stage
+from recreplay.runtime.promises import cancel_with, hand_on
 from recreplay.runtime.serving import Serving
 from recreplay.runtime.spec import InputSpec, OutputSpec
 
@@ -133,17 +134,11 @@ class ServedFunnel:
         asked = self._funnel.submit(inputs, deadline_us=deadline_us)
 
         def answered(asked: Future[Ranking]) -> None:
-            if not answer.set_running_or_notify_cancel():
-                return
-            error = asked.exception()
-            if error is None:
-                answer.set_result(_arrays(asked.result()))
-            else:
-                answer.set_exception(error)
+            if answer.set_running_or_notify_cancel():
+                hand_on(asked, answer, _arrays)
 
         asked.add_done_callback(answered)
-        # What nobody waits for any more is not replayed.
-        answer.add_done_callback(lambda answer: answer.cancelled() and asked.cancel())
+        cancel_with(answer, asked)
         return answer
 
     async def arun(

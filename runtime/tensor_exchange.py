@@ -1,4 +1,5 @@
-"""How C reads torch's tensors: through the table of functions that DLPack lets a type carry.
+"""What DLPack says of arrays, and how C reads torch's tensors: through the table of functions that
+DLPack lets a type carry.
 
 `torch.Tensor.__dlpack_c_exchange_api__` names a function that says where a tensor's memory is and
 how it is laid out, without an object being made for it. Where a torch has no such table, or one of
@@ -8,11 +9,13 @@ another major version, tensors are brought to numpy one by one.
 from __future__ import annotations
 
 import ctypes
+from typing import Any
 
 import numpy as np
 
 _NAME = b"dlpack_exchange_api"
 _MAJOR = 1  # of DLPack: the one whose structures are known here
+_CUDA = 2  # kDLCUDA
 _CODES = {"i": 0, "u": 1, "f": 2, "b": 6}  # DLDataTypeCode, by the kind of a numpy dtype
 
 
@@ -34,6 +37,16 @@ class _Table(ctypes.Structure):
 def dlpack_type(dtype: np.dtype[np.generic]) -> tuple[int, int]:
     """Code and bits of a dtype, as DLPack has them."""
     return _CODES[dtype.kind], 8 * dtype.itemsize
+
+
+def gpu_of(value: Any) -> int | None:
+    """The number of the CUDA device that an array of another library lies on, by its own account;
+    None of what is elsewhere."""
+    where = getattr(value, "__dlpack_device__", None)
+    if where is None or isinstance(value, np.ndarray):
+        return None
+    kind, index = where()
+    return int(index) if int(kind) == _CUDA else None
 
 
 def tensor_reader() -> int | None:

@@ -166,13 +166,15 @@ class WaitingLine:
 
     def expire(self, ticket: Ticket) -> bool:
         """Whether a ticket is late; it is answered so then."""
-        now = self._clock()
-        if ticket.due is None or now <= ticket.due:
+        if not self._is_late(ticket):
             return False
         with self._changed:
             self.expired += 1
-        ticket.reply.fail(_too_late(ticket, now))
+        ticket.reply.fail(_too_late(ticket, self._clock()))
         return True
+
+    def _is_late(self, ticket: Ticket) -> bool:
+        return ticket.due is not None and self._clock() > ticket.due
 
     def close(self) -> None:
         """Let nobody in any more. What waits is still taken."""
@@ -191,7 +193,7 @@ class WaitingLine:
         while True:
             while self._waiting:
                 ticket = self._waiting[0]
-                if ticket.due is not None and self._clock() > ticket.due:
+                if self._is_late(ticket):
                     late.append(self._waiting.popleft())
                     self.expired += 1
                     continue

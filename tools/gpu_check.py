@@ -287,6 +287,7 @@ def main() -> int:
                 write(part, serving(work, "eager" if problem else "inductor", seconds))
             elif part == "sanitizer":
                 write(part, sanitize(work, seconds / 2))
+            print(f"{part}: {arguments.out / f'gpu-{part}.json'}", flush=True)
     return int(wrong)
 
 

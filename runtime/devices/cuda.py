@@ -34,9 +34,9 @@ from recreplay.runtime.devices.cuda_replay import (
 from recreplay.runtime.devices.cuda_streams import give_back, take_stream
 from recreplay.runtime.errors import RecReplayError, ReplayError
 from recreplay.runtime.serving import Wait
+from recreplay.runtime.tensor_exchange import gpu_of
 
 _STICKS = "after an error that sticks to the context, the process must be started anew"
-_DLPACK_CUDA = 2  # kDLCUDA of dlpack.h
 # One core (Zen 3) takes in 12 GB/s of int64 ids, and a link (PCIe 5, 16 lanes) carries about 55
 # GB/s of what is staged of them, half as much: eight cores keep up.
 _HELPERS = 7
@@ -194,11 +194,7 @@ class CudaDevice:
     def own_tensor(self, value: object) -> torch.Tensor | None:
         if isinstance(value, torch.Tensor):
             return value.detach() if value.device == self.torch_device else None
-        where = getattr(value, "__dlpack_device__", None)
-        if where is None or isinstance(value, np.ndarray):
-            return None
-        kind, index = where()
-        if (int(kind), index) != (_DLPACK_CUDA, self.torch_device.index):
+        if gpu_of(value) != self.torch_device.index:
             return None
         return torch.utils.dlpack.from_dlpack(value)
 

@@ -39,11 +39,11 @@ def config(name: str, served: Served) -> dict[str, Any]:
     """
     takes, gives = served.tensors()
     stages = served.stages(name)
-    parameters = {
-        (key if of == name else f"{of.removeprefix(f'{name}/')}.{key}"): value
-        for of, runtime in stages.items()
-        for key, value in _parameters(runtime).items()
-    }
+    parameters: dict[str, str] = {}
+    for of, runtime in stages.items():
+        _, _, stage = of.partition("/")
+        front = f"{stage}." if stage else ""
+        parameters |= {f"{front}{key}": value for key, value in _parameters(runtime).items()}
     found: dict[str, Any] = {
         "name": name,
         "platform": PLATFORM,
