@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 import recreplay.models as models
 from recreplay.models import MODELS, IdInput, JaggedInput, Ranker
+from recreplay.models.cartesian import product_ids, product_table
 from recreplay.models.layers import Table
+from recreplay.models.microrec import CartesianMicroRec
 
 NAMES = sorted(MODELS)
 SMALL = 1e-4
@@ -133,6 +135,43 @@ def test_microrec_features_concatenate_to_the_published_widths() -> None:
     for factory, width in ((models.microrec_47, 352), (models.microrec_98, 876)):
         sizes = table_sizes(on_meta(factory))
         assert sum(n * dim for (_, dim), n in sizes.items()) == width
+
+
+@pytest.mark.parametrize(
+    ("factory", "tables", "growth"),
+    [(models.microrec_47, 41, 1.0316), (models.microrec_98, 84, 1.0189)],
+)
+def test_cartesian_tables_have_the_published_number_and_bytes(
+    factory: Callable[..., Ranker], tables: int, growth: float
+) -> None:
+    """MicroRec counts 42 for the small model, one of whose other tables lies in two memories."""
+    separate, joint = (table_sizes(on_meta(factory, cartesian=c)) for c in (False, True))
+    nbytes = [
+        sum(n * rows * dim for (rows, dim), n in sizes.items()) for sizes in (separate, joint)
+    ]
+    assert sum(joint.values()) == tables
+    assert nbytes[1] / nbytes[0] == pytest.approx(growth, abs=1e-4)
+
+
+@pytest.mark.parametrize("factory", [models.microrec_47, models.microrec_98])
+def test_cartesian_tables_score_the_same_rows_alike(factory: Callable[..., Ranker]) -> None:
+    separate = factory(rows_scale=0.005)
+    joint = factory(rows_scale=0.005, cartesian=True)
+    assert isinstance(joint, CartesianMicroRec)
+    inputs = separate.example_inputs(64, seed=5)
+    asked = joint.joint_inputs(inputs)
+    assert [f"ids_{i}" for i in range(len(asked))] == list(asked) == list(joint.example_inputs(2))
+    close(run(joint, asked)["output"], run(separate, inputs)["output"])
+
+
+def test_a_product_has_a_row_for_each_combination() -> None:
+    a, b, c = torch.rand(3, 2), torch.rand(4, 1), torch.rand(2, 5)
+    table = product_table([a, b, c])
+    assert table.shape == (24, 8)
+    ids = torch.cartesian_prod(torch.arange(3), torch.arange(4), torch.arange(2)).unbind(1)
+    rows = product_ids(ids, [3, 4, 2])
+    assert torch.equal(rows, torch.arange(24))
+    assert torch.equal(table, torch.cat([a[ids[0]], b[ids[1]], c[ids[2]]], dim=1))
 
 
 def test_a_table_per_position_gives_the_deeprecinfra_counts() -> None:

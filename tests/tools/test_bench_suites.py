@@ -1,4 +1,4 @@
-"""Suites that are more than sets of models: overhead, scaling, precision."""
+"""Suites that are more than sets of models: overhead, scaling, precision, cartesian."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import Result
 
-from recreplay.tools.bench import overhead, precisions, scaling
+from recreplay.tools.bench import cartesian, overhead, precisions, scaling
 from recreplay.tools.bench.scaling import SERIES, Series, Stages, exponent
 from recreplay.tools.bench.suites import Benchmark
 
@@ -82,6 +82,21 @@ def test_precision(report: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) 
         exact, *lower = batch["precisions"]
         assert exact["to_float32"] == {"ratio": 1.0, "p25": 1.0, "p75": 1.0}
         assert exact["error"] < 1e-5 < max(p["error"] for p in lower)
+
+
+def test_cartesian(report: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    small = (Benchmark("recreplay.models:microrec_47", ("rows_scale=0.001",), (1, 4), (1, 4)),)
+    monkeypatch.setattr(cartesian, "BENCHMARKS", small)
+    found = report("bench", "--suite", "cartesian", "--compiler", "eager", "--runs", "5")
+    assert found["kind"] == "recreplay-bench-cartesian"
+    (model,) = found["results"]
+    assert model["tables"] == {"separate tables": 47, "Cartesian tables": 41}
+    assert model["weight_bytes"]["separate tables"] < model["weight_bytes"]["Cartesian tables"]
+    assert [b["batch"] for b in model["batches"]] == [1, 4]
+    for batch in model["batches"]:
+        p50 = [batch["latency_us"][name]["p50"] for name in model["tables"]]
+        assert batch["to_separate"]["ratio"] == pytest.approx(p50[0] / p50[1], abs=2e-3)
+        assert batch["max_abs_error"] < 1e-6
 
 
 def test_options_that_do_not_fit(invoke: Callable[..., Result]) -> None:

@@ -20,7 +20,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 DEFAULT_BUCKETS = (1, 16, 128)
-OWN_MODELS = ("overhead", "scaling", "precision")  # suites that are more than sets of models
+OWN_MODELS = (
+    "overhead",
+    "scaling",
+    "precision",
+    "cartesian",
+)  # suites that are more than sets of models
 
 
 def bench(
@@ -32,7 +37,8 @@ def bench(
         typer.Option(
             help="foundation, core, jagged, deeprecinfra, microrec: named sets of models; "
             "overhead: what the host adds to a replay; scaling: capture against features and "
-            "buckets; precision: lower precision of trunk and tables against float32. "
+            "buckets; precision: lower precision of trunk and tables against float32; "
+            "cartesian: MicroRec's joint tables against separate ones. "
             "[dim]Default without a model: foundation.[/]"
         ),
     ] = None,
@@ -131,6 +137,10 @@ def bench(
             report = precisions.measure(
                 only(precisions.BENCHMARKS, models), runs, progress, settings
             )
+        elif suite == "cartesian":
+            from recreplay.tools.bench import cartesian
+
+            report = cartesian.measure(only(cartesian.BENCHMARKS, models), runs, progress, settings)
         elif peers is None:
             from recreplay.tools.bench import pairs
 
@@ -246,13 +256,14 @@ def _check_peers(peers: str | None, cold: bool, plot: Path | None) -> None:
 
 
 def _render(report: dict[str, Any]) -> Iterator[RenderableType]:
-    from recreplay.tools.bench import overhead, peer_report, precisions, scaling
+    from recreplay.tools.bench import cartesian, overhead, peer_report, precisions, scaling
     from recreplay.tools.bench import report as pairs_report
 
     renderers = {
         overhead.KIND: overhead.render,
         scaling.KIND: scaling.render,
         precisions.KIND: precisions.render,
+        cartesian.KIND: cartesian.render,
         peer_report.KIND: peer_report.render,
         pairs_report.KIND: pairs_report.render,
     }

@@ -7,24 +7,21 @@ the error that capture found against the float32 model, over the output's scale.
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.console import RenderableType
 
-from recreplay.runtime import Runtime
-from recreplay.runtime.artifact import WEIGHTS, open_artifact
+from recreplay.runtime.artifact import open_artifact
 from recreplay.runtime.errors import CaptureError
-from recreplay.runtime.manifest import Manifest
 from recreplay.tools import strict, tables
 from recreplay.tools.bench.captured import Captured, captured
-from recreplay.tools.bench.peers.base import Arrays
 from recreplay.tools.bench.report import machine
 from recreplay.tools.bench.requests import COUNT, as_arrays, random_requests
 from recreplay.tools.bench.rounds import Spread, latencies, play
 from recreplay.tools.bench.stamp import heading
 from recreplay.tools.bench.suites import Benchmark
+from recreplay.tools.bench.variants import WARM_UP, Variant
 from recreplay.tools.console import Progress
 from recreplay.tools.quiet import quiet
 
@@ -48,38 +45,6 @@ PRECISIONS = (
     ("bf16", "fp16"),
     ("fp32", "int8"),
 )
-WARM_UP = 20  # rounds
-
-
-class Variant:
-    """A contender: one captured precision."""
-
-    def __init__(self, name: str, model: Captured, device: str) -> None:
-        self.name = name
-        self.manifest: Manifest = model.manifest
-        self.weights = (model.path / WEIGHTS).stat().st_size
-        self._runtime = Runtime.load(model.path, device=device)
-        self._requests: Sequence[Arrays] = ()
-
-    def prepare(self, requests: Sequence[Arrays]) -> None:
-        self._requests = requests
-
-    def time(self, index: int) -> int:
-        run, request = self._runtime.run, self._requests[index]
-        begun = time.perf_counter_ns()
-        run(request)
-        return time.perf_counter_ns() - begun
-
-    def answer(self, index: int) -> Arrays:
-        return self._runtime.run(self._requests[index])
-
-    def close(self) -> None:
-        self._runtime.close()
-
-    def error(self, batch: int) -> float:
-        """The largest error of an output over its scale, as capture found it."""
-        (parity,) = (p for p in self.manifest.parity if p.bucket == batch)
-        return max(o.max_abs / o.scale for o in parity.outputs)
 
 
 def measure(
@@ -138,11 +103,17 @@ def _batch(batch: int, variants: Sequence[Variant], found: dict[str, list[int]])
                 "name": v.name,
                 "latency_us": percentiles[v.name].to_json(),
                 "to_float32": Spread.of(base, found[v.name]).to_json(),
-                "error": v.error(batch),
+                "error": _error(v, batch),
             }
             for v in variants
         ],
     }
+
+
+def _error(variant: Variant, batch: int) -> float:
+    """The largest error of an output over its scale, as capture found it."""
+    (parity,) = (p for p in variant.manifest.parity if p.bucket == batch)
+    return max(o.max_abs / o.scale for o in parity.outputs)
 
 
 def render(report: dict[str, Any]) -> Iterator[RenderableType]:

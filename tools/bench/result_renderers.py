@@ -163,6 +163,35 @@ def _precision(report: dict[str, Any]) -> list[str]:
     return _table((f"× float32 at {_sizes(report)}", *names), rows())
 
 
+def _cartesian(report: dict[str, Any]) -> list[str]:
+    def pair(values: dict[str, int], value: Callable[[int], str]) -> str:
+        return " → ".join(value(n) for n in values.values())
+
+    def p50(result: dict[str, Any], name: str) -> str:
+        return _each(result["batches"], lambda b: f"{b['latency_us'][name]['p50']:,.0f}")
+
+    return _table(
+        (
+            "model",
+            "tables",
+            "weights, GB",
+            f"separate at {_sizes(report)}, µs",
+            "Cartesian, µs",
+            "× separate",
+        ),
+        (
+            (
+                _title(result),
+                pair(result["tables"], str),
+                pair(result["weight_bytes"], lambda n: f"{n / 1e9:.2f}"),
+                *(p50(result, name) for name in result["tables"]),
+                _each(result["batches"], lambda b: f"{b['to_separate']['ratio']:.2f}"),
+            )
+            for result in report["results"]
+        ),
+    )
+
+
 def _scaling(report: dict[str, Any]) -> list[str]:
     def ends(points: Sequence[dict[str, Any]], value: Callable[[dict[str, Any]], str]) -> str:
         return f"{value(points[0])} to {value(points[-1])}"
@@ -300,6 +329,7 @@ RENDERERS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "recreplay-bench-onnx": _onnx,
     "recreplay-bench-overhead": _overhead,
     "recreplay-bench-precision": _precision,
+    "recreplay-bench-cartesian": _cartesian,
     "recreplay-bench-scaling": _scaling,
     "recreplay-saturate": _saturate,
     "recreplay-schedule": _schedule,

@@ -121,6 +121,7 @@ def find_suite(name: str) -> Suite:
     """The suite of that name."""
     if name not in SUITES:
         raise RecReplayError(
-            f"unknown suite {name!r}; there is {', '.join(SUITES)}, overhead, scaling and precision"
+            f"unknown suite {name!r}; there is {', '.join(SUITES)}, overhead, scaling, precision "
+            "and cartesian"
         )
     return SUITES[name]
