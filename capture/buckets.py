@@ -37,11 +37,14 @@ class Expected:
     split: float  # share of requests that are split
 
 
-def best_buckets(sizes: Mapping[int, int], k: int, cost: Cost) -> tuple[int, ...]:
+def best_buckets(
+    sizes: Mapping[int, int], k: int, cost: Cost, *, whole: bool = False
+) -> tuple[int, ...]:
     """The at most `k` buckets that minimise the expected replay time; the fewest of equal ones.
 
     `sizes`: how often each number of rows (>= 1) was asked for. `cost` must not fall as the bucket
-    grows; otherwise CaptureError.
+    grows; otherwise CaptureError. `whole`: no request may be split, so one bucket holds the
+    largest.
     """
     _check(sizes, k)
     largest = max(sizes)
@@ -50,7 +53,8 @@ def best_buckets(sizes: Mapping[int, int], k: int, cost: Cost) -> tuple[int, ...
     counts = np.array([sizes[int(n)] for n in rows], dtype=np.float64)
     bounds = _bounds(rows, counts, k, times)
     best: tuple[float, tuple[int, ...]] = (float("inf"), ())
-    for top in sorted(range(1, largest + 1), key=bounds.__getitem__):
+    tops = [largest] if whole else sorted(range(1, largest + 1), key=bounds.__getitem__)
+    for top in tops:
         if bounds[top] > best[0]:
             break
         best = min(best, _for_largest(rows, counts, top, k, times), key=_order)

@@ -70,9 +70,11 @@ def declare(
     jagged: Sequence[Jagged],
     user_inputs: Sequence[str],
     users: int,
+    row_mask: str | None = None,
 ) -> dict[str, Declared]:
     """Every input of `example` with its kind; raises `CaptureError` where that makes no sense."""
     _check_names(example, jagged, user_inputs, users)
+    _check_mask(example, jagged, user_inputs, row_mask)
     values = {j.values for j in jagged}
     by_division: dict[str, list[Jagged]] = {}
     for j in jagged:
@@ -93,6 +95,8 @@ def declare(
         capacity = _capacity(members, example, rows)
         for j in members:
             declared[j.values] = Declared("values", user, division, capacity)
+    if row_mask is not None:
+        declared[row_mask] = Declared("mask")
     return declared
 
 
@@ -128,6 +132,35 @@ def _check_names(
         raise CaptureError(
             "all inputs are user inputs, so nothing says how many rows a request has; with one "
             "row a request they need not be declared"
+        )
+
+
+def _check_mask(
+    example: Mapping[str, torch.Tensor],
+    jagged: Sequence[Jagged],
+    user_inputs: Sequence[str],
+    row_mask: str | None,
+) -> None:
+    if row_mask is None:
+        return
+    if row_mask not in example:
+        raise CaptureError(
+            f"the model has no input {row_mask!r}, which row_mask names; its inputs are "
+            f"{', '.join(example)}"
+        )
+    if row_mask in user_inputs or any(row_mask in (j.values, j.division) for j in jagged):
+        raise CaptureError(f"input {row_mask!r} cannot be a row mask and something else as well")
+    mask = example[row_mask]
+    if mask.dtype != torch.bool or mask.ndim != 1 or not bool(mask.all()):
+        raise CaptureError(
+            f"row mask {row_mask!r} is {str(mask.dtype).removeprefix('torch.')}"
+            f"{list(mask.shape)} in the example; expected bool [B], all true: no row of the "
+            "example is padding"
+        )
+    if len(example) == 1:
+        raise CaptureError(
+            f"the model has no input besides the row mask {row_mask!r}, so nothing says how many "
+            "rows a request has"
         )
 
 

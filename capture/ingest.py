@@ -32,7 +32,7 @@ from recreplay.capture.model_checks import check_model
 from recreplay.capture.refusals import LastCall, refusal, refuse_operators
 from recreplay.capture.stand_ins import exchange_stand_ins
 from recreplay.runtime.errors import CaptureError, RecReplayError, UnsupportedModelError
-from recreplay.runtime.spec import DTYPES, USER_INDEX, InputSpec, OutputSpec
+from recreplay.runtime.spec import DTYPES, USER_INDEX, InputSpec, OutputSpec, RowMask
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,11 @@ class Ingested:
     eager: Callable[[Mapping[str, torch.Tensor]], dict[str, torch.Tensor]]
     users: int = 0  # the most users of a request; 0 where no input is a user's
 
+    @property
+    def row_mask(self) -> RowMask | None:
+        found = ((at, spec) for at, spec in enumerate(self.inputs) if spec.kind == "mask")
+        return next((RowMask(spec.name, at) for at, spec in found), None)
+
 
 def ingest(
     model: torch.nn.Module | ExportedProgram,
@@ -60,6 +65,7 @@ def ingest(
     jagged: Sequence[Jagged] | None = None,
     user_inputs: Sequence[str] = (),
     users: int = 1,
+    row_mask: str | None = None,
 ) -> Ingested:
     """Export `model` with a dynamic batch.
 
@@ -69,11 +75,12 @@ def ingest(
     needed for an `ExportedProgram` that carries its own. Inputs of `jagged` have a first dimension
     of their own, see `Jagged`; by default what the model's own `jagged_inputs`, a dict of values to
     offsets, says. `user_inputs` are given as if every row had a user of its own, as the model takes
-    them; `users` is how many a request may have.
+    them; `users` is how many a request may have. `row_mask` is the input that says which rows
+    are not padding.
     """
 
     def told(example: Mapping[str, torch.Tensor]) -> dict[str, Declared]:
-        return declare(example, jagged_of(model, jagged), user_inputs, users)
+        return declare(example, jagged_of(model, jagged), user_inputs, users, row_mask)
 
     if isinstance(model, ExportedProgram):
         return _with_users(_from_exported(model, example_inputs, told), users)

@@ -60,7 +60,7 @@ def export_onnx(artifact: str | Path, out: str | Path) -> dict[str, float]:
     opened = open_artifact(artifact)
     _refuse_lowered(opened.manifest)
     module = read_program(opened)
-    _prepare_inputs(module, opened.manifest.inputs)
+    _prepare_inputs(module, opened.manifest.model_inputs)
     spread_bags(module)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
@@ -145,14 +145,14 @@ def _example(spec: InputSpec, inputs: Sequence[InputSpec]) -> torch.Tensor:
     lengths = torch.tensor([1, 2, 3 + [i.name for i in inputs].index(by)])
     if spec.kind == "values":
         return torch.zeros(int(lengths.sum()), dtype=dtype)
-    if spec.kind == "rows":
+    if spec.kind in ("rows", "mask"):
         return torch.zeros((3, *spec.row), dtype=dtype)
     return division_of(spec, lengths).to(dtype)
 
 
 def _export(module: fx.GraphModule, manifest: Manifest, out: Path) -> None:
-    inputs = {spec.name: spec for spec in manifest.inputs if spec.kind != "index"}
-    examples = tuple(_example(spec, manifest.inputs) for spec in inputs.values())
+    inputs = {spec.name: spec for spec in manifest.model_inputs if spec.kind != "index"}
+    examples = tuple(_example(spec, manifest.model_inputs) for spec in inputs.values())
     with warnings.catch_warnings(), _quiet():
         warnings.simplefilter("ignore")
         try:
@@ -214,7 +214,7 @@ def _compare(runtime: Any, model: Path, requests: Path, manifest: Manifest) -> d
     for parity in manifest.parity:
         size = parity.bucket
         asked = stored_request(stored, size)
-        request = for_eager(manifest.inputs, asked, size)
+        request = for_eager(manifest.model_inputs, asked, size)
         taken = {i.name for i in session.get_inputs()}
         answers = session.run(names, {k: v.numpy() for k, v in request.items() if k in taken})
         for name, got in zip(names, answers, strict=True):

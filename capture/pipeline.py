@@ -83,6 +83,7 @@ def capture(
     jagged: Sequence[Jagged] | None = None,
     user_inputs: Sequence[str] = (),
     users: int = 1,
+    row_mask: str | None = None,
     precision: str = "fp32",
     table_precision: str = "fp32",
     max_error: float | None = None,
@@ -116,6 +117,10 @@ def capture(
     - `user_inputs`: inputs that all rows of a request share, or that have a row for each of at
       most `users` users, which the input `user_index` then gives for each row. The example has
       them for every row, as the model takes them.
+    - `row_mask`: the input, bool `[B]`, that is true for the rows of a request and false for those
+      that pad it, of a model that compares the rows of a request (a softmax over candidates,
+      attention among them). The example has it, all true, and requests do not: the runtime fills
+      it. A request is one replay then, neither cut nor packed with others.
     - `precision`: `"fp32"`, `"tf32"` (CUDA), `"bf16"` or `"fp16"` (CUDA): what the trunk's matrix
       products read; they give float32 on.
     - `table_precision`: `"fp32"`, `"fp16"` or `"int8"`: what tables are stored as, int8 with a
@@ -154,6 +159,7 @@ def capture(
             jagged=jagged,
             user_inputs=user_inputs,
             users=users,
+            row_mask=row_mask,
         )
         rtol = rounding(ingested.exported.graph) if rtol is None else rtol
         refuse_mixing(ingested, (), rtol, atol)
@@ -173,7 +179,7 @@ def capture(
             compiler=compiler,
             rewrites=applied,
             environment=environment,
-            inputs=ingested.inputs,
+            inputs=tuple(spec for spec in ingested.inputs if spec.kind != "mask"),
             outputs=ingested.outputs,
             bounds=known.bounds,
             unchecked=known.unchecked,
@@ -187,6 +193,7 @@ def capture(
             precision=precision,
             table_precision=table_precision,
             max_error=lowest.max_error,
+            row_mask=ingested.row_mask,
         )
         if cxx_compiler() is not None:
             build_c_library("fill.c", folder / FILLER)

@@ -119,7 +119,7 @@ def _to_module(artifact: Artifact, data: dict[str, Any]) -> fx.GraphModule:
     graph = fx.Graph()
     values: dict[str, fx.Node] = {}
     wanted = {source: value for value, (kind, source) in data["sources"].items() if kind == "input"}
-    for at, spec in enumerate(artifact.manifest.inputs):
+    for at, spec in enumerate(artifact.manifest.model_inputs):
         node = graph.placeholder(f"input_{at}")
         if spec.name in wanted:
             values[wanted[spec.name]] = node

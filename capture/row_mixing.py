@@ -1,8 +1,11 @@
-"""Refuse models whose rows are not scored each by itself.
+"""Refuse models whose rows are not scored each by itself, or not without what pads them.
 
 A request is padded, cut into parts and packed with others, all of which take for granted that an
 output's row is made of its own row of the inputs. Padding repeats a row, so that much of what mixes
 rows (the first row, the largest one) does not show in it.
+
+Models with a row mask may compare rows. Their requests are padded alone, so that nothing may change
+with rows for which the mask is false.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from recreplay.runtime.errors import UnsupportedModelError
 from recreplay.runtime.spec import IdBound, InputSpec
 
 _ROWS, _CUT = 5, 1  # a single row is what models forget
+_PADDING = 3  # rows
 _TRIES = 2  # rounding can turn what is next to a threshold; a model that mixes rows always does
 
 
@@ -32,12 +36,21 @@ def refuse_mixing(model: Ingested, bounds: Sequence[IdBound], rtol: float, atol:
     if not all(mixed):
         return
     name, far = mixed[0] or ("", 0.0)
+    if model.row_mask is not None:
+        raise UnsupportedModelError(
+            f"output {name!r} of a row depends on rows that are padding: the outputs of {_ROWS} "
+            f"rows and those of the same rows before {_PADDING} others, for which "
+            f"{model.row_mask.name!r} is false, differ by {far:.3g}; expected the same (rtol "
+            f"{rtol}, atol {atol}). Leave such rows out wherever rows are compared, as by "
+            f"scores.masked_fill(~{model.row_mask.name}, float('-inf')) before a softmax"
+        )
     users = "" if model.users else "; inputs that all rows share can be declared (user_inputs)"
     raise UnsupportedModelError(
         f"output {name!r} of a row depends on other rows of the request, or on how many there "
         f"are: the outputs of {_ROWS} rows and those of the same rows in two parts differ by "
         f"{far:.3g}; expected the same (rtol {rtol}, atol {atol}). Requests are padded, cut and "
-        f"packed, so each row has to be scored by itself; compare rows outside of the model{users}"
+        f"packed, so each row has to be scored by itself; compare rows outside of the model, or "
+        f"have it take a row mask (row_mask){users}"
     )
 
 
@@ -53,13 +66,18 @@ def _mixed(
     )
     whole = for_eager(inputs, request, _ROWS)
     together = run_eager(model, whole, _ROWS)
-    parts = [
-        run_eager(model, _rows_of(inputs, whole, start, stop), stop - start)
-        for start, stop in ((0, _CUT), (_CUT, _ROWS))
-    ]
+    if model.row_mask is not None:
+        other = run_eager(model, _padded(inputs, whole), _ROWS + _PADDING)
+        others = {name: outputs[:_ROWS] for name, outputs in other.items()}
+    else:
+        parts = [
+            run_eager(model, _rows_of(inputs, whole, start, stop), stop - start)
+            for start, stop in ((0, _CUT), (_CUT, _ROWS))
+        ]
+        others = {name: np.concatenate([part[name] for part in parts]) for name in together}
     for name, outputs in together.items():
         value = outputs.astype(np.float64)
-        alone = np.concatenate([part[name] for part in parts]).astype(np.float64)
+        alone = others[name].astype(np.float64)
         # Sums of other numbers of rows are rounded otherwise, by as much as their terms are large.
         scale = np.max(np.abs(value), initial=0.0, where=np.isfinite(value))
         same = np.isclose(value, alone, rtol, atol + rtol * scale, equal_nan=True)
@@ -77,11 +95,37 @@ def _rows_of(
         if spec.kind == "rows":
             part[spec.name] = whole[spec.name][start:stop]
         elif spec.kind not in ("values", "index"):
-            members = [s.name for s in inputs if s.along == spec.name]
-            value = whole[spec.name]
-            starts = starts_of(spec, value, len(whole[members[0]]))
+            value, members, starts = _division(inputs, spec, whole)
             lengths = starts.diff()[start:stop]
             part[spec.name] = division_of(spec, lengths).to(value.dtype)
             for name in members:
                 part[name] = whole[name][starts[start] : starts[stop]]
     return part
+
+
+def _padded(
+    inputs: Sequence[InputSpec], whole: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """A request as the model takes it with rows behind it that are padding: row 0 again, without
+    jagged values."""
+    padded = dict(whole)
+    for spec in inputs:
+        if spec.kind == "rows":
+            value = whole[spec.name]
+            padded[spec.name] = torch.cat([value, value[:1].expand(_PADDING, *value.shape[1:])])
+        elif spec.kind == "mask":
+            padded[spec.name] = torch.cat([whole[spec.name], torch.zeros(_PADDING).bool()])
+        elif spec.kind not in ("values", "index"):
+            value, _, starts = _division(inputs, spec, whole)
+            lengths = torch.cat([starts.diff(), starts.new_zeros(_PADDING)])
+            padded[spec.name] = division_of(spec, lengths).to(value.dtype)
+    return padded
+
+
+def _division(
+    inputs: Sequence[InputSpec], spec: InputSpec, whole: Mapping[str, torch.Tensor]
+) -> tuple[torch.Tensor, list[str], torch.Tensor]:
+    """What divides jagged values, the names of these, and where the rows of each begin."""
+    members = [s.name for s in inputs if s.along == spec.name]
+    value = whole[spec.name]
+    return value, members, starts_of(spec, value, len(whole[members[0]]))

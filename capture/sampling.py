@@ -82,7 +82,7 @@ def sample_request(
         elif spec.kind == "rows":
             source = example[spec.name].detach().cpu()
             request[spec.name] = _draw(spec.name, source, count, bounds, generator)
-        elif spec.kind != "values":
+        elif spec.kind not in ("values", "mask"):
             members = [s for s in inputs if s.along == spec.name]
             most = members[0].capacity * (users if spec.user else bucket or rows)
             drawn = _some_lengths(usual[spec.name], count, most, room, generator)
@@ -91,7 +91,7 @@ def sample_request(
                 source = example[member.name].detach().cpu()
                 total = int(drawn.sum())
                 request[member.name] = _draw(member.name, source, total, bounds, generator)
-    return {spec.name: request[spec.name] for spec in inputs}
+    return {spec.name: request[spec.name] for spec in inputs if spec.kind != "mask"}
 
 
 def _draw(

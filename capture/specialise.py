@@ -138,7 +138,9 @@ class Program:
 def specialise(model: Ingested, bucket: int) -> Program:
     """The program of `model` for exactly `bucket` rows, and as many users as a request may have."""
     program = Program(bucket, fx.Graph(), {}, {}, FakeTensorMode(allow_non_fake_inputs=True))
-    program.dividers = frozenset(s.name for s in model.inputs if s.kind not in ("rows", "values"))
+    program.dividers = frozenset(
+        s.name for s in model.inputs if s.kind not in ("rows", "values", "mask")
+    )
     exported = model.exported
     inputs = _inputs(model)
     side = user_operators(exported.graph, inputs, _ASSERTS) if model.users else frozenset()

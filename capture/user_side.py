@@ -93,7 +93,7 @@ def _one_row_each(node: fx.Node, inputs: Mapping[fx.Node, InputSpec]) -> bool:
 def batch_symbol(inputs: Mapping[fx.Node, InputSpec]) -> Any:
     """What the exported program calls the number of rows."""
     for node, spec in inputs.items():
-        if spec.kind in ("rows", "starts", "lengths"):
+        if spec.kind in ("rows", "mask", "starts", "lengths"):
             return first_symbol(node)
     return first_symbol(next(n for n, s in inputs.items() if s.kind == "offsets")) - 1
 
@@ -142,14 +142,18 @@ class CandidateValues(dict[fx.Node, Any]):
 def for_eager(
     inputs: Sequence[InputSpec], request: Mapping[str, torch.Tensor], rows: int
 ) -> dict[str, torch.Tensor]:
-    """A request as the model itself takes it: every row with its user's inputs."""
+    """A request as the model itself takes it: every row with its user's inputs, and none that is
+    padding."""
     index = next((request[s.name] for s in inputs if s.kind == "index"), None)
     which = torch.zeros(rows, dtype=torch.int64) if index is None else index
     plain: dict[str, torch.Tensor] = {}
     for spec in inputs:
-        value = request[spec.name]
         if spec.kind == "index":
             continue
+        if spec.kind == "mask":
+            plain[spec.name] = torch.ones(rows, dtype=torch.bool)
+            continue
+        value = request[spec.name]
         if not spec.user:
             plain[spec.name] = value
         elif spec.kind == "rows":

@@ -312,14 +312,21 @@ def _batching(manifest: Manifest, serving: Serving, convert: Convert) -> Batchin
 
 
 def can_pack(manifest: Manifest) -> bool:
-    """Whether a replay has room for several requests: each has a user where there is a user
-    side."""
-    return manifest.users != 1
+    """Whether a replay has room for several requests: each has a user where there is a user side,
+    and none is compared with others."""
+    return manifest.users != 1 and manifest.row_mask is None
 
 
 def check_serving(manifest: Manifest, serving: Serving) -> None:
     """Raise RecReplayError where the model cannot be served so: requests are packed by putting
     their users side by side, too."""
+    for name in ("max_delay_us", "chunk_rows") if manifest.row_mask is not None else ():
+        if getattr(serving, name) is not None:
+            raise RecReplayError(
+                f"{name} is {getattr(serving, name)}, but requests can be neither packed nor cut: "
+                "the model was captured with a row mask, since it compares the rows of a request; "
+                f"load without {name}"
+            )
     if serving.max_delay_us is not None and not can_pack(manifest):
         raise RecReplayError(
             f"max_delay_us is {serving.max_delay_us}, but requests cannot be packed: the model was "

@@ -55,7 +55,8 @@ class OffsetsError(InputError):
 
 
 class CapacityError(InputError):
-    """One row, or the user side, has more jagged values than the largest bucket holds."""
+    """One row, or the user side, has more jagged values than the largest bucket holds, or a request
+    that cannot be cut more rows."""
 
 
 class CaptureError(RecReplayError):

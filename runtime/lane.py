@@ -48,10 +48,11 @@ class _Captured:
     filler: Filler | MixedFiller
     graph: Graph
     # Made when it is first asked for, which on a CPU is never. None where inputs do not all have a
-    # row for each row of a request.
+    # row for each row of a request, or where there is a row mask.
     feeder: Callable[[], Feeder] | None
     inputs: list[tuple[str, Array]]  # what borrowers write to, full bucket
     outputs: list[tuple[str, Array]]
+    mask: Array | None  # which rows are the request's, full bucket; None where no model asks
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,12 @@ class Lent:
     # Host views, or memory beside it where ids are staged narrower than a request has them.
     inputs: Views
     fill: Callable[[], int]  # after they were written to
+
+
+def _masked(replay: Launch, mask: Array, n: int) -> None:
+    mask[:n] = True
+    mask[n:] = False
+    replay()
 
 
 class Lane:
@@ -117,6 +124,8 @@ class Lane:
         fillers = make_fillers(manifest, self._in.host, check, library)
         self.needed = rows_needed(fillers[largest.size])
         checker = make_checker(manifest, "error")
+        mask_name = None if manifest.row_mask is None else manifest.row_mask.name
+        memory = self._in.host
         for bucket in sorted(manifest.buckets, key=lambda b: b.size, reverse=True):
             launches = self._bind(bucket, packages, tensors)
             check_plan(bucket.plan)
@@ -126,18 +135,22 @@ class Lane:
             filler = fillers[bucket.size]
             arrays, rows = checker.check(stored_request(stored, bucket.size))
             filler.prepare(rows)(arrays)
+            mask = next((s.view(memory) for s in bucket.inputs if s.name == mask_name), None)
+            if mask is not None:
+                mask[:] = True
             with products_in(manifest.precision):
                 graph = device.record(bucket.plan.streams, queue)
             wide = bucket.wide(manifest.inputs)
             inputs = [
-                (s.name, self._wide[s.name] if s.name in wide else s.view(self._in.host))
+                (s.name, self._wide[s.name] if s.name in wide else s.view(memory))
                 for s in bucket.inputs
+                if s.name != mask_name
             ]
             outputs = [(slot.name, slot.view(self._out.host)) for slot in bucket.outputs]
             feeder = None
-            if isinstance(filler, Filler):
+            if isinstance(filler, Filler) and mask is None:
                 feeder = cache(partial(Feeder, bucket, filler, part, device))
-            self._captured[bucket.size] = _Captured(filler, graph, feeder, inputs, outputs)
+            self._captured[bucket.size] = _Captured(filler, graph, feeder, inputs, outputs, mask)
         self._sizes = sorted(self._captured)
         # By bucket and rows, and by rows alone what the smallest bucket has for so many.
         self._prepared: dict[tuple[int, int] | int, Prepared] = {}
@@ -164,7 +177,9 @@ class Lane:
                 size,
                 n,
                 captured.filler.prepare(n),
-                captured.graph.replay,
+                captured.graph.replay
+                if captured.mask is None
+                else partial(_masked, captured.graph.replay, captured.mask, n),
                 captured.graph.replay_fed,
                 [(name, view[:n]) for name, view in captured.outputs],
                 (size, n),

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from recreplay.runtime.plan import Plan
-from recreplay.runtime.spec import DTYPES, IdBound, InputSpec, OutputSpec, Slot
+from recreplay.runtime.spec import DTYPES, IdBound, InputSpec, OutputSpec, RowMask, Slot
 
 FORMAT = "recreplay"
-VERSION = 12
+VERSION = 13
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,7 @@ class Manifest:
     compiler: str
     rewrites: tuple[str, ...]
     environment: dict[str, str]
-    inputs: tuple[InputSpec, ...]
+    inputs: tuple[InputSpec, ...]  # of requests
     outputs: tuple[OutputSpec, ...]
     bounds: tuple[IdBound, ...]
     unchecked: tuple[
@@ -156,7 +156,17 @@ class Manifest:
     lowered: dict[str, str] = field(default_factory=dict)  # weight -> type it is stored in
     tied: dict[str, str] = field(default_factory=dict)  # other names of weights -> the weight
     unread: tuple[str, ...] = ()  # weights of the model that no bucket reads
+    row_mask: RowMask | None = None  # where rows of a request are compared: it is one replay then
     files: dict[str, str] = field(default_factory=dict)  # path -> sha256
+
+    @property
+    def model_inputs(self) -> tuple[InputSpec, ...]:
+        """What the model itself takes, in its order, and what the runtime makes of it."""
+        if self.row_mask is None:
+            return self.inputs
+        inputs = list(self.inputs)
+        inputs.insert(self.row_mask.at, InputSpec(self.row_mask.name, "bool", (), "mask"))
+        return tuple(inputs)
 
     def to_json(self) -> dict[str, Any]:
         data = asdict(self)
@@ -193,6 +203,7 @@ class Manifest:
             lowered=dict(data["lowered"]),
             tied=dict(data["tied"]),
             unread=tuple(data["unread"]),
+            row_mask=None if data["row_mask"] is None else RowMask(**data["row_mask"]),
             files=dict(data["files"]),
         )
 

@@ -298,6 +298,8 @@ def make_checker(
     """The request checker of a model; see `RequestChecker` for `own_tensor`."""
     if is_mixed(manifest):
         return MixedChecker(Order(manifest), manifest.bounds, check)
+    if manifest.row_mask is not None:
+        own_tensor = none_is_own  # a replay that is fed sends nothing from the host, the mask too
     return RequestChecker(manifest.inputs, manifest.bounds, check, own_tensor)
 
 
@@ -313,7 +315,8 @@ def make_fillers(
         }
     inputs = manifest.inputs
     return {
-        b.size: Filler(b, inputs, manifest.bounds, memory, check, library) for b in manifest.buckets
+        b.size: Filler(only(b, inputs), inputs, manifest.bounds, memory, check, library)
+        for b in manifest.buckets
     }
 
 

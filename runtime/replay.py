@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from recreplay.runtime.batching import cut, join
-from recreplay.runtime.errors import InputError, ReplayError
+from recreplay.runtime.errors import CapacityError, InputError, ReplayError
 from recreplay.runtime.fill import Check
 from recreplay.runtime.manifest import Manifest
 from recreplay.runtime.mixed import Cutter, Divided, MixedFill, is_mixed, make_checker
@@ -31,8 +31,9 @@ class Replayer:
         self.largest = manifest.buckets[-1].size
         self._cutter = Cutter(manifest) if is_mixed(manifest) else None
         self.by_rows = self._cutter is None  # whether every input has a row for each of a request
+        self._whole_only = manifest.row_mask is not None  # rows are compared with one another
         costs = measured_us(manifest)
-        self._portions = Portions(costs) if costs else None
+        self._portions = Portions(costs) if costs and not self._whole_only else None
         self._unchecked = manifest.unchecked
 
     def replay(
@@ -117,6 +118,8 @@ class Replayer:
         self, lane: Lane, arrays: Sequence[Array], n: int, step: int, first_row: int
     ) -> dict[str, Array]:
         """A request in parts of `step` rows, which is a bucket."""
+        if self._whole_only:
+            raise self._too_large(n)
         arrays, _ = self.checker.convert(arrays)  # so that messages speak of the whole request
         parts = [
             self._rows(lane, part, len(part[0]), first_row + at * step)
@@ -140,6 +143,8 @@ class Replayer:
             arrays, n = self.checker.convert(arrays)
             assert isinstance(arrays, Divided)
         parts = cutter.parts(arrays, n, first_row)
+        if len(parts) > 1 and self._whole_only:
+            raise self._too_large(n)
         results = []
         for part in parts:
             prepared = lane.prepare_in(part.bucket, part.stop - part.start)
@@ -150,6 +155,13 @@ class Replayer:
         lane.metrics.split_requests += len(parts) > 1
         lane.metrics.capacity_splits += len(parts) > cutter.rows_alone(n)
         return join(results)
+
+    def _too_large(self, n: int) -> CapacityError:
+        return CapacityError(
+            f"the request of {n} rows fits in no bucket; the largest has {self.largest} rows, and "
+            "it cannot be cut, since the model compares the rows of a request (it was captured "
+            "with a row mask); send fewer, or capture with a larger bucket"
+        )
 
     def _whole(
         self, cutter: Cutter, lane: Lane, values: tuple[Any, ...], n: int

@@ -28,7 +28,7 @@ _BYTES = {**{name: dtype.itemsize for name, dtype in DTYPES.items()}, "bfloat16"
 ALIGNMENT = 256  # bytes; what CUDA allocations give, and more than any vector load needs
 
 
-Kind = Literal["rows", "index", "values", "offsets", "starts", "lengths"]
+Kind = Literal["rows", "index", "values", "offsets", "starts", "lengths", "mask"]
 USER_INDEX = "user_index"  # the input of kind `index`
 
 
@@ -41,7 +41,9 @@ class InputSpec:
     - `values`: `dtype[N]`, the values of all rows end to end, divided by the input `along`; a
       bucket holds `capacity * B` of them;
     - `offsets`, `starts` or `lengths`: `dtype[B + 1]`, `[B]` or `[B]`, where each row's values
-      begin (with or without their number at the end), or how many it has.
+      begin (with or without their number at the end), or how many it has;
+    - `mask`: `bool[B]`, which rows are the request's and which pad it: the runtime says so itself,
+      and requests do not have it.
 
     Where `user` is set, the rows are those of users and not of candidates: B is then the largest
     number of users in a request, whatever the bucket.
@@ -74,6 +76,15 @@ class InputSpec:
         if self.kind == "values":
             return (self.capacity * rows,)
         return (rows + 2 if self.kind in ("offsets", "starts") else rows, *self.row)
+
+
+@dataclass(frozen=True, slots=True)
+class RowMask:
+    """The input of kind `mask` of a model that compares the rows of a request, and its place among
+    the inputs of the model."""
+
+    name: str
+    at: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,11 +58,18 @@ class Choice:
         }
 
 
-def choose(sizes: Mapping[int, int], k: int, points: Mapping[int, float], costs: str) -> Choice:
+def choose(
+    sizes: Mapping[int, int],
+    k: int,
+    points: Mapping[int, float],
+    costs: str,
+    *,
+    whole: bool = False,
+) -> Choice:
     """The best list of at most `k` buckets, beside powers of two and steps of eight: `k` of them,
-    and as many as it takes to hold every request."""
+    and as many as it takes to hold every request. `whole`: no request may be split."""
     cost = interpolated(points)
-    best = best_buckets(sizes, k, cost)
+    best = best_buckets(sizes, k, cost, whole=whole)
     largest = max(sizes)
     lists = {
         f"powers of two, top {k}": powers_of_two(largest, k),
@@ -143,7 +150,7 @@ def modelled_costs(
 ) -> dict[int, float]:
     """Microseconds of a bucket at the rates of this machine: a call, one more for each operator and
     each input, and the slowest of memory, arithmetic and link that no replay can avoid. `declared`
-    are capture's jagged and user inputs."""
+    are what capture is told of inputs."""
     from recreplay.capture.ingest import ingest
     from recreplay.capture.least_work import crossing, least_work
     from recreplay.capture.rewrites.split_linears import split_linears

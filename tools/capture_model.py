@@ -69,6 +69,7 @@ def capture_command(
     capacity: input_options.Capacity = None,
     user_inputs: input_options.UserInputs = None,
     users: input_options.Users = 1,
+    row_mask: input_options.RowMaskInput = None,
     overwrite: options.Overwrite = False,
     strict_mode: options.Strict = False,
     as_json: options.AsJson = False,
@@ -86,6 +87,7 @@ def capture_command(
         "jagged": input_options.parse_jagged(jagged or (), capacity or ()) or None,
         "user_inputs": input_options.parse_names(user_inputs),
         "users": users,
+        "row_mask": row_mask,
     }
     with Progress() as progress:
         progress(f"loading {target}")
@@ -159,9 +161,12 @@ def _choose(
     progress(f"choosing at most {k} buckets for {sum(seen.values())} requests")
     if costs is not None:
         points = bucket_choice.measured_costs(costs, device)
-        return bucket_choice.choose(seen, k, points, f"measured with {costs}")
-    points = bucket_choice.modelled_costs(target, example, device, max(seen), **declared)
-    return bucket_choice.choose(seen, k, points, "modelled from this machine's rates")
+        source = f"measured with {costs}"
+    else:
+        points = bucket_choice.modelled_costs(target, example, device, max(seen), **declared)
+        source = "modelled from this machine's rates"
+    whole = declared["row_mask"] is not None
+    return bucket_choice.choose(seen, k, points, source, whole=whole)
 
 
 def capture_target(

@@ -1,4 +1,4 @@
-"""Options that say what inputs are: which are jagged, and which the user's."""
+"""Options that say what inputs are: which are jagged, which the user's, and which the row mask."""
 
 from __future__ import annotations
 
@@ -23,6 +23,15 @@ Users = Annotated[
     int,
     typer.Option(
         help="The most users of one request; above 1, the input user_index names each row's."
+    ),
+]
+RowMaskInput = Annotated[
+    str | None,
+    typer.Option(
+        "--row-mask",
+        metavar="NAME",
+        help="The input that is true for rows of a request and false for padding, of a model that "
+        "compares the rows of a request. The runtime fills it.",
     ),
 ]
 JaggedInputs = Annotated[

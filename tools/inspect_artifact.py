@@ -141,7 +141,7 @@ def _overview(summary: dict[str, Any]) -> Iterator[RenderableType]:
     yield tables.table(
         "Inputs",
         ("name", "inputs>", "shape", "what", "ids below"),
-        _input_rows(summary["inputs"], summary["users"]),
+        _input_rows(summary["inputs"], summary["users"], summary["row_mask"]),
     )
     yield tables.table(
         "Outputs",
@@ -209,7 +209,7 @@ def _plan(strategy: str, counts: dict[str, Any], steps: list[dict[str, Any]]) ->
 
 
 def _input_rows(
-    inputs: list[dict[str, Any]], users: int
+    inputs: list[dict[str, Any]], users: int, row_mask: str | None
 ) -> Iterator[tuple[str, int, str, str, str]]:
     """A row for each run of inputs that differ in nothing but their name."""
     for (shape, what, limits), run in groupby(
@@ -218,6 +218,8 @@ def _input_rows(
         names = [item["name"] for item in run]
         name = names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}"
         yield name, len(names), shape, what, limits
+    if row_mask is not None:
+        yield row_mask, 1, "bool[n]", "row mask, by the runtime itself", "-"
 
 
 def _what(item: dict[str, Any], users: int) -> str:

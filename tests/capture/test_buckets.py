@@ -32,6 +32,11 @@ def test_no_list_is_better(sizes: dict[int, int], k: int, first: float, steps: l
     every = [c for j in range(1, k + 1) for c in combinations(range(1, max(sizes) + 1), j)]
     least = min(expect(sizes, c, cost).us for c in every)
     assert expect(sizes, found, cost).us == pytest.approx(least, abs=1e-9)
+    whole = best_buckets(sizes, k, cost, whole=True)  # where nothing may be split
+    assert len(whole) <= k
+    assert whole[-1] == max(sizes)
+    least = min(expect(sizes, c, cost).us for c in every if c[-1] == max(sizes))
+    assert expect(sizes, whole, cost).us == pytest.approx(least, abs=1e-9)
 
 
 def test_what_a_list_costs() -> None:

@@ -79,6 +79,7 @@ def bench(
     capacity: input_options.Capacity = None,
     user_inputs: input_options.UserInputs = None,
     users: input_options.Users = 1,
+    row_mask: input_options.RowMaskInput = None,
     out: Annotated[Path | None, typer.Option(help="Write the report here too, as JSON.")] = None,
     plot: Annotated[
         Path | None, typer.Option(help="With --peers: draw the ratios, as .svg or .png.")
@@ -102,10 +103,13 @@ def bench(
             "--inputs": inputs,
             "--jagged": jagged,
             "--user-inputs": user_inputs,
+            "--row-mask": row_mask,
         }
         _refuse(suite, [name for name, value in given.items() if value])
-    if (jagged or user_inputs) and (suite or not targets):
-        raise RecReplayError("--jagged and --user-inputs go with a model of your own, not a suite")
+    if (jagged or user_inputs or row_mask) and (suite or not targets):
+        raise RecReplayError(
+            "--jagged, --user-inputs and --row-mask go with a model of your own, not a suite"
+        )
     settings = {
         "device": device,
         "strategy": strategy,
@@ -116,6 +120,7 @@ def bench(
         "jagged": input_options.parse_jagged(jagged or (), capacity or ()) or None,
         "user_inputs": input_options.parse_names(user_inputs),
         "users": users,
+        "row_mask": row_mask,
     }
     example = None if inputs is None else read_example(inputs)
     if targets and peers is None and all(target.endswith(".onnx") for target in targets):

@@ -43,19 +43,20 @@ def random_requests(
 def as_the_model_takes_them(
     manifest: Manifest, requests: Sequence[dict[str, Tensor]]
 ) -> Sequence[dict[str, Tensor]]:
-    """The same requests for whoever knows of no user side: every row with its user's inputs."""
+    """The same requests for whoever knows of no user side: every row with its user's inputs, and
+    the row mask, if the model has one."""
     from recreplay.capture.user_side import for_eager
     from recreplay.runtime.jagged import rows_of
 
-    if not manifest.users:
+    if not manifest.users and manifest.row_mask is None:
         return requests
     spec = next(s for s in manifest.inputs if s.kind != "values" and not s.user)
-    return [for_eager(manifest.inputs, r, rows_of(spec, r[spec.name])) for r in requests]
+    return [for_eager(manifest.model_inputs, r, rows_of(spec, r[spec.name])) for r in requests]
 
 
 def model_inputs(manifest: Manifest) -> tuple[str, ...]:
     """What the model itself takes, in the order of the artifact."""
-    return tuple(spec.name for spec in manifest.inputs if spec.kind != "index")
+    return tuple(spec.name for spec in manifest.model_inputs if spec.kind != "index")
 
 
 def as_arrays(request: dict[str, Tensor]) -> dict[str, Array]:

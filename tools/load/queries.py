@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from recreplay.runtime.artifact import Artifact
+from recreplay.runtime.errors import RecReplayError
 from recreplay.runtime.jagged import Group, divide, division_of, groups, rows_of
 from recreplay.runtime.manifest import Manifest
-from recreplay.tools.load.sizes import Sizes
+from recreplay.tools.load.sizes import Sizes, largest
 from recreplay.tools.query_sizes import LARGEST
 from recreplay.tools.view.samples import sample_requests
 
@@ -27,10 +28,22 @@ class _Whole(NamedTuple):
     users: int
 
 
+def _check_whole(manifest: Manifest, sizes: Sizes) -> None:
+    """Raise RecReplayError where queries would have to be cut that cannot be."""
+    most = manifest.buckets[-1].size
+    if manifest.row_mask is not None and (drawn := largest(sizes)) > most:
+        raise RecReplayError(
+            f"queries have up to {drawn} rows; the largest bucket holds {most}, and requests of a "
+            "model that compares rows cannot be cut; ask for sizes within it, or capture with a "
+            "larger bucket"
+        )
+
+
 class Queries:
     """Draws sizes, and requests of a size: candidates of one user, where there is a user side."""
 
     def __init__(self, path: Path, manifest: Manifest, sizes: Sizes, seed: int = 0) -> None:
+        _check_whole(manifest, sizes)
         self._sizes = sizes
         self._draw = np.random.default_rng(seed)
         self._by_row = [spec.name for spec in manifest.inputs if spec.by_row]

@@ -82,7 +82,7 @@ def measure(
     requests = {n: [queries.of(n) for _ in range(_TURNS)] for n in sizes}
     packs = can_pack(opened.manifest)
     if not packs:
-        progress("requests of one user are not packed: no delay is measured")
+        progress("requests of this model are not packed: no delay is measured")
         waits = [None]
     return {
         "lanes": by_lanes(artifact, requests, counts, seconds, progress),

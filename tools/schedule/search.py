@@ -54,11 +54,12 @@ class Search:
         self._accelerator = accelerator
         self._buckets = [b.size for b in artifact.manifest.buckets]
         self._users = artifact.manifest.users
+        self._cuts = artifact.manifest.row_mask is None
         self._queries = Queries(artifact.path, artifact.manifest, workload.sizes, workload.seed)
         self._largest, self._mean = largest(workload.sizes), self._queries.mean_rows()
         self._cores, self._delays = cores, tuple(delays_us)
         if not can_pack(artifact.manifest):
-            progress("requests of one user are not packed: no delay is tried")
+            progress("requests of this model are not packed: no delay is tried")
             self._delays = ()
         rows = sorted({*_ends(self._buckets), self._largest})
         progress(f"latencies of {len(rows)} sizes on 1 to {cores} lanes")
@@ -70,8 +71,10 @@ class Search:
         self._measured_best: dict[Setting, tuple[float, float]] = {}
 
     def baseline(self) -> Setting:
-        """What is compared with: every query cut over all cores by the largest one, no batching."""
-        return Setting(self._cores, chunk_rows=-(-self._largest // self._cores))
+        """What is compared with: every query cut over all cores by the largest one, no batching.
+        Whole, where rows of a query are compared."""
+        chunk = -(-self._largest // self._cores) if self._cuts else None
+        return Setting(self._cores, chunk_rows=chunk)
 
     def simulate(self, setting: Setting) -> float:
         """Queries a second of one setting; each is simulated once."""
@@ -98,7 +101,7 @@ class Search:
     def climb(self) -> Setting:
         """The best simulated setting: chunk first, then lanes and batching, then the threshold."""
         self.simulate(self.baseline())
-        chunks = [None, *(c for c in CHUNKS if c < self._largest)]
+        chunks = [None, *(c for c in CHUNKS if c < self._largest and self._cuts)]
         start = [Setting(self._cores, chunk_rows=chunk) for chunk in chunks]
         best, _ = hill_climb(start, self.simulate, patience=3)
         lanes = [replace(best, lanes=n) for n in range(self._cores, 0, -1)]

@@ -222,4 +222,4 @@ def test_saturate_packs_where_a_replay_has_room_for_users(
     report = json.loads(done.stdout)
     assert [i["max_delay_us"] for i in report["batching"]] == delays
     assert len(report["coroutines"]) == 2 + len(delays)
-    assert ("requests of one user are not packed" in done.stderr) == (users == 1)
+    assert ("requests of this model are not packed" in done.stderr) == (users == 1)

@@ -259,7 +259,7 @@ def test_jagged_models_are_scheduled(
     assert report["qps_chosen"] >= report["qps_baseline"] > 0
     delays = {s["max_delay_us"] for s in report["settings"]}
     assert delays == ({None} if users == 1 else {None, 0})
-    assert ("requests of one user are not packed" in done.stderr) == (users == 1)
+    assert ("requests of this model are not packed" in done.stderr) == (users == 1)
     Runtime.load(feeds[users], serving=Serving.read(out)).close()
 
 

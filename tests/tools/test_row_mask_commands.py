@@ -1,0 +1,101 @@
+"""`--row-mask` on the command line, and what tools do with requests that cannot be cut."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import Result
+
+Invoke = Callable[..., Result]
+Report = Callable[..., Any]
+MODEL = """
+import torch
+from torch import nn
+
+
+class Shares(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.item = nn.Embedding(30, 4)
+
+    def forward(self, item, mask):
+        score = self.item(item).sum(1)
+        return score.masked_fill(~mask, float("-inf")).softmax(0)
+
+    def example_inputs(self, batch):
+        return {"item": torch.arange(batch) % 30, "mask": torch.ones(batch, dtype=torch.bool)}
+
+
+def build():
+    return Shares().eval()
+"""
+
+
+@pytest.fixture(scope="module")
+def shares(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("shares") / "shares.py"
+    path.write_text(MODEL)
+    return f"{path}:build"
+
+
+@pytest.fixture(scope="module")
+def artifact(shares: str, tmp_path_factory: pytest.TempPathFactory, report: Report) -> Path:
+    out = tmp_path_factory.mktemp("shares") / "shares.rr"
+    told = ("--row-mask", "mask", "--buckets", "2,8", "--compiler", "eager")
+    summary = report("capture", shares, "--out", out, *told)
+    assert summary["row_mask"] == "mask"
+    assert [i["name"] for i in summary["inputs"]] == ["item"]
+    return out
+
+
+def test_what_is_shown_and_run(artifact: Path, tmp_path: Path, invoke: Invoke) -> None:
+    text = invoke("inspect", artifact).stdout
+    assert re.search(r"mask +1 +bool\[n\] +row mask, by the runtime itself", text)
+    request, scores = tmp_path / "in.npz", tmp_path / "out.npz"
+    np.savez(request, item=np.arange(5))
+    assert invoke("run", artifact, "--inputs", request, "--out", scores).exit_code == 0
+    assert np.load(scores)["output"].sum() == pytest.approx(1, abs=1e-5)
+    np.savez(request, item=np.arange(9))
+    result = invoke("run", artifact, "--inputs", request, "--out", scores)
+    assert "the request of 9 rows fits in no bucket; the largest has 8 rows" in result.stderr
+
+
+def test_buckets_that_hold_everything(shares: str, tmp_path: Path, report: Report) -> None:
+    trace = tmp_path / "trace.npy"
+    np.save(trace, np.repeat([3, 200], [1000, 1]))
+    auto = ("--buckets", "auto", "--sizes", trace, "-k", "2", "--compiler", "eager")
+    found = report("capture", shares, "--row-mask", "mask", "--out", tmp_path / "m.rr", *auto)
+    assert found["bucket_choice"]["best"]["buckets"] == [3, 200]
+    assert found["bucket_choice"]["best"]["split"] == 0
+
+
+def test_eager_has_a_mask_beside_replay(shares: str, report: Report, invoke: Invoke) -> None:
+    sizes = ("--buckets", "8", "--batches", "5,8", "--compiler", "eager", "--runs", "10")
+    found = report("bench", shares, "--row-mask", "mask", *sizes)
+    assert [b["max_abs_error"] < 1e-6 for b in found["results"][0]["batches"]] == [True, True]
+    result = invoke("bench", "--suite", "core", "--row-mask", "mask")
+    assert "--row-mask go with a model of your own, not a suite" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "command", [("saturate", "--rows", "1,16"), ("loadgen", "--rate", "9", "--sizes", "fixed:16")]
+)
+def test_queries_beyond_the_largest_bucket(
+    artifact: Path, invoke: Invoke, command: tuple[str, ...]
+) -> None:
+    result = invoke(command[0], artifact, *command[1:])
+    assert result.exit_code == 1
+    assert "queries have up to 16 rows; the largest bucket holds 8, and requests" in result.stderr
+
+
+def test_a_schedule_leaves_queries_whole(artifact: Path, tmp_path: Path, report: Report) -> None:
+    asked = ("--target-ms", "50", "--sizes", "fixed:6", "--windows", "0", "--cores", "1")
+    found = report("schedule", artifact, *asked, "--out", tmp_path / "serving.json")["report"]
+    settings = [found["baseline"], *found["settings"]]
+    assert {s["chunk_rows"] for s in settings} == {None}
+    assert {s["max_delay_us"] for s in settings} == {None}
