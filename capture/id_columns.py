@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 import torch
 from torch import fx
@@ -43,6 +44,9 @@ TAKES = {
     operator.getitem,
 }
 _KEEPS = {*COPIES, aten.alias.default}
+# Operators whose second result says where the elements of their first argument lie, in an order.
+_ORDERS = {aten.sort.default, aten.sort.stable, aten.topk.default}
+_ARGSORTS = {aten.argsort.default, aten.argsort.stable}
 # Operators that put the elements of several together.
 JOINS = {aten.stack.default, aten.cat.default}
 _INPUT = "input:"
@@ -95,11 +99,31 @@ def _numbers(node: fx.Node, places: list[_Place]) -> torch.Tensor | None:
     return torch.arange(begin, len(places)).expand(*value.shape)
 
 
-def never_beyond(ids: fx.Node, rows: int) -> bool:
-    """Whether the model computes ids that a table of so many rows has, whatever the request."""
-    while _holds(ids, rows) and _passes(ids):
+def picks_rows(node: fx.Node) -> bool:
+    """Whether a node is rows of its first argument, which another tensor names: those of a user,
+    or of candidates that are left."""
+    if node.target is aten.index_select.default:
+        return bool(node.args[1] == 0)
+    if node.target is not aten.index.Tensor:
+        return False
+    index = node.args[1]
+    picked = index[0] if isinstance(index, (list, tuple)) and len(index) == 1 else None
+    return isinstance(picked, fx.Node) and picked.meta["val"].dtype != torch.bool
+
+
+def never_beyond(ids: fx.Node, rows: int, batch: int | None = None) -> bool:
+    """Whether the model computes ids that a table of so many rows has, whatever the request.
+
+    `batch`: the number of rows of the bucket, where the table has no more of them in a larger one.
+    """
+    while _holds(ids, rows):
+        places = _places(ids)
+        if places is not None:
+            return places <= rows and places != batch
+        if not _passes(ids):
+            break
         ids = ids.args[0]  # type: ignore[assignment]
-    if not _holds(ids, rows):
+    else:
         return False
     if ids.target is aten.remainder.Scalar:
         return isinstance(ids.args[1], int) and 0 < ids.args[1] <= rows
@@ -120,5 +144,19 @@ def _holds(ids: fx.Node, rows: int) -> bool:
 
 def _passes(node: fx.Node) -> bool:
     """Whether a node gives some or all of its argument's ids unchanged."""
-    known = node.target in TAKES | _KEEPS
+    known = node.target in TAKES | _KEEPS or picks_rows(node)
     return node.op == "call_function" and known and isinstance(node.args[0], fx.Node)
+
+
+def _places(node: fx.Node) -> int | None:
+    """How many places there are, where a node says in which of them elements lie: `argsort` does,
+    and the second result of `topk`."""
+    order: Any = node
+    if node.target is operator.getitem and node.args[1] == 1:
+        order = node.args[0]
+    if order.target not in (_ORDERS if order is not node else _ARGSORTS):
+        return None
+    at = [argument.name for argument in order.target._schema.arguments].index("dim")
+    dim = order.args[at] if len(order.args) > at else order.kwargs.get("dim", -1)
+    shape = order.args[0].meta["val"].shape
+    return int(shape[dim]) if shape else 1

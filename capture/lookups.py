@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import fx
 
-from recreplay.capture.id_columns import COPIES, RESHAPES, columns_of, never_beyond
+from recreplay.capture.id_columns import COPIES, RESHAPES, columns_of, never_beyond, picks_rows
 from recreplay.capture.jagged_axis import bag_arguments
 from recreplay.capture.specialise import Program
 from recreplay.capture.views import base, slice_arguments
@@ -63,8 +63,8 @@ def find_lookups(program: Program) -> list[Lookup]:
     return found
 
 
-def _is_weight(node: fx.Node) -> bool:
-    return str(node.target).startswith("weight:")
+def _is_weight(node: object) -> bool:
+    return isinstance(node, fx.Node) and str(node.target).startswith("weight:")
 
 
 def _table_name(node: fx.Node) -> str:
@@ -178,9 +178,7 @@ def origin(ids: fx.Node) -> Origin | None:
                 column = int(start or 0) % int(shape[1])
             else:
                 return None
-        elif node.target is aten.index_select.default and _is_user_index(node.args[2]):
-            pass  # each user's ids, for each of their rows
-        elif node.target not in _MOVES:
+        elif node.target not in _MOVES and not picks_rows(node):
             return None
         node = before
     target = str(node.target)
@@ -192,7 +190,7 @@ def _is_user_index(node: object) -> bool:
 
 
 def _is_column_of_input(node: fx.Node, dim: object) -> bool:
-    while node.target is aten._to_copy.default:
+    while node.target is aten._to_copy.default or picks_rows(node):
         node = node.args[0]  # type: ignore[assignment]
     return str(node.target).startswith("input:") and node.meta["val"].ndim == 2 and dim in (1, -1)
 
@@ -206,7 +204,8 @@ def id_bounds(program: Program) -> tuple[list[IdBound], list[str]]:
         if _is_constant(lookup.ids):
             continue  # the same rows whatever the request
         found = _origins(lookup.ids)
-        if not found and not never_beyond(lookup.ids, lookup.rows):
+        batch = program.bucket if _is_weight(lookup.node.args[0]) else None
+        if not found and not never_beyond(lookup.ids, lookup.rows, batch):
             unchecked.append(lookup.weight)
         for at in found:
             key = (at.input, at.column)

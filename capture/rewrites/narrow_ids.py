@@ -17,7 +17,7 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from recreplay.capture.id_columns import JOINS, TAKES
+from recreplay.capture.id_columns import JOINS, TAKES, picks_rows
 from recreplay.capture.lookups import find_lookups
 from recreplay.capture.rewrites.lookup_ids import in_dtype
 from recreplay.capture.specialise import Program
@@ -26,7 +26,7 @@ from recreplay.runtime.spec import IdBound, InputSpec
 aten = torch.ops.aten
 _MOST = torch.iinfo(torch.int32).max
 # Operators that give ids of their first argument, in the dtype that it has.
-_MOVES = TAKES | JOINS | {aten.clone.default, aten.contiguous.default, aten.index_select.default}
+_MOVES = TAKES | JOINS | {aten.clone.default, aten.contiguous.default}
 
 
 # How many ids a row the inputs of a model must have in the mean. One id gained nothing on a CPU,
@@ -96,7 +96,7 @@ def _ids(program: Program, ids: Any, narrow: dict[fx.Node, fx.Node | None]) -> f
     if not isinstance(ids, fx.Node) or ids in narrow:
         return narrow.get(ids)
     narrow[ids] = None
-    if ids.target not in _MOVES:
+    if ids.target not in _MOVES and not picks_rows(ids):
         return None
     given = ids.args[0]
     before = [

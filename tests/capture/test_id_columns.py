@@ -135,9 +135,54 @@ def test_ids_of_an_operator_with_several_results(captured: Capture) -> None:
     model = Tables(lambda x: [*x.topk(2, 1).indices.unbind(1), x.max(1).indices])
     given = {"x": torch.tensor([[7, 49, 3], [8, 1, 49], [4, 0, 0]])}
     with Runtime.load(captured(model, given, rewrites=("stack_lookups",))) as runtime:
-        assert len(runtime.manifest.unchecked) == 3
+        assert runtime.manifest.unchecked == ("tables.2.weight",)
         got = runtime.run(given)["output"]
         np.testing.assert_array_equal(got, model(given["x"]).detach().numpy())
+
+
+class Best(nn.Module):
+    """Two lookups of the best candidates, one by where they came."""
+
+    def __init__(self, places: int, keep: int = 3) -> None:
+        super().__init__()
+        self.first, self.second = nn.Embedding(9, 1), nn.Embedding(20, 4)
+        self.place = nn.Embedding(places, 4)
+        self.keep = keep
+
+    def forward(self, kind: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        score = self.first(kind)[:, 0].masked_fill(~mask, -torch.inf)
+        order = torch.argsort(score, descending=True, stable=True)
+        places = torch.arange(self.keep)
+        left = order[places.clamp(max=mask.shape[0] - 1)]
+        best = self.second(ids[left][:, 1]) + self.place(order[:1])
+        real = (places < mask.sum())[:, None]
+        return torch.where(mask, (best * real).sum(), 0.0)
+
+
+def test_ids_of_rows_that_the_model_picks(captured: Capture) -> None:
+    """Rows are picked among those that there are, and an id that is left is as it came."""
+    model = Best(places=8)
+    given = {
+        "kind": torch.tensor([1, 8, 3, 2]),
+        "ids": torch.tensor([[99, 3], [99, 19], [99, 0], [99, 5]]),
+        "mask": torch.ones(4, dtype=torch.bool),
+    }
+    path = captured(model, given, row_mask="mask", buckets=[1, 4, 8])
+    del given["mask"]
+    with Runtime.load(path) as runtime, torch.inference_mode():
+        manifest = runtime.manifest
+        assert [(b.input, b.column, b.rows) for b in manifest.bounds] == [
+            ("kind", None, 9),
+            ("ids", 1, 20),
+        ]
+        assert manifest.unchecked == ("place.weight",)  # a larger bucket has more places than rows
+        for rows in (1, 3, 4):
+            request = {name: value[:rows] for name, value in given.items()}
+            want = model(**request, mask=torch.ones(rows, dtype=torch.bool))
+            np.testing.assert_allclose(runtime.run(request)["output"], want, rtol=1e-5)
+        given["ids"][2, 1] = 20
+        with pytest.raises(IdRangeError, match=r"^input 'ids' column 1, row 2: id 20 is out of ra"):
+            runtime.run(given)
 
 
 def test_ids_that_a_small_type_does_not_hold_are_not_stacked(captured: Capture) -> None:
