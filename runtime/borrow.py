@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from threading import get_ident
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -63,14 +62,11 @@ class Lending:
         if mine is not None:
             mine.end()
 
-    def borrow(self, n: int, values: Mapping[str, int] | None, users: int) -> Borrow:
-        if self.borrowers:
-            self.refuse_borrowers()
+    def room(self, n: int, values: Mapping[str, int] | None, users: int) -> Room | int:
+        """A number of rows where that says it all. Raises BorrowError where no bucket holds it."""
         if self.replayer.by_rows and not values and users == 1:
-            # What is usual is told apart here: each further call costs more after a replay.
-            usual = type(n) is int and 1 <= n <= self.replayer.largest
-            return Borrow(self, n if usual else self._rooms.rows(n))
-        return Borrow(self, self._rooms.find(n, values or {}, users))
+            return self._rooms.rows(n)
+        return self._rooms.find(n, values or {}, users)
 
 
 class Borrow:
@@ -88,9 +84,18 @@ class Borrow:
     # 2**32 + 5 would become 5.
     inputs: dict[str, Array]
 
-    def __init__(self, lending: Lending, room: Room | int) -> None:
-        """`room`: a number of rows where that says it all."""
-        self._lending, self._room = lending, room
+    def __init__(
+        self, lending: Lending, n: int, values: Mapping[str, int] | None, users: int
+    ) -> None:
+        """See `Runtime.borrow`."""
+        if lending.borrowers:
+            lending.refuse_borrowers()
+        # What is usual is told apart here: each further call costs more after a replay.
+        replayer = lending.replayer
+        usual = type(n) is int and 1 <= n <= replayer.largest
+        usual = usual and replayer.by_rows and not values and users == 1
+        self._room: Room | int = n if usual else lending.room(n, values, users)
+        self._lending = lending
         self._lease: Lease | None = None
         self._ended = "this borrow has not begun; use it as `with runtime.borrow(n) as request:`"
 
@@ -143,15 +148,7 @@ class Borrow:
         lane.metrics.capacity_moves += self._moved
         return results
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.end()
-
-    def end(self) -> None:
+    def end(self, *error: object) -> None:
         """Give the lane back, as the end of the `with` block does. Ending twice is fine."""
         lease, lending = self._lease, self._lending
         if lease is not None:
@@ -160,6 +157,8 @@ class Borrow:
             lending.lanes.free.append(lease)  # by C, before an interrupt can come
             lending.borrowers.pop(self._owner, None)
             lending.lanes.wake()
+
+    __exit__ = end  # and not a call of it: see above
 
     def has_ended(self) -> bool:
         return self._lease is None

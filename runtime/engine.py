@@ -153,7 +153,7 @@ class Runtime:
         thread holds a borrow already, since a thread that takes the last lane twice waits for
         itself.
         """
-        return self._lending.borrow(n, values, users)
+        return Borrow(self._lending, n, values, users)
 
     def submit(
         self, inputs: Mapping[str, Any], *, deadline_us: int | None = None
