@@ -66,16 +66,18 @@ def leaves(node: fx.Node) -> list[fx.Node]:
 
 
 def find_groups(
-    graph: fx.Graph, weight_sets: Collection[tuple[str, ...]] | None = None
+    graph: fx.Graph,
+    weight_sets: Collection[tuple[str, ...]] | None = None,
+    elsewhere: Collection[str] = (),
 ) -> list[Group]:
     """The groups that share work, each after those whose members it reads.
 
     `weight_sets`: the sets of weights that lanes may read together; None for any, as long as no
-    weight is in two, since each is stored once.
+    weight is in two or lies `elsewhere`, since each is stored once.
     """
     found: list[Group] = []
     place: dict[fx.Node, tuple[Group, int]] = {}
-    owner: dict[str, tuple[str, ...]] = {}
+    owner: dict[str, tuple[str, ...]] = dict.fromkeys(elsewhere, ())
     for members in _alike(graph):
         for part in _lanes(members, place):
             arguments = _arguments(part, place)

@@ -92,7 +92,9 @@ def survey(
         if "pool_rows" in rewrites:
             pool_jagged(program, tables, lowering.tables)
         stack_lookups(program, tables)
-        branches = plan_weight_stacks(program, lowering)
+        laid = [*tables, *(group.flat for group in groups)]
+        elsewhere = {name for stack in laid for name in stack.members}
+        branches = plan_weight_stacks(program, lowering, elsewhere)
         lowering = lowering.without_split(branches)
     return Survey(
         bounds=tuple(bounds),

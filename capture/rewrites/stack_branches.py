@@ -11,7 +11,7 @@ Measured in DESIGN: 261 -> 124 us for 40 branches at batch 1, 1060 -> 888 us at 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from math import prod
 from typing import Any
 
@@ -29,11 +29,16 @@ from recreplay.capture.weight_stacks import WeightStack, lay_end_to_end
 aten = torch.ops.aten
 
 
-def plan_weight_stacks(program: Program, lowering: Lowering = NOTHING) -> list[WeightStack]:
-    """One storage for each set of weights that lanes read together, in the order of the lanes."""
+def plan_weight_stacks(
+    program: Program, lowering: Lowering = NOTHING, tables: Collection[str] = ()
+) -> list[WeightStack]:
+    """One storage for each set of weights that lanes read together, in the order of the lanes.
+
+    `tables`: weights that lie in a storage already, as tables do whose items are scored by them.
+    """
     factors = lowering.factors
     stacks = []
-    for at, (names, fake) in enumerate(_weight_sets(program).items()):
+    for at, (names, fake) in enumerate(_weight_sets(program, tables).items()):
         rows = dict.fromkeys(names, int(fake.shape[0]))
         lowered = lowering.dtype(names[0]) if factors.issuperset(names) else None
         dtype = lowered or fake.dtype
@@ -41,10 +46,10 @@ def plan_weight_stacks(program: Program, lowering: Lowering = NOTHING) -> list[W
     return stacks
 
 
-def _weight_sets(program: Program) -> dict[tuple[str, ...], torch.Tensor]:
+def _weight_sets(program: Program, tables: Collection[str]) -> dict[tuple[str, ...], torch.Tensor]:
     """The weights that are read together, and what one of them looks like."""
     found: dict[tuple[str, ...], torch.Tensor] = {}
-    for group in find_groups(program.graph):
+    for group in find_groups(program.graph, elsewhere=tables):
         for position, argument in enumerate(group.arguments):
             if isinstance(argument, Weights):
                 found[argument.names] = leaves(group.members[0])[position].meta["val"]

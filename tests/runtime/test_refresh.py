@@ -258,3 +258,38 @@ def test_the_state_of_a_model_that_is_not_read_whole(tmp_path: Path) -> None:
         assert left == {"1.num_batches_tracked", "auxiliary.weight"}
         with pytest.raises(RefreshError, match=r"^the captured model has no weight 'auxiliary'"):
             runtime.update_weights({"auxiliary": torch.zeros(2)})
+
+
+class Scored(nn.Module):
+    """All items of two tables are scored by the rows that are also looked up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bought, self.seen = nn.Embedding(9, 8), nn.Embedding(9, 8)
+
+    def forward(self, bought: Tensor, seen: Tensor) -> dict[str, Tensor]:
+        user = self.bought(bought) + self.seen(seen)
+        return {"buy": user @ self.bought.weight.t(), "see": user @ self.seen.weight.t()}
+
+
+def test_a_table_that_is_looked_up_and_multiplied_is_one(tmp_path: Path) -> None:
+    """Stacked for its lookups, it is not stored again for its products."""
+    torch.manual_seed(4)
+    model, other = Scored().eval(), Scored().eval()
+    request = {"bought": torch.randint(9, (4,)), "seen": torch.randint(9, (4,))}
+    out = tmp_path / "s.rr"
+    capture(model, request, out=out, buckets=[4], compiler="eager")
+
+    def agree_with(expected: Scored) -> None:
+        answer = {k: v.detach().numpy() for k, v in expected(**request).items()}
+        agree(runtime.run(request), answer)
+
+    with Runtime.load(out) as runtime:
+        agree_with(model)
+        runtime.update_weights(other.state_dict())
+        agree_with(other)
+        rows = torch.full((2, 8), 3.0)
+        runtime.update_rows("seen.weight", [0, 7], rows)
+        with torch.no_grad():
+            other.seen.weight[[0, 7]] = rows
+        agree_with(other)
