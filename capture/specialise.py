@@ -28,6 +28,7 @@ from recreplay.capture.freeze import freeze
 from recreplay.capture.ingest import Ingested
 from recreplay.capture.jagged_axis import bag_arguments, first_symbol, name_bag_arguments
 from recreplay.capture.jagged_bags import bag_with_room
+from recreplay.capture.plain_layers import is_plain_layer, spell_out
 from recreplay.capture.user_side import CandidateValues, number, user_operators, user_sizes
 from recreplay.capture.views import base
 from recreplay.runtime.spec import InputSpec
@@ -248,6 +249,8 @@ def _emit(
             staged = program.find(f"input:{division.name}")
             bag = bag_with_room(program, name_bag_arguments(args, kwargs), division, staged)
             return [bag]
+    if node.target is aten.linear.default and not is_plain_layer(*args[1:]):
+        return spell_out(program, *args)
     if node.target is aten.view.default:
         args = (_viewable(program, *args), args[1])
     used = [a for a in pytree.tree_leaves((args, kwargs)) if isinstance(a, fx.Node)]

@@ -438,6 +438,28 @@ def test_every_linear_of_one_row_is_inlined() -> None:
     assert aten.linear.default not in targets(made)
 
 
+@pytest.mark.parametrize("rows", [(), (3,)])
+def test_layers_of_other_shapes_are_spelled_out(rows: tuple[int, ...], captured: Capture) -> None:
+    """What takes them for layers, such as code of ours, would read a bias where there is none."""
+
+    def run(t: Any, x: dict[str, Tensor]) -> Tensor:
+        a = x["a"]
+        alone = F.linear(a, t.vector).unsqueeze(-1) + F.linear(a, t.other).unsqueeze(-1)
+        wide = F.linear(a, t.first, t.row) + F.linear(a, t.second, t.row_too)
+        return torch.cat([alone, wide, F.linear(a, t.third, t.one)], dim=-1).relu()
+
+    shapes = {
+        **{"vector": (8,), "other": (8,), "first": (6, 8), "second": (6, 8), "third": (6, 8)},
+        **{"row": (1, 6), "row_too": (1, 6), "one": (1,)},
+    }
+    model = Model(shapes, run)  # type: ignore[arg-type]
+    made = program(model, {"x_a": torch.randn(4, *rows, 8)})
+    layers = made.graph.find_nodes(op="call_function", target=aten.linear.default)
+    assert [len(layer.args) for layer in layers] == [2, 2, 2]  # none with a bias
+    path = captured(model, {"x_a": torch.randn(4, *rows, 8)})
+    check(path, model, lambda n: {"a": torch.randn(n, *rows, 8)})
+
+
 # Random models
 
 
