@@ -104,8 +104,10 @@ def _embedding(node: fx.Node) -> Lookup:
 
 
 def _pooled_by(node: fx.Node) -> tuple[fx.Node, Pooling] | None:
-    """The sum or mean over the bag dimension, where it is the only reader of `embedding`."""
-    if len(node.users) != 1 or node.meta["val"].ndim != 3:
+    """The sum or mean over the bag dimension, where it is the only reader of `embedding`, and bags
+    of such rows can be looked up: of floats, and not of none."""
+    rows = node.meta["val"]
+    if len(node.users) != 1 or rows.ndim != 3 or not rows.shape[1] or not rows.is_floating_point():
         return None
     user = next(iter(node.users))
     if user.target not in (aten.sum.dim_IntList, aten.mean.dim):

@@ -293,6 +293,29 @@ def test_other_poolings_are_left_alone(mode: str, captured: Capture) -> None:
     check(captured(model, example), model, draw)
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])
+def test_sums_of_whole_numbers_are_left_alone(dtype: torch.dtype, captured: Capture) -> None:
+    """Bags are of floats in torch."""
+    model = Model({}, lambda t, x: torch.cat([F.embedding(x[k], t[k]).sum(1) for k in "ab"], 1))
+    for k in "ab":
+        table = torch.randint(0, 99, (20, 4)).to(dtype)
+        model.tables[k] = nn.Parameter(table, requires_grad=False)
+    path = captured(model, {f"x_{k}": ids(4, 20, 3) for k in "ab"})
+    check(path, model, lambda n: {k: ids(n, 20, 3) for k in "ab"})
+
+
+def test_lists_of_no_items(captured: Capture) -> None:
+    def run(t: Any, x: dict[str, Tensor]) -> Tensor:
+        sums = [F.embedding(x[k], t[k]).sum(1) for k in "ab"]
+        return torch.cat([*sums, F.embedding(x["a"], t.b).flatten(1), x["c"]], dim=1)
+
+    def draw(rows: int) -> dict[str, Tensor]:
+        return {"a": ids(rows, 9, 0), "b": ids(rows, 9, 0), "c": torch.randn(rows, 2)}
+
+    model = Model({"a": (9, 8), "b": (9, 8)}, run)
+    check(captured(model, {f"x_{k}": v for k, v in draw(4).items()}), model, draw)
+
+
 def test_stacked_tables_begin_on_cache_lines() -> None:
     sizes = {"a": (3, 4), "b": (5, 4), "c": (17, 4), "d": (1, 24), "e": (2, 24)}
     model = Model(sizes, lambda t, x: torch.cat([summed(t[k], x[k]) for k in sizes], dim=1))
