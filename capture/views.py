@@ -43,6 +43,13 @@ def slice_arguments(node: fx.Node) -> tuple[Any, Any, Any, Any]:
     return dim, start, end, step
 
 
+def row_from_front(cut: fx.Node, at: int) -> int:
+    """Where row `at` of what is cut lies: it may be counted from the end, and of slices beyond
+    either."""
+    rows = int(cut.args[0].meta["val"].shape[0])  # type: ignore[union-attr]
+    return min(max(at + rows, 0), rows) if at < 0 else min(at, rows)
+
+
 def launches(graph: fx.Graph) -> list[fx.Node]:
     """The operators that launch work, in program order."""
     return [n for n in graph.nodes if n.op == "call_function" and not is_view(n)]

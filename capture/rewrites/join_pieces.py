@@ -16,7 +16,7 @@ import torch
 from torch import fx
 
 from recreplay.capture.specialise import Program
-from recreplay.capture.views import slice_arguments
+from recreplay.capture.views import row_from_front, slice_arguments
 
 aten = torch.ops.aten
 _RESHAPES = {aten.view.default, aten.reshape.default, aten.unsqueeze.default}
@@ -72,17 +72,11 @@ def _piece(part: fx.Node) -> _Piece:
 def _first_row(cut: fx.Node) -> int | None:
     """Where `x[k]` or `x[a:b]` begins; None of anything else."""
     if cut.target is aten.select.int and cut.args[1] == 0:
-        return _from_front(cut, int(cut.args[2]))  # type: ignore[arg-type]
+        return row_from_front(cut, int(cut.args[2]))  # type: ignore[arg-type]
     if cut.target is aten.slice.Tensor:
         dim, start, _, step = slice_arguments(cut)
-        return _from_front(cut, int(start or 0)) if (dim, step) == (0, 1) else None
+        return row_from_front(cut, int(start or 0)) if (dim, step) == (0, 1) else None
     return None
-
-
-def _from_front(cut: fx.Node, at: int) -> int:
-    """A row that may be counted from the end, and of slices lie beyond either."""
-    rows = int(cut.args[0].meta["val"].shape[0])  # type: ignore[union-attr]
-    return min(max(at + rows, 0), rows) if at < 0 else min(at, rows)
 
 
 def _runs(pieces: Sequence[_Piece]) -> list[list[_Piece]]:

@@ -24,6 +24,7 @@ from recreplay.capture.alike import Group, Lanes, Weights, find_groups, leaves
 from recreplay.capture.features import dependencies
 from recreplay.capture.lowering import NOTHING, Lowering
 from recreplay.capture.specialise import Program
+from recreplay.capture.views import row_from_front
 from recreplay.capture.weight_stacks import WeightStack, lay_end_to_end
 
 aten = torch.ops.aten
@@ -119,15 +120,13 @@ def _cut_together(program: Program, cuts: list[fx.Node]) -> fx.Node:
     spaced."""
     source, shape = cuts[0].args[0], list(cuts[0].meta["val"].shape)
     assert isinstance(source, fx.Node)
-    whole = int(source.meta["val"].shape[0])
-    begins = [int(cut.args[2]) for cut in cuts]  # type: ignore[arg-type]
-    begins = [begin + whole if begin < 0 else begin for begin in begins]  # counted from the end
+    begins = [row_from_front(cut, int(cut.args[2])) for cut in cuts]  # type: ignore[arg-type]
     sliced = cuts[0].target is aten.slice.Tensor
     rows, row = (shape[0], shape[1:]) if sliced else (1, shape)
     step, lanes = begins[1] - begins[0], len(cuts)
     end = begins[0] + lanes * step
-    spaced = step >= rows and begins == list(range(begins[0], end, step))
-    if not spaced or end > whole:
+    spaced = step >= max(rows, 1) and begins == list(range(begins[0], end, step))
+    if not spaced or end > int(source.meta["val"].shape[0]):
         return program.call(aten.stack.default, cuts)
     piece = program.call(aten.slice.Tensor, source, 0, begins[0], end)
     if step == rows:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -177,6 +178,23 @@ def test_a_weight_that_two_sets_would_hold_stays_apart() -> None:
     made = specialise(ingest(Crossed().eval(), {"x": torch.randn(3, 4)}), 3)
     names = [name for stack in plan_weight_stacks(made) for name in stack.members]
     assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("begin", [-9, -8, 0])
+def test_cuts_that_begin_before_the_first_row(begin: int, captured: Capture) -> None:
+    class Cut(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(8, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(F.linear(x, self.weight[begin:3]) + F.linear(x, self.weight[3:6]))
+
+    torch.manual_seed(0)
+    model, x = Cut().eval(), torch.randn(4, 4)
+    with Runtime.load(captured(model, {"x": x})) as runtime:
+        got = runtime.run({"x": x})["output"]
+    np.testing.assert_allclose(got, model(x).detach().numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_no_stack_without_work() -> None:
