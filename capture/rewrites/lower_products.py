@@ -83,7 +83,7 @@ def _lower(
         low = program.call(plain(node), in_type(left), in_type(right))
         result = program.call(aten.to.dtype, low, torch.float32)
         if (alpha := node.kwargs.get("alpha", 1)) != 1:
-            result = program.call(aten.mul.Tensor, result, alpha)
+            low = result = program.call(aten.mul.Tensor, result, alpha)
         added, beta = addend(node), node.kwargs.get("beta", 1)
         if added is not None and beta != 0:
             scaled = added if beta == 1 else program.call(aten.mul.Tensor, added, beta)

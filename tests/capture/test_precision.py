@@ -426,6 +426,27 @@ def test_inlined_layers_widen_their_weights_and_round_nothing_else() -> None:
         assert reader.meta["val"].dtype is torch.float32
 
 
+class Scaled(nn.Module):
+    """Scores are scaled by their product, as attention often is, and multiplied as they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.query, self.key = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, items: Tensor) -> Tensor:
+        query, key = self.query(items), self.key(items).transpose(1, 2)
+        none = torch.zeros(1, dtype=torch.float32)
+        return torch.bmm(torch.baddbmm(none, query, key, beta=0, alpha=8**0.5), items).sum(1)
+
+
+@needs_bf16
+def test_products_that_are_scaled(captured: Capture) -> None:
+    model, items = Scaled().eval(), torch.randn(4, 3, 8)
+    with Runtime.load(captured(model, {"items": items}, precision="bf16")) as runtime:
+        assert scaled_gap(runtime.run({"items": items})["output"], model(items).detach()) < 0.02
+
+
 def test_float32_is_as_it_was(shop_path: Path) -> None:
     manifest = open_artifact(shop_path).manifest
     assert (manifest.precision, manifest.table_precision) == ("fp32", "fp32")
