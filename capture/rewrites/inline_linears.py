@@ -51,6 +51,8 @@ def _is_small(node: fx.Node) -> bool:
 
 
 def _is_small_batched(node: fx.Node) -> bool:
+    if node.kwargs:  # beta and alpha
+        return False
     _, rows, out_features = node.meta["val"].shape
     source = node.args[-2]
     assert isinstance(source, fx.Node)

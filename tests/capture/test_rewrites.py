@@ -483,6 +483,17 @@ def test_layers_of_other_shapes_are_spelled_out(rows: tuple[int, ...], captured:
     check(path, model, lambda n: {"a": torch.randn(n, *rows, 8)})
 
 
+def test_scaled_products_are_not_inlined() -> None:
+    def run(t: Any, x: dict[str, Tensor]) -> Tensor:
+        a = x["a"]
+        return torch.baddbmm(a, a, a, beta=2) + torch.baddbmm(a, a, a, alpha=3) + torch.bmm(a, a)
+
+    made = program(Model({}, run), {"x_a": torch.randn(4, 3, 3)}, bucket=1)
+    inline_linears(made)
+    assert targets(made).count(aten.baddbmm.default) == 2
+    assert aten.bmm.default not in targets(made)
+
+
 # Random models
 
 
