@@ -56,7 +56,7 @@ def _terms(node: fx.Node) -> list[_Term]:
     if source.target is not aten.cat.default or len(shape) != 3 or shape[1] < _SHORTEST:
         return []
     parts, dim = source.args[0], source.args[1] if len(source.args) > 1 else 0
-    if dim not in (2, -1) or source.meta["val"].dtype != torch.float32:
+    if dim not in (2, -1):
         return []
     found, begin = [], 0
     for part in parts:  # type: ignore[union-attr]
@@ -64,7 +64,9 @@ def _terms(node: fx.Node) -> list[_Term]:
         end = begin + int(part.meta["val"].shape[2])
         found += [_Term(item, vector, sign, begin, end) for item, vector, sign in _read(part)]
         begin = end
-    return found
+    # Concatenations and products of elements widen what they read, and products of matrices do not.
+    read = [node for term in found for node in (term.item, term.vector) if node is not None]
+    return found if all(n.meta["val"].dtype == torch.float32 for n in read) else []
 
 
 def _read(part: fx.Node) -> list[tuple[fx.Node | None, fx.Node | None, int]]:

@@ -157,6 +157,26 @@ def test_layers_over_rows_stay_as_they_are() -> None:
     assert products(split(Rows())) == []
 
 
+@pytest.mark.parametrize("parts", SPLIT)
+@pytest.mark.parametrize("narrow", ["items", "vector"])
+def test_what_is_widened_stays_as_it_is(captured: Capture, parts: Parts, narrow: str) -> None:
+    """A table of half precision is concatenated with what is not."""
+
+    class Halves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.unit = Unit(parts)
+
+        def forward(self, items: Tensor, vector: Tensor) -> Tensor:
+            if narrow == "items":
+                return self.unit(items.half(), vector)
+            return self.unit(items, vector.half())
+
+    model = Halves()
+    with Runtime.load(captured(model, example(3), rtol=1e-4)) as runtime:
+        check(runtime, model)
+
+
 class Twins(nn.Module):
     """Two units that are alike, so that they are stacked as well."""
 
