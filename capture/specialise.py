@@ -28,6 +28,7 @@ from recreplay.capture.freeze import freeze
 from recreplay.capture.ingest import Ingested
 from recreplay.capture.jagged_axis import bag_arguments, first_symbol, name_bag_arguments
 from recreplay.capture.jagged_bags import bag_with_room
+from recreplay.capture.one_row import SQUEEZES, VIEWS, squeezed, viewable
 from recreplay.capture.plain_layers import is_plain_layer, spell_out
 from recreplay.capture.user_side import CandidateValues, number, user_operators, user_sizes
 from recreplay.capture.views import base
@@ -239,7 +240,7 @@ def _emit(
 ) -> Any:
     if node.target in _ASSERTS:
         return None
-    function = cast("Callable[..., Any]", node.target)
+    target = cast("Callable[..., Any]", node.target)
     args, kwargs = _mapped(node.args, values), _mapped(node.kwargs, values)
     # A model is exported where it lives and captured for where it will run.
     kwargs = {k: None if k == "device" else v for k, v in kwargs.items()}
@@ -251,22 +252,24 @@ def _emit(
             return [bag]
     if node.target is aten.linear.default and not is_plain_layer(*args[1:]):
         return spell_out(program, *args)
-    if node.target is aten.view.default:
-        args = (_viewable(program, *args), args[1])
+    if target in SQUEEZES:
+        target, args = aten.squeeze.dims, (args[0], squeezed(node))
+    if target in VIEWS:
+        args = (viewable(program, *args), args[1])
     used = [a for a in pytree.tree_leaves((args, kwargs)) if isinstance(a, fx.Node)]
-    key = _cse_key(node.target, args, kwargs)
+    key = _cse_key(target, args, kwargs)
     if key in seen:
         return seen[key]
-    if node.target is operator.getitem and not isinstance(args[0], fx.Node):
+    if target is operator.getitem and not isinstance(args[0], fx.Node):
         return args[0][args[1]]
     with program.fake_mode:
         fake_args, fake_kwargs = pytree.tree_map_only(
             fx.Node, lambda n: n.meta["val"], (args, kwargs)
         )
-        fake = function(*fake_args, **fake_kwargs)
+        fake = target(*fake_args, **fake_kwargs)
     if not any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(fake)):
         return fake
-    if isinstance(fake, torch.Tensor) and _is_identity(node.target, args, used, fake):
+    if isinstance(fake, torch.Tensor) and _is_identity(target, args, used, fake):
         return used[0]
     if isinstance(fake, torch.Tensor) and all(str(n.target).startswith("const:") for n in used):
         real_args, real_kwargs = pytree.tree_map_only(
@@ -274,8 +277,8 @@ def _emit(
             lambda n: program.constants[str(n.target).removeprefix("const:")],
             (args, kwargs),
         )
-        return program.constant(function(*real_args, **real_kwargs))
-    new = program.graph.create_node("call_function", node.target, args, kwargs, name=node.name)
+        return program.constant(target(*real_args, **real_kwargs))
+    new = program.graph.create_node("call_function", target, args, kwargs, name=node.name)
     new.meta = {
         "val": fake,
         "module": _module_path(node),
@@ -283,16 +286,6 @@ def _emit(
     }
     seen[key] = new
     return new
-
-
-def _viewable(program: Program, tensor: fx.Node, shape: list[int]) -> fx.Node:
-    """What can be viewed so: a user's rows that were expanded to many may have to be copied."""
-    try:
-        with program.fake_mode:
-            tensor.meta["val"].view(shape)
-    except (RuntimeError, ValueError):
-        return program.call(aten.clone.default, tensor, memory_format=torch.contiguous_format)
-    return tensor
 
 
 def _division(bag: fx.Node, inputs: Mapping[fx.Node, InputSpec]) -> InputSpec | None:

@@ -115,11 +115,29 @@ def test_a_value_of_other_rows_stays_with_the_candidates_unless_it_stays_inside(
     assert shapes(kept, aten.linear.default) == [(6, 4)]
 
 
+def squeezed(table: Tensor, weight: Tensor, x: dict[str, Tensor]) -> Tensor:
+    """Of the dimensions of one item, rows are none, however many there are."""
+    user = F.embedding(x["s"], table).sum(1, keepdim=True).squeeze()
+    return user.squeeze(0) * F.embedding(x["c"], table)
+
+
+def attention(table: Tensor, weight: Tensor, x: dict[str, Tensor]) -> Tensor:
+    """The heads of the user's keys are laid side by side behind the candidates' boundary."""
+    query, key = F.embedding(x["c"], table), F.embedding(x["s"], table)
+    found, _ = F.multi_head_attention_forward(
+        *(query.unsqueeze(0), key.transpose(0, 1), key.transpose(0, 1), 4, 2),
+        *(weight.repeat(3, 1), torch.zeros(12), None, None, False, 0.0, weight, None),
+        training=False,
+        key_padding_mask=x["s"] == 0,
+    )
+    return found[0]
+
+
 @pytest.mark.parametrize("users", [1, 2])
-@pytest.mark.parametrize("run", [tower, flattened, turned, flat_inside])
+@pytest.mark.parametrize("run", [tower, flattened, turned, flat_inside, squeezed, attention])
 def test_any_boundary_equals_eager(captured: Capture, run: Any, users: int) -> None:
     model = Model(run)
-    names = {tower: "usc", flattened: "sc", turned: "uc", flat_inside: "sc"}[run]
+    names = {tower: "usc", turned: "uc"}.get(run, "sc")
     shared = [f"x_{n}" for n in names if n in "us"]
     path = captured(model, some(*names), user_inputs=shared, users=users)
     manifest = open_artifact(path).manifest

@@ -1,0 +1,39 @@
+"""Views of one row, as they are of several.
+
+A program is exported for any number of rows, and specialised to one for a user, or for the smallest
+bucket.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx
+
+if TYPE_CHECKING:
+    from recreplay.capture.specialise import Program
+
+aten = torch.ops.aten
+VIEWS = (aten.view.default, aten._unsafe_view.default)
+SQUEEZES = (aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims)
+
+
+def viewable(program: Program, tensor: fx.Node, shape: list[int]) -> fx.Node:
+    """What can be viewed so: a user's rows that were expanded to many may have to be copied."""
+    try:
+        with program.fake_mode:
+            tensor.meta["val"].view(shape)
+    except (RuntimeError, ValueError):
+        return program.call(aten.clone.default, tensor, memory_format=torch.contiguous_format)
+    return tensor
+
+
+def squeezed(exported: fx.Node) -> list[int]:
+    """The dimensions that an exported `squeeze` takes away whatever the number of rows."""
+    source, *asked = exported.args
+    assert isinstance(source, fx.Node)
+    sizes = source.meta["val"].shape
+    dims: Any = asked[0] if asked else range(len(sizes))
+    listed = [dims] if isinstance(dims, int) else dims
+    return [dim for dim in listed if isinstance(sizes[dim], int) and sizes[dim] == 1]
