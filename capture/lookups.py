@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import fx
@@ -21,6 +21,14 @@ Bags = Literal["regular", "jagged"]
 
 # Operators that pass ids on unchanged: each id of the output is an id of the input.
 _MOVES = RESHAPES | COPIES
+# Operators that go by ids along one dimension of their first argument.
+_ALONG = {
+    aten.index_select.default,
+    aten.gather.default,
+    aten.scatter.src,
+    aten.scatter.value,
+    aten.scatter_add.default,
+}
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,7 @@ def find_lookups(program: Program) -> list[Lookup]:
             found.append(_embedding(node))
         elif node.target is aten.embedding_bag.padding_idx:
             found.append(_embedding_bag(program, node))
-        elif node.target in (aten.index.Tensor, aten.index_select.default):
+        elif node.target is aten.index.Tensor or node.target in _ALONG:
             found += _indexing(node)
     return found
 
@@ -72,19 +80,33 @@ def _table_name(node: fx.Node) -> str:
 
 
 def _indexing(node: fx.Node) -> list[Lookup]:
-    """`table[ids]`: not stacked, but its ids are bounded like any others."""
+    """`table[ids]`, `table[ids, more]` and the like: not stacked, but their ids are bounded like
+    any others; of what the model computes, those that are a request's and torch does not wrap."""
     table = node.args[0]
-    index = node.args[1] if node.target is aten.index.Tensor else [node.args[2]]
     assert isinstance(table, fx.Node)
-    assert isinstance(index, (list, tuple))
-    by_rows = node.target is aten.index.Tensor or node.args[1] == 0
-    ids = index[0] if len(index) == 1 else None
-    if not by_rows or not isinstance(ids, fx.Node) or ids.meta["val"].dtype == torch.bool:
+    shape, weight = table.meta["val"].shape, _is_weight(base(table))
+    indices = _indices(node)
+    if any(ids.meta["val"].dtype == torch.bool for _, ids in indices):
         return []
-    if _is_user_index(ids):
-        return []  # checked against the users of the request
-    rows = int(table.meta["val"].shape[0])
-    return [Lookup(node, node, _table_name(table), 0, rows, ids, "none", 1, False)]
+    wraps = node.target is aten.index.Tensor
+    rows = [dim for dim, _ in indices] == [0]
+    return [
+        Lookup(node, node, _table_name(base(table)), 0, int(shape[dim]), ids, "none", 1, False)
+        for dim, ids in indices
+        if not _is_user_index(ids)  # checked against the users of the request
+        and (rows or weight or (not wraps and _origins(ids)))
+    ]
+
+
+def _indices(node: fx.Node) -> list[tuple[int, fx.Node]]:
+    """The dimensions of its first argument that an operator goes by ids along, and these."""
+    given: Any
+    if node.target is aten.index.Tensor:
+        given = enumerate(node.args[1])  # type: ignore[arg-type]
+    else:
+        dim, ids = node.args[1:3]
+        given = [(dim % max(node.args[0].meta["val"].ndim, 1), ids)]  # type: ignore
+    return [(dim, ids) for dim, ids in given if isinstance(ids, fx.Node)]
 
 
 def _embedding(node: fx.Node) -> Lookup:

@@ -405,6 +405,44 @@ def test_computed_ids_that_the_table_has_need_no_check(
 # Specialise
 
 
+INDEXED: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
+    "by rows and columns": lambda t, i, j: t.a[i, j],
+    "by columns": lambda t, i, j: t.a[:3, j].t() + i[:, None],
+    "selected columns": lambda t, i, j: t.a.index_select(1, j).t() + i[:, None],
+    "gathered": lambda t, i, j: (t.a.relu()[i]).gather(1, j[:, None]),
+    "scattered": lambda t, i, j: t.a[i].scatter(1, j[:, None], 1.0),
+}
+
+
+@pytest.mark.parametrize("name", INDEXED)
+def test_ids_have_bounds_however_they_index(name: str, captured: Capture) -> None:
+    model = Model({"a": (9, 5)}, lambda t, x: INDEXED[name](t, x["i"], x["j"]))
+
+    def draw(rows: int) -> dict[str, Tensor]:
+        return {"i": ids(rows, 9), "j": ids(rows, 5)}
+
+    path = captured(model, {f"x_{k}": v for k, v in draw(4).items()})
+    check(path, model, draw)
+    with Runtime.load(path) as runtime:
+        for wrong in (5, -1):
+            with pytest.raises(IdRangeError, match=rf"^input 'x_j', row 1: id {wrong} is out of"):
+                runtime.run({"x_i": np.array([0, 8]), "x_j": np.array([4, wrong])})
+
+
+def test_computed_ids_of_two_dimensions_are_listed_as_unchecked() -> None:
+    model = Model({"a": (9, 5)}, lambda t, x: t.a[x["i"], x["i"] // 2])
+    bounds, unchecked = id_bounds(program(model, {"x_i": ids(4, 9)}))
+    assert (bounds, unchecked) == ([IdBound("x_i", None, 9, "tables.a")], ["tables.a"])
+
+
+def test_ids_that_the_model_finds_in_what_it_computes_are_of_no_table() -> None:
+    def run(t: Any, x: dict[str, Tensor]) -> Tensor:
+        best = x["a"].argmax(1)
+        return x["a"].gather(1, best[:, None]) + x["a"][torch.arange(best.shape[0]), best][:, None]
+
+    assert id_bounds(program(Model({}, run), {"x_a": torch.randn(4, 6)})) == ([], [])
+
+
 def test_input_free_operators_become_constants() -> None:
     def run(t: Any, x: dict[str, Tensor]) -> Tensor:
         steps = torch.arange(6, dtype=torch.float32).cumsum(0) * 2
