@@ -9,6 +9,8 @@ instead of 65, 256 to 128 takes 28 instead of 37 with weights that come from the
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 from torch import fx
 
@@ -23,7 +25,7 @@ def turn_linears(program: Program) -> None:
     for node in list(program.graph.nodes):
         if node.target is not aten.linear.default or not float_layer(node):
             continue
-        if node.meta["val"][..., 0].numel() > 1:
+        if prod(node.meta["val"].shape[:-1]) > 1:
             _turn(program, node)
     program.sort()
     program.prune()

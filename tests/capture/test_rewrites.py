@@ -521,6 +521,16 @@ def test_layers_of_other_shapes_are_spelled_out(rows: tuple[int, ...], captured:
     check(path, model, lambda n: {"a": torch.randn(n, *rows, 8)})
 
 
+def test_layers_of_no_units(captured: Capture) -> None:
+    """As a model has that is built from a list of widths, of which one is 0."""
+    model = Model(
+        {"none": (0, 6), "some": (3, 6)},
+        lambda t, x: torch.cat([F.linear(x["a"], t.none), F.linear(x["a"], t.some)], dim=1),
+    )
+    path = captured(model, {"x_a": torch.randn(4, 6)})
+    check(path, model, lambda n: {"a": torch.randn(n, 6)})
+
+
 def test_scaled_products_are_not_inlined() -> None:
     def run(t: Any, x: dict[str, Tensor]) -> Tensor:
         a = x["a"]
