@@ -157,8 +157,10 @@ def _run_stacked(program: Program, group: Group, sources: list[fx.Node]) -> fx.N
 
     in_dims = tuple(None if shared else 0 for shared in kinds)
     fakes = [s.meta["val"] for s in sources]
+    # What torch makes an operator of may write in place, which would look like a view.
+    stacked = torch.func.functionalize(torch.vmap(run, in_dims=in_dims))
     with program.fake_mode:
-        traced = make_fx(torch.vmap(run, in_dims=in_dims))(*fakes)
+        traced = make_fx(stacked)(*fakes)
     return _graft(program, traced, sources)
 
 
@@ -204,6 +206,11 @@ def _graft(program: Program, traced: fx.GraphModule, sources: Sequence[fx.Node])
                 here[node] = here[first]
                 continue
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: here[n])
+            # As in `specialise`: traced here, and run where the program will.
+            kwargs = {k: None if k == "device" else v for k, v in kwargs.items()}
+            if not node.all_input_nodes:
+                here[node] = program.constant(node.target(*args, **kwargs))
+                continue
             here[node] = program.call(node.target, *args, **kwargs)
         elif node.op == "output":
             return here[node.args[0]]

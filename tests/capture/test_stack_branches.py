@@ -197,6 +197,33 @@ def test_cuts_that_begin_before_the_first_row(begin: int, captured: Capture) -> 
     np.testing.assert_allclose(got, model(x).detach().numpy(), rtol=1e-4, atol=1e-5)
 
 
+class Alike(nn.Module):
+    """How alike a vector is to each of several, by an operator that torch makes of others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.vectors = nn.ParameterList(torch.randn(4) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([F.cosine_similarity(x, v, dim=1) for v in self.vectors], dim=1)
+
+
+@pytest.mark.parametrize("strategy", ["single", "greedy"])
+def test_what_operators_are_made_of_writes_nothing_in_place(
+    strategy: str, captured: Capture
+) -> None:
+    model, x = Alike().eval(), torch.randn(4, 4)
+    made = specialise(ingest(model, {"x": x}), 4)
+    stack_branches(made, plan_weight_stacks(made))
+    operators = made.graph.find_nodes(op="call_function", target=aten.cosine_similarity.default)
+    assert not operators  # stacked
+    assert not any(n.target._schema.is_mutable for n in made.graph.nodes if n.op == "call_function")
+    with Runtime.load(captured(model, {"x": x}, strategy=strategy, streams=3)) as runtime:
+        got = runtime.run({"x": x})["output"]
+    np.testing.assert_allclose(got, model(x).detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
 def test_no_stack_without_work() -> None:
     """Pieces that go straight into the trunk are left as they are."""
     model = streamrec(features=3, dims=(8,), rows_scale=0.001)
