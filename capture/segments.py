@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from torch import fx
 
 from recreplay.capture.jagged_axis import bag_arguments
+from recreplay.capture.one_row import VIEWS
 from recreplay.capture.specialise import Program
 from recreplay.capture.views import base, is_view
 from recreplay.runtime.aten import (
@@ -240,7 +242,8 @@ def _lower(
         args = tuple(encode(a, name_of) for a in node.args)
         kwargs = {k: encode(v, name_of) for k, v in node.kwargs.items()}
         local[node] = own
-        operators.append(Operator(own, target_name(node.target), args, kwargs))
+        target = aten.reshape.default if _moved(node, mine) else node.target
+        operators.append(Operator(own, target_name(target), args, kwargs))
         return own
 
     for member in members:
@@ -275,6 +278,14 @@ def _lower(
         pieces=tuple(pieces.values()),
     )
     return segment, {base(n) for n in inputs}
+
+
+def _moved(node: fx.Node, mine: Collection[fx.Node]) -> bool:
+    """Whether `node` views as another shape what was made elsewhere and lies in another order now:
+    what crosses is stored contiguous."""
+    if node.target not in VIEWS or base(node) in mine:
+        return False
+    return not _materialised(node).meta["val"].is_contiguous()
 
 
 def _piece(node: fx.Node, crossing: dict[fx.Node, list[str]]) -> Piece | None:

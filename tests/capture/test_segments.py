@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,6 +19,7 @@ from recreplay.capture.rewrites.stack_lookups import plan_stacks, stack_lookups
 from recreplay.capture.segments import BoundSegment, SegmentCode, cut
 from recreplay.capture.specialise import Program, specialise
 from recreplay.models import MODELS
+from recreplay.runtime import Runtime
 from recreplay.runtime.artifact import open_artifact
 from recreplay.runtime.plan import Plan, check_plan
 
@@ -79,6 +81,27 @@ def test_segments_hold_every_operator_once_in_a_proved_order(
             made[name_] = position
     assert reads <= set(plan.edges)
     assert {f"output:{o}" for o in program.outputs} <= set(made)
+
+
+class Turned(nn.Module):
+    """What two features make lies in memory column by column, and is viewed where they meet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.scale = nn.Parameter(torch.randn(8, 1))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        left, right = x.t() * self.scale, y.t() * self.scale.sin()
+        return (left.t().view(-1) * right.t().view(-1)).view(-1, 8) + left.t()
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_views_of_what_crosses_in_another_order(strategy: str, captured: Capture) -> None:
+    model, request = Turned().eval(), {"x": torch.randn(4, 8), "y": torch.randn(4, 8)}
+    with Runtime.load(captured(model, request, strategy=strategy, streams=3)) as runtime:
+        got = runtime.run(request)["output"]
+    np.testing.assert_allclose(got, model(**request).detach().numpy(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", SMALL)
