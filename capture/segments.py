@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -242,7 +242,7 @@ def _lower(
         args = tuple(encode(a, name_of) for a in node.args)
         kwargs = {k: encode(v, name_of) for k, v in node.kwargs.items()}
         local[node] = own
-        target = aten.reshape.default if _moved(node, mine) else node.target
+        target = aten.reshape.default if _moved(node, crossing) else node.target
         operators.append(Operator(own, target_name(target), args, kwargs))
         return own
 
@@ -280,12 +280,11 @@ def _lower(
     return segment, {base(n) for n in inputs}
 
 
-def _moved(node: fx.Node, mine: Collection[fx.Node]) -> bool:
-    """Whether `node` views as another shape what was made elsewhere and lies in another order now:
-    what crosses is stored contiguous."""
-    if node.target not in VIEWS or base(node) in mine:
-        return False
-    return not _materialised(node).meta["val"].is_contiguous()
+def _moved(node: fx.Node, crossing: Mapping[fx.Node, list[str]]) -> bool:
+    """Whether `node` views as another shape what lies in another order than it was made in: what
+    leaves a segment is stored contiguous, and may be written there at once."""
+    made = _materialised(node)
+    return node.target in VIEWS and made in crossing and not made.meta["val"].is_contiguous()
 
 
 def _piece(node: fx.Node, crossing: dict[fx.Node, list[str]]) -> Piece | None:

@@ -84,24 +84,28 @@ def test_segments_hold_every_operator_once_in_a_proved_order(
 
 
 class Turned(nn.Module):
-    """What two features make lies in memory column by column, and is viewed where they meet."""
+    """What two features make lies in memory column by column, and is viewed where they meet; so
+    does an output, which is also viewed."""
 
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(2)
         self.scale = nn.Parameter(torch.randn(8, 1))
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         left, right = x.t() * self.scale, y.t() * self.scale.sin()
-        return (left.t().view(-1) * right.t().view(-1)).view(-1, 8) + left.t()
+        found = (left.t().view(-1) * right.t().view(-1)).view(-1, 8) + left.t()
+        last = (x * found).view(-1, 2, 4).transpose(1, 2).sin()
+        return {"found": found, "last": last, "flat": last.transpose(1, 2).view(-1, 8)}
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_views_of_what_crosses_in_another_order(strategy: str, captured: Capture) -> None:
     model, request = Turned().eval(), {"x": torch.randn(4, 8), "y": torch.randn(4, 8)}
     with Runtime.load(captured(model, request, strategy=strategy, streams=3)) as runtime:
-        got = runtime.run(request)["output"]
-    np.testing.assert_allclose(got, model(**request).detach().numpy(), rtol=1e-4, atol=1e-5)
+        got = runtime.run(request)
+    for name, value in model(**request).items():
+        np.testing.assert_allclose(got[name], value.detach().numpy(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", SMALL)
