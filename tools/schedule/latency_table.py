@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from bisect import bisect_left
 from dataclasses import dataclass
+from itertools import pairwise
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ class LatencyTable:
         at = bisect_left(self.rows, rows)
         if at == 0:
             return _pick(table[0], draw)
-        if at == len(self.rows):  # above: as many rows more, at the last slope
+        if at == len(self.rows):  # above: in proportion to its rows
             return _pick(table[-1], draw) * rows / self.rows[-1]
         low, high = self.rows[at - 1], self.rows[at]
         share = (rows - low) / (high - low)
@@ -56,11 +58,23 @@ class LatencyTable:
                 int(busy): tuple((float(ms) / 1e3,) for ms in found)
                 for busy, found in data["median_ms"].items()
             }
-            if not samples or any(len(found) != len(rows) for found in samples.values()):
-                raise ValueError("as many latencies as rows are needed")
+            _check(rows, samples)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise RecReplayError(f"{path} is no latency table: {error!r}") from error
         return cls(rows, samples)
+
+
+def _check(rows: tuple[int, ...], samples: dict[int, tuple[tuple[float, ...], ...]]) -> None:
+    """Raises ValueError where a simulation could not draw from it, or time would run backwards."""
+    if not rows or rows[0] < 1 or any(one >= other for one, other in pairwise(rows)):
+        raise ValueError(f"rows are {list(rows)}; expected numbers from 1 on, in ascending order")
+    if 1 not in samples:
+        raise ValueError(f"latencies are of {list(samples)} busy; expected those of 1")
+    for found in samples.values():
+        if len(found) != len(rows):
+            raise ValueError("as many latencies as rows are needed")
+        if not all(isfinite(seconds) and seconds > 0 for (seconds,) in found):
+            raise ValueError("a latency is not a finite number above 0")
 
 
 def _pick(samples: tuple[float, ...], draw: np.random.Generator) -> float:

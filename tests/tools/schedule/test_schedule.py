@@ -201,6 +201,27 @@ def test_tables_interpolate_and_are_read_back(tmp_path: Path) -> None:
         LatencyTable.read(path)
 
 
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ('{"rows": [], "median_ms": {"1": []}}', "rows are []; expected numbers from 1 on, in asc"),
+        ('{"rows": [9, 1], "median_ms": {"1": [9, 1]}}', "rows are [9, 1]; expected numbers from"),
+        ('{"rows": [0, 1], "median_ms": {"1": [9, 1]}}', "rows are [0, 1]; expected numbers from"),
+        ('{"rows": [1, 9], "median_ms": {"2": [1, 2]}}', "latencies are of [2] busy; expected th"),
+        ('{"rows": [1, 9], "median_ms": {"1": [1, -2]}}', "a latency is not a finite number abov"),
+        ('{"rows": [1, 9], "median_ms": {"1": [1, NaN]}}', "a latency is not a finite number abo"),
+    ],
+)
+def test_tables_that_no_time_can_be_drawn_from_are_refused(
+    tmp_path: Path, text: str, why: str
+) -> None:
+    """A simulation would fail in the middle, or have answers before their queries."""
+    path = tmp_path / "gpu.json"
+    path.write_text(text)
+    with pytest.raises(RecReplayError, match=re.escape(why)):
+        LatencyTable.read(path)
+
+
 def test_targets() -> None:
     assert target_for("dlrm_rmc2", None) == SLA_MS["dlrm_rmc2"] == 350
     assert target_for("mine", 7.5) == 7.5
