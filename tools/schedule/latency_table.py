@@ -37,7 +37,8 @@ class LatencyTable:
 
     def median(self, rows: int, busy: int) -> float:
         table = self.samples[min(busy, max(self.samples))]
-        return float(np.interp(rows, self.rows, [float(np.median(s)) for s in table]))
+        found = float(np.interp(rows, self.rows, [float(np.median(s)) for s in table]))
+        return found * max(1.0, rows / self.rows[-1])  # above: as `draw`
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -8,6 +8,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from recreplay.runtime.artifact import open_artifact
 from recreplay.runtime.dispatch import can_pack
 from recreplay.runtime.errors import RecReplayError
@@ -24,6 +26,7 @@ from recreplay.tools.schedule.simulate import Simulation
 CHUNKS = (512, 384, 256, 192, 128, 96, 64, 48, 32)  # as DeepRecSys tries them
 THRESHOLDS = (96, 128, 192, 256, 384, 512)
 SIMULATED = 160  # windows
+_DRAWN = 4096  # sizes, to see what an accelerator takes of them
 _BEST = 2  # simulated settings that are measured beside the baseline
 
 
@@ -180,7 +183,23 @@ class Search:
         return min(self._cores * fastest / self._mean, 1 / (self.host.send + self.host.join))
 
     def _estimate(self, setting: Setting) -> float:
-        """The same of the lanes of one setting, on what it makes of mean queries."""
+        """The same of one setting, on what it makes of mean queries."""
+        if self._accelerator is not None and setting.threshold is not None:
+            return self._beside(self._accelerator, setting.threshold, self._of_lanes(setting))
+        return self._of_lanes(setting)
+
+    def _beside(self, accelerator: LatencyTable, threshold: int, lanes: float) -> float:
+        """Queries a second of lanes that hold `lanes` of them alone, where the accelerator takes
+        those of `threshold` rows and more, one after the other."""
+        draw = np.random.default_rng(0)
+        drawn = np.array([self._load.sizes(draw) for _ in range(_DRAWN)])
+        taken = drawn[drawn >= threshold]
+        spent = sum(accelerator.median(int(n), 1) for n in taken) / _DRAWN
+        left = 1 - taken.sum() / drawn.sum()  # of the rows, for the lanes
+        limits = [lanes / left if left else float("inf"), 1 / spent if spent else float("inf")]
+        return min(*limits, 1 / self.host.send)
+
+    def _of_lanes(self, setting: Setting) -> float:
         mean = self._mean
         if setting.max_delay_us is not None:
             return self.limit()

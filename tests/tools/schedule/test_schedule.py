@@ -295,6 +295,23 @@ def test_an_accelerator_is_planned_for_without_one(shop_path: Path, tmp_path: Pa
     assert report["qps_chosen"] is None
 
 
+@pytest.mark.parametrize(("ms", "least", "most"), [(1, 600, 1000), (50, 10, 21)])
+def test_a_plan_holds_what_its_accelerator_does(
+    shop_path: Path, tmp_path: Path, ms: int, least: float, most: float
+) -> None:
+    """It takes every query of these sizes: lanes, which hold about 350, are not asked."""
+    table = {"rows": [1, 1000], "median_ms": {"1": [ms, ms]}}
+    (tmp_path / "gpu.json").write_text(json.dumps(table))
+    command = ["schedule", str(shop_path), "--target-ms", "200", "--sizes", "normal:800,50"]
+    command += ["--out", str(tmp_path / "s.json"), "--windows", "0", "--delays", "0", "--json"]
+    done = CliRunner().invoke(app, [*command, "--accelerator", str(tmp_path / "gpu.json")])
+    assert done.exit_code == 0, done.output
+    settings = json.loads(done.stdout)["report"]["settings"]
+    held = [s["simulated_qps"] for s in settings if s["threshold"] is not None]
+    assert held
+    assert all(least < qps < most for qps in held), held
+
+
 NEVER = r"^error: no setting holds p95 <= 0\.01 ms: the lowest p95 that was {} is [\d.e+]+ ms, at "
 
 
