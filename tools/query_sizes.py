@@ -59,8 +59,8 @@ def draw_sizes(name: str, count: int, seed: int = 0) -> Array:
 
 
 def whole(drawn: Array) -> Array:
-    """What was drawn as sizes: int64 in [1, 1024]."""
-    return np.clip(drawn.astype(np.int64), 1, LARGEST)
+    """What was drawn as sizes: int64 in [1, 1024]. Cut first: no int64 holds what may be drawn."""
+    return np.clip(drawn, 1, LARGEST).astype(np.int64)
 
 
 def histogram(sizes: Array) -> dict[int, int]:

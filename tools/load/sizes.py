@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ def parse_sizes(text: str) -> Sizes:
         if kind == "fixed":
             return fixed(int(rest))
         if kind in ("normal", "lognormal"):
-            a, b = (float(part) for part in rest.split(","))
+            a, b = _two(rest)
             return _cut(normal(a, b) if kind == "normal" else lognormal(a, b))
         if kind == "kairos" and not rest:
             return _cut(kairos)
@@ -68,6 +69,16 @@ def largest(sizes: Sizes, seed: int = 0, count: int = 4096) -> int:
     """The largest of many drawn sizes."""
     draw = np.random.default_rng(seed)
     return max(sizes(draw) for _ in range(count))
+
+
+def _two(text: str) -> tuple[float, float]:
+    """Where the distribution is, and how wide: numbers that something can be drawn from."""
+    found = [float(part) for part in text.split(",")]
+    if len(found) != 2:
+        raise ValueError(f"expected two numbers, got {len(found)}")
+    if not all(isfinite(number) for number in found) or found[1] < 0:
+        raise ValueError("both have to be finite, and the second 0 or more")
+    return found[0], found[1]
 
 
 def _cut(draw: Draw) -> Sizes:

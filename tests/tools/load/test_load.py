@@ -118,6 +118,27 @@ def test_saturate_refuses_before_it_measures(options: list[str], message: str) -
     assert message in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("normal:165,-1", "both have to be finite, and the second 0 or more"),
+        ("normal:nan,1", "both have to be finite"),
+        ("lognormal:5.1,inf", "both have to be finite"),
+        ("lognormal:5.1", "expected two numbers, got 1"),
+        ("normal:1,2,3", "expected two numbers, got 3"),
+    ],
+)
+def test_distributions_that_nothing_can_be_drawn_from_are_refused(text: str, why: str) -> None:
+    with pytest.raises(RecReplayError, match=f"^sizes '{text}': {why}"):
+        parse_sizes(text)
+
+
+@pytest.mark.parametrize("mu", [20, 60, 1000])  # beyond 1024, beyond int64, infinite
+def test_what_is_drawn_too_large_is_the_largest(mu: int) -> None:
+    with np.errstate(over="ignore"):
+        assert parse_sizes(f"lognormal:{mu},0.1")(np.random.default_rng(0)) == 1024
+
+
 @pytest.mark.parametrize("text", ["zipf", "fixed:x", "normal:1", "file:/nowhere", "kairos:2", ""])
 def test_unknown_sizes_are_refused(text: str) -> None:
     with pytest.raises(RecReplayError, match=r"; expected fixed:N, normal:MEAN,STD, lognormal"):
