@@ -88,6 +88,9 @@ ExampleFile = Annotated[
         help="Example inputs as .npz, for a model without a method example_inputs(batch)."
     ),
 ]
+Seed = Annotated[
+    int, typer.Option(help="Of arrivals, sizes and requests.", min=0, max=(1 << 32) - 1)
+]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace an artifact that is there already.")
 ]

@@ -28,7 +28,7 @@ def loadgen(
     serving: Annotated[
         Path | None, typer.Option(help="A serving.json. [dim]Default: one lane, no batching.[/]")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of arrivals, sizes and requests.")] = 0,
+    seed: options.Seed = 0,
     as_json: options.AsJson = False,
 ) -> None:
     """Send queries when they are due, and say how long each took from then."""

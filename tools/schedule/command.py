@@ -48,7 +48,7 @@ def schedule(
     seconds: Annotated[
         float, typer.Option(help="The most seconds for one setting.", min=0.01)
     ] = 30.0,
-    seed: Annotated[int, typer.Option(help="Of arrivals, sizes and requests.")] = 0,
+    seed: options.Seed = 0,
     as_json: options.AsJson = False,
 ) -> None:
     """Search chunk, lanes, batching delay and accelerator threshold, as DeepRecSched does."""

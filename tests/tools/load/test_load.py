@@ -99,6 +99,16 @@ def test_a_load_without_an_end_is_refused(
     assert done.stderr.startswith(f"error: {message}")
 
 
+@pytest.mark.parametrize("command", ["loadgen", "schedule"])
+@pytest.mark.parametrize("seed", ["-1", "99999999999999999999"])
+def test_a_seed_that_nothing_is_drawn_from_is_refused(
+    shop_path: Path, command: str, seed: str
+) -> None:
+    done = CliRunner().invoke(app, [command, str(shop_path), "--seed", seed])
+    assert done.exit_code == 2
+    assert "Invalid value for '--seed': Input should be" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
