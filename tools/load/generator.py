@@ -71,14 +71,16 @@ class Sender:
         self._under_way = 0
         self._idle = threading.Condition()
 
-    def send(self, request: Request, due: float) -> None:
-        """Wait until `due`, a time of `time.perf_counter`, then submit."""
+    def send(self, request: Request, due: float) -> float:
+        """Wait until `due`, a time of `time.perf_counter`, then submit; returns how many seconds
+        late that was."""
         sleep_until(due)
+        late = time.perf_counter() - due
         try:
             future = self._runtime.submit(request)
         except Overloaded as error:
             self._done(time.perf_counter() - due, error)
-            return
+            return late
         with self._idle:
             self._under_way += 1
 
@@ -89,6 +91,7 @@ class Sender:
                 self._idle.notify()
 
         future.add_done_callback(finished)
+        return late
 
     def wait(self, seconds: float = 60.0) -> None:
         """Until all that was sent is answered."""
@@ -116,10 +119,7 @@ def run_load(runtime: Answers, requests: Sequence[Request], times: Sequence[floa
 
     sender = Sender(runtime, done)
     begun = time.perf_counter() + 0.05
-    late = []
-    for request, at in zip(requests, times, strict=True):
-        late.append(max(0.0, time.perf_counter() - begun - at))
-        sender.send(request, begun + at)
+    late = [sender.send(r, begun + at) for r, at in zip(requests, times, strict=True)]
     sender.wait()
     seconds = max(time.perf_counter() - begun, 1e-9)
     return Load(

@@ -16,7 +16,7 @@ from recreplay.runtime import Runtime, Serving
 from recreplay.runtime.errors import RecReplayError
 from recreplay.tools.cli import app
 from recreplay.tools.load.arrivals import arrival_times, check_arrivals, draw_gap
-from recreplay.tools.load.generator import run_load
+from recreplay.tools.load.generator import run_load, sleep_until
 from recreplay.tools.load.queries import Queries
 from recreplay.tools.load.sizes import parse_sizes
 
@@ -172,6 +172,22 @@ def test_a_stall_shows_in_every_query_that_was_due_meanwhile(shop_path: Path, sh
     assert load.answered == 20
     assert load.latency_ms["p50"] > 150  # due 0 to 190 ms, answered after 350 ms or more
     assert load.late_ms < 100
+
+
+def test_a_generator_that_oversleeps_says_that_it_sent_late(
+    shop_path: Path, shop: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("recreplay.tools.load.generator.sleep_until", lambda due: _late(due, 0.03))
+    with Runtime.load(shop_path) as runtime:
+        load = run_load(runtime, [shop.request(2)] * 5, np.arange(5) * 0.1)
+    assert load.answered == 5
+    assert load.latency_ms["p50"] > 30
+    assert load.late_ms > 30
+
+
+def _late(due: float, seconds: float) -> None:
+    sleep_until(due)
+    time.sleep(seconds)
 
 
 def test_refused_and_late_queries_are_counted(shop_path: Path, shop: Any) -> None:
