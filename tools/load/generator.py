@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -94,10 +95,15 @@ class Sender:
         return late
 
     def wait(self, seconds: float = 60.0) -> None:
-        """Until all that was sent is answered."""
+        """Until all that was sent is answered, however long the queue; raises where `seconds` go by
+        without an answer."""
         with self._idle:
-            if not self._idle.wait_for(lambda: not self._under_way, seconds):
-                raise RecReplayError(f"{self._under_way} queries were not answered in {seconds} s")
+            while left := self._under_way:
+                if not self._idle.wait_for(partial(self._fewer_than, left), seconds):
+                    raise RecReplayError(f"none of {left} queries was answered in {seconds:g} s")
+
+    def _fewer_than(self, count: int) -> bool:
+        return self._under_way < count
 
 
 def run_load(runtime: Answers, requests: Sequence[Request], times: Sequence[float]) -> Load:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from recreplay.runtime import Runtime, Serving
 from recreplay.runtime.errors import RecReplayError
 from recreplay.tools.cli import app
 from recreplay.tools.load.arrivals import arrival_times, check_arrivals, draw_gap
-from recreplay.tools.load.generator import run_load, sleep_until
+from recreplay.tools.load.generator import Sender, run_load, sleep_until
 from recreplay.tools.load.queries import Queries
 from recreplay.tools.load.sizes import parse_sizes
 
@@ -188,6 +189,30 @@ def test_a_generator_that_oversleeps_says_that_it_sent_late(
 def _late(due: float, seconds: float) -> None:
     sleep_until(due)
     time.sleep(seconds)
+
+
+class Clerk:
+    """Answers one query after the other, each in so many seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._pool = ThreadPoolExecutor(1)
+
+    def submit(self, inputs: dict[str, Any], /) -> Future[Any]:
+        return self._pool.submit(time.sleep, self._seconds)
+
+
+def test_a_long_queue_is_waited_for_as_long_as_it_moves() -> None:
+    answered: list[float] = []
+    sender = Sender(Clerk(0.1), lambda latency, error: answered.append(latency))
+    for _ in range(10):
+        sender.send({}, time.perf_counter())
+    sender.wait(0.5)
+    assert len(answered) == 10
+    sender = Sender(Clerk(0.5), lambda latency, error: None)
+    sender.send({}, time.perf_counter())
+    with pytest.raises(RecReplayError, match=r"^none of 1 queries was answered in 0\.1 s$"):
+        sender.wait(0.1)
 
 
 def test_refused_and_late_queries_are_counted(shop_path: Path, shop: Any) -> None:
