@@ -103,25 +103,24 @@ def by_lanes(
         with Runtime.load(path, lanes=lanes) as runtime:
             for rows, asked in requests.items():
                 progress(f"{rows} rows on {lanes} lanes")
-                done = [0] * lanes
-                end = time.perf_counter() + seconds
+                rates = [0.0] * lanes
 
-                def work(
-                    at: int, end: float = end, done: list[int] = done, asked: Any = asked
-                ) -> None:
+                def work(at: int, rates: list[float] = rates, asked: Any = asked) -> None:
                     import torch
 
                     torch.set_num_threads(1)
-                    while time.perf_counter() < end:
-                        runtime.run(asked[done[at] % len(asked)])
-                        done[at] += 1
+                    done, begun = 0, time.perf_counter()
+                    while (spent := time.perf_counter() - begun) < seconds:
+                        runtime.run(asked[done % len(asked)])
+                        done += 1
+                    rates[at] = done / spent  # the last is answered when time is up
 
                 threads = [threading.Thread(target=work, args=(i,)) for i in range(lanes)]
                 for thread in threads:
                     thread.start()
                 for thread in threads:
                     thread.join()
-                found.append({"rows": rows, "lanes": lanes, "qps": round(sum(done) / seconds, 1)})
+                found.append({"rows": rows, "lanes": lanes, "qps": round(sum(rates), 1)})
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import time
@@ -17,8 +18,10 @@ from recreplay.runtime import Runtime, Serving
 from recreplay.runtime.errors import RecReplayError
 from recreplay.tools.cli import app
 from recreplay.tools.load.arrivals import arrival_times, check_arrivals, draw_gap
+from recreplay.tools.load.coroutines import by_coroutine
 from recreplay.tools.load.generator import Sender, run_load, sleep_until
 from recreplay.tools.load.queries import Queries
+from recreplay.tools.load.saturate import by_lanes
 from recreplay.tools.load.sizes import parse_sizes
 
 
@@ -242,6 +245,37 @@ def test_saturate_reports(shop_path: Path, tmp_path: Path) -> None:
     assert all(i["qps"] > 0 for i in report["lanes"] + report["batching"] + report["coroutines"])
     assert [(i["rows"], i["busy"]) for i in report["beside"]] == [(2, False), (2, True)]
     assert all(0 < i["us_p50"] <= i["us_p95"] for i in report["beside"])
+
+
+class SlowRuntime:
+    """Whose requests take longer than there is time left for the last of them."""
+
+    def __enter__(self) -> SlowRuntime:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def run(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        time.sleep(0.2)
+        return inputs
+
+    async def arun(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        await asyncio.sleep(0.2)
+        return inputs
+
+
+def test_saturate_counts_the_time_of_what_it_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five requests a second for each lane, and for each of 64 coroutines."""
+    monkeypatch.setattr("recreplay.tools.load.coroutines.LONELY", 1)
+    monkeypatch.setattr(Runtime, "load", lambda *given, **options: SlowRuntime())
+    asked: dict[int, list[dict[str, Any]]] = {1: [{}]}
+    lanes = by_lanes(Path("slow.rr"), asked, [1, 2], 0.5, print)
+    assert [point["qps"] for point in lanes] == pytest.approx([5, 10], rel=0.1)
+    found = by_coroutine(Path("slow.rr"), asked, False, 0.5, print)
+    assert {"arun", "arun by lanes' threads"} < {point["way"] for point in found}
+    asleep = [point["qps"] for point in found if point["way"] != "run in a thread pool"]
+    assert asleep == pytest.approx([320] * 2, rel=0.15)
 
 
 def test_loadgen_reports(shop_path: Path, tmp_path: Path) -> None:
