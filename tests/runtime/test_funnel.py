@@ -152,8 +152,8 @@ numbers = st.sampled_from([0.0, -0.0, 1.0, -2.5, np.nan, np.inf, -np.inf]) | st.
 @given(st.lists(numbers, min_size=1, max_size=30), st.integers(1, 35))
 def test_the_best_rows_are_those_of_a_stable_sort(scores: list[float], keep: int) -> None:
     array = np.array(scores, np.float32)
-    ranks = np.where(np.isnan(array), -np.inf, array)
-    best = sorted(range(len(scores)), key=lambda i: (-ranks[i], i))[:keep]
+    ranks = [(True, 0.0) if np.isnan(x) else (False, -float(x)) for x in array]
+    best = sorted(range(len(scores)), key=lambda i: (ranks[i], i))[:keep]
     assert best_first(array, keep).tolist() == best
     assert top_rows(array, keep).tolist() == sorted(best)
 
@@ -161,6 +161,10 @@ def test_the_best_rows_are_those_of_a_stable_sort(scores: list[float], keep: int
 def test_whole_numbers_are_scores_too() -> None:
     assert best_first(np.array([3, -1, 7, 7], np.int64), 3).tolist() == [2, 3, 0]
     assert best_first(np.array([False, True]), None).tolist() == [1, 0]
+    large = np.array([2**53, 2**53 + 1, -(2**63), 2**63 - 1], np.int64)
+    assert best_first(large, None).tolist() == [3, 1, 0, 2]
+    assert top_rows(large[:2], 1).tolist() == [1]
+    assert best_first(np.array([0, 2**64 - 1, 7], np.uint64), 2).tolist() == [1, 2]
 
 
 @pytest.fixture(scope="module")
