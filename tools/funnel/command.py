@@ -13,6 +13,7 @@ from recreplay.tools import options, tables
 from recreplay.tools.console import Progress, print_json, report_notice, show
 from recreplay.tools.files import check_output, write_json
 from recreplay.tools.interpreter import prepare_for_load
+from recreplay.tools.load.arrivals import check_rate
 from recreplay.tools.query_sizes import MOST
 
 KIND = "recreplay-funnel"
@@ -67,6 +68,8 @@ def funnel(
         raise RecReplayError("--labels names an array of --inputs; give that, too")
     if top > items:
         raise RecReplayError(f"--top {top} is above --items {items}")
+    for each in rate or []:
+        check_rate(each, seconds)
     names = [path.stem for path in artifacts]
     scores = _scores(score or [], names)
     chosen = pipelines(len(artifacts), items, kept, top)

@@ -184,6 +184,8 @@ def test_a_stage_without_a_bucket_of_its_rows_is_noticed(made: Path) -> None:
         (("fine.rr", "--inputs", "queries.npz", "--labels", "odd"), "labels 'odd' are not one 0"),
         (("fine.rr", "--inputs", "queries.npz", "--labels", "flat"), "labels 'flat' are not one"),
         (("fine.rr", "--inputs", "queries.npz", "--items", 300), "queries.npz has 200 rows; a que"),
+        (("fine.rr", "--rate", "inf"), "--rate is inf; expected a finite number above 0"),
+        (("fine.rr", "--rate", 1e9), "--rate 1e+09 for --seconds 10 are 1e+10 queries; at most"),
         (("none.rr",), "no artifact at"),
         (("fine.rr", "--out", "/proc/no/f.json"), "cannot write /proc/no/f.json"),
     ],
