@@ -34,6 +34,8 @@ def from_file(path: Path, funnel: Funnel, items: int, most: int, labels: str | N
     names = [spec.name for spec in funnel.inputs] + ([] if labels is None else [labels])
     if missing := [name for name in names if name not in arrays]:
         raise InputError(f"{path} has no {', '.join(missing)}; it has {', '.join(arrays)}")
+    if single := [name for name in names if not arrays[name].ndim]:
+        raise InputError(f"{path}: {', '.join(single)} is one value, not one for each row")
     rows = {len(arrays[name]) for name in names}
     if len(rows) > 1:
         counts = ", ".join(f"{name} {len(arrays[name])}" for name in names)

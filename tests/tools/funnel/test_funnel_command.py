@@ -100,6 +100,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         best[at + np.argsort(-worth[at : at + 40])[:4]] = 1
     arrays = {"worth": worth, "item": draw.integers(0, 9, 200), "best": best, "odd": best * 2}
     arrays["flat"] = best[:, None]
+    arrays["one"] = np.array(1)
     np.savez(folder / "queries.npz", **arrays)
     return folder
 
@@ -183,6 +184,10 @@ def test_a_stage_without_a_bucket_of_its_rows_is_noticed(made: Path) -> None:
         (("fine.rr", "--inputs", "queries.npz", "--labels", "y"), "queries.npz has no y; it has w"),
         (("fine.rr", "--inputs", "queries.npz", "--labels", "odd"), "labels 'odd' are not one 0"),
         (("fine.rr", "--inputs", "queries.npz", "--labels", "flat"), "labels 'flat' are not one"),
+        (
+            ("fine.rr", "--inputs", "queries.npz", "--labels", "one"),
+            "queries.npz: one is one value",
+        ),
         (("fine.rr", "--inputs", "queries.npz", "--items", 300), "queries.npz has 200 rows; a que"),
         (("fine.rr", "--rate", "inf"), "--rate is inf; expected a finite number above 0"),
         (("fine.rr", "--rate", 1e9), "--rate 1e+09 for --seconds 10 are 1e+10 queries; at most"),
