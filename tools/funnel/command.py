@@ -82,7 +82,7 @@ def funnel(
             Stage(runtime, items, scores.get(name))
             for runtime, name in zip(runtimes, names, strict=True)
         ]
-        for notice in _padded(chosen, runtimes, names):
+        for notice in [*_unused(kept, items, top), *_padded(chosen, runtimes, names)]:
             report_notice(notice)
         whole = Funnel(models)
         if inputs is None:
@@ -95,6 +95,8 @@ def funnel(
             for each in rate or []:
                 progress(f"{item.pipeline.describe(names)}: {each:g} queries a second")
                 item.loads.append(measure.load(item, asked, each, seconds, 0))
+                for notice in _unanswered(item.pipeline.describe(names), item.loads[-1]):
+                    report_notice(notice)
     report = {
         "kind": KIND,
         "artifacts": [path.name for path in artifacts],
@@ -118,6 +120,28 @@ def funnel(
         print_json(report)
         return
     _show(report)
+
+
+def _unused(kept: list[int], items: int, top: int) -> list[str]:
+    """Which numbers of rows no funnel has."""
+    unused = [str(keep) for keep in kept if not top <= keep < items]
+    if not unused:
+        return []
+    return [
+        f"--keep {', '.join(unused)} is left out: a stage lets {top} rows (--top) or more through, "
+        f"and fewer than {items} (--items)"
+    ]
+
+
+def _unanswered(name: str, load: dict[str, Any]) -> list[str]:
+    """Of what no latency tells."""
+    missing = load["offered"] - load["answered"]
+    if not missing:
+        return []
+    return [
+        f"{name} at {load['rate']:g}/s: {missing} of {load['offered']} queries were not answered "
+        "and are not in its latency"
+    ]
 
 
 def _padded(chosen: list[Any], runtimes: list[Any], names: list[str]) -> list[str]:

@@ -166,6 +166,27 @@ def test_a_load_says_what_became_of_the_queries(made: Path) -> None:
     assert "coarse 8 → fine" in done.stdout
 
 
+def test_queries_that_were_not_answered_are_noticed(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that were are the fast ones."""
+    load = {"rate": 9.0, "offered": 20, "answered": 14, "refused": 6, "latency_ms": {"p95": 1.0}}
+    monkeypatch.setattr("recreplay.tools.funnel.measure.load", lambda *given: load)
+    done = invoke(made, "fine.rr", "--rate", 9)
+    assert done.exit_code == 0, done.stderr
+    assert (
+        "notice: fine at 9/s: 6 of 20 queries were not answered and are not in its latency"
+        in done.stderr
+    )
+
+
+def test_rows_that_no_stage_may_keep_are_noticed(made: Path) -> None:
+    done = invoke(made, "coarse.rr", "fine.rr", "--keep", "2,8,40")
+    assert done.exit_code == 0, done.stderr
+    assert "notice: --keep 2, 40 is left out: a stage lets 4 rows (--top) or more" in done.stderr
+    assert "left out" not in invoke(made, "coarse.rr", "fine.rr").stderr
+
+
 def test_a_stage_without_a_bucket_of_its_rows_is_noticed(made: Path) -> None:
     done = invoke(made, "coarse.rr", "fine.rr", "--keep", "8,10")
     assert done.exit_code == 0, done.stderr
