@@ -25,6 +25,18 @@ def remarks(manifest: Manifest) -> list[str]:
     return found
 
 
+def batch_remarks(batches: Sequence[int], buckets: Sequence[int]) -> list[str]:
+    """The batch sizes of a measurement that no bucket is captured for."""
+    found = []
+    for batch in batches:
+        bucket = min((size for size in buckets if size >= batch), default=max(buckets))
+        if batch > bucket:
+            found.append(f"batch {batch} is replayed in parts of {bucket}")
+        elif batch < bucket:
+            found.append(f"batch {batch} is padded to bucket {bucket}")
+    return found
+
+
 def request_remarks(stats: Mapping[str, Any]) -> list[str]:
     """What a runtime's counters say beyond plain replays."""
     words = {

@@ -62,6 +62,17 @@ def test_a_users_model(model_file: Path, invoke: Invoke) -> None:
     assert "--strict: batch 5 is padded" in result.stderr
 
 
+def test_peers_are_measured_with_the_same_notices(model_file: Path, invoke: Invoke) -> None:
+    command = ("bench", f"{model_file}:build", *TINY, "--buckets", "8", "--batches", "5,20")
+    result = invoke(*command, "--peers", "eager")
+    assert result.exit_code == 0, result.stderr
+    assert "batch 5 is padded to bucket 8" in result.stderr
+    assert "batch 20 is replayed in parts of 8" in result.stderr
+    result = invoke(*command, "--peers", "eager", "--strict")
+    assert result.exit_code == 1
+    assert "--strict: batch 5 is padded" in result.stderr
+
+
 def test_what_is_measured() -> None:
     dlrm, streamrec = choose((), None, None, None)
     assert dlrm.buckets == streamrec.buckets == (1, 16, 64, 128)

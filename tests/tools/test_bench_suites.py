@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import Result
 
+from recreplay.capture.compilers import toolchain
 from recreplay.tools.bench import cartesian, overhead, precisions, scaling
 from recreplay.tools.bench.scaling import SERIES, Series, Stages, exponent
 from recreplay.tools.bench.suites import Benchmark
@@ -97,6 +98,19 @@ def test_cartesian(report: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) 
         p50 = [batch["latency_us"][name]["p50"] for name in model["tables"]]
         assert batch["to_separate"]["ratio"] == pytest.approx(p50[0] / p50[1], abs=2e-3)
         assert batch["max_abs_error"] < 1e-6
+
+
+@pytest.mark.parametrize("suite", ["overhead", "precision", "cartesian"])
+def test_suites_of_their_own_are_strict_too(
+    invoke: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, suite: str
+) -> None:
+    monkeypatch.setattr(toolchain, "cxx_compiler", lambda: None)
+    module = {"overhead": overhead, "precision": precisions, "cartesian": cartesian}[suite]
+    tiny = (Benchmark("recreplay.models:rm_small", ("rows_scale=0.00001",), (1,), (1,)),)
+    monkeypatch.setattr(module, "BENCHMARKS", tiny)
+    result = invoke("bench", "--suite", suite, "--runs", "2", "--strict")
+    assert result.exit_code == 1
+    assert "--strict: no C++ compiler" in result.stderr
 
 
 def test_options_that_do_not_fit(invoke: Callable[..., Result]) -> None:

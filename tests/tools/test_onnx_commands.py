@@ -13,6 +13,7 @@ import onnxruntime
 import pytest
 import torch
 from safetensors.numpy import load_file
+from torch import nn
 from typer.testing import Result
 
 from recreplay.capture import capture, load_onnx
@@ -26,6 +27,29 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "din": {"rows_scale": 1e-4, "length": 6},
     "streamrec": {"rows_scale": 1e-4, "features": 6, "lookups": 3},  # branches are stacked
 }
+
+
+@pytest.fixture(scope="module")
+def small_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ONNX file of one linear layer."""
+    path = tmp_path_factory.mktemp("file") / "linear.onnx"
+    batch = {"input": {0: torch.export.Dim("batch")}}
+    model = nn.Linear(8, 4).eval()
+    torch.onnx.export(
+        model, (torch.randn(4, 8),), path, dynamo=True, dynamic_shapes=batch, verbose=False
+    )
+    return path
+
+
+def test_a_file_is_measured_with_notices(small_file: Path, invoke: Callable[..., Result]) -> None:
+    command = ("bench", small_file, "--compiler", "eager", "--runs", "4", "--buckets", "4")
+    result = invoke(*command, "--batches", "3,9")
+    assert result.exit_code == 0, result.stderr
+    assert "notice: linear: batch 3 is padded to bucket 4" in result.stderr
+    assert "notice: linear: batch 9 is replayed in parts of 4" in result.stderr
+    result = invoke(*command, "--batches", "3", "--strict")
+    assert result.exit_code == 1
+    assert "--strict: batch 3 is padded to bucket 4" in result.stderr
 
 
 @pytest.fixture(scope="module", params=sorted(ARGUMENTS))

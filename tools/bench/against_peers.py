@@ -100,7 +100,8 @@ def _measure_one(
         captured(benchmark, progress, ring.settings, ring.example, ring.strict_mode) as model,
         contextlib.ExitStack() as stack,
     ):
-        manifest = model.manifest
+        if ring.strict_mode:
+            strict.refuse(model.notices())
         subject = Subject(model.target, model.path, ring.device, model.folder)
         contenders, absent = _enter(subject, ring, progress, stack)
         batches = []
@@ -110,7 +111,7 @@ def _measure_one(
             absent |= {f"{name} at batch {batch}": why for name, why in left_out.items()}
     return {
         **model.to_json(),
-        "notices": strict.remarks(manifest),
+        "notices": model.notices(),
         "absent": absent,
         "batches": batches,
     }

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recreplay.tools import strict
 from recreplay.tools.bench.empty_cache import empty_cache
 from recreplay.tools.bench.suites import Benchmark
 from recreplay.tools.console import Progress
@@ -30,6 +31,12 @@ class Captured:
     path: Path
     manifest: Manifest
     nbytes: int
+
+    def notices(self) -> list[str]:
+        """What is measured otherwise than one might expect."""
+        sizes = [bucket.size for bucket in self.manifest.buckets]
+        batches = strict.batch_remarks(self.benchmark.batches, sizes)
+        return strict.remarks(self.manifest) + batches
 
     def to_json(self) -> dict[str, Any]:
         manifest = self.manifest

@@ -38,22 +38,30 @@ SEPARATE, JOINT = "separate tables", "Cartesian tables"
 
 
 def measure(
-    benchmarks: Sequence[Benchmark], runs: int, progress: Progress, settings: dict[str, Any]
+    benchmarks: Sequence[Benchmark],
+    runs: int,
+    progress: Progress,
+    settings: dict[str, Any],
+    strict_mode: bool = False,
 ) -> dict[str, Any]:
     """The report: for each model and batch, its separate and its Cartesian tables."""
     return {
         **heading(KIND, runs),
-        "results": [_measure_one(b, runs, progress, settings) for b in benchmarks],
+        "results": [_measure_one(b, runs, progress, settings, strict_mode) for b in benchmarks],
     }
 
 
 def _measure_one(
-    benchmark: Benchmark, runs: int, progress: Progress, settings: dict[str, Any]
+    benchmark: Benchmark,
+    runs: int,
+    progress: Progress,
+    settings: dict[str, Any],
+    strict_mode: bool,
 ) -> dict[str, Any]:
     combined = replace(benchmark, arguments=(*benchmark.arguments, "cartesian=true"))
     with (
-        captured(benchmark, progress, settings) as separate,
-        captured(combined, progress, settings) as joint,
+        captured(benchmark, progress, settings, strict_mode=strict_mode) as separate,
+        captured(combined, progress, settings, strict_mode=strict_mode) as joint,
         contextlib.closing(Variant(SEPARATE, separate, settings["device"])) as one,
         contextlib.closing(Variant(JOINT, joint, settings["device"])) as other,
     ):

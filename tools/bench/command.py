@@ -125,7 +125,7 @@ def bench(
     example = None if inputs is None else read_example(inputs)
     if targets and peers is None and all(target.endswith(".onnx") for target in targets):
         files = choose(targets, suite, buckets, batches, arg or ())
-        _bench_files(files, runs, settings, example, out, as_json)
+        _bench_files(files, runs, settings, example, strict_mode, out, as_json)
         return
     with Progress() as progress:
         if suite == "scaling":
@@ -135,17 +135,21 @@ def bench(
         elif suite == "overhead":
             from recreplay.tools.bench import overhead
 
-            report = overhead.measure(only(overhead.BENCHMARKS, models), runs, progress, settings)
+            report = overhead.measure(
+                only(overhead.BENCHMARKS, models), runs, progress, settings, strict_mode
+            )
         elif suite == "precision":
             from recreplay.tools.bench import precisions
 
             report = precisions.measure(
-                only(precisions.BENCHMARKS, models), runs, progress, settings
+                only(precisions.BENCHMARKS, models), runs, progress, settings, strict_mode
             )
         elif suite == "cartesian":
             from recreplay.tools.bench import cartesian
 
-            report = cartesian.measure(only(cartesian.BENCHMARKS, models), runs, progress, settings)
+            report = cartesian.measure(
+                only(cartesian.BENCHMARKS, models), runs, progress, settings, strict_mode
+            )
         elif peers is None:
             from recreplay.tools.bench import pairs
 
@@ -169,6 +173,10 @@ def bench(
         print_json(report)
         return
     show(*_render(report))
+    _notice(report)
+
+
+def _notice(report: dict[str, Any]) -> None:
     for result in report["results"]:
         for notice in result["notices"]:
             report_notice(f"{result['name']}: {notice}")
@@ -179,6 +187,7 @@ def _bench_files(
     runs: int,
     settings: dict[str, Any],
     example: dict[str, Tensor] | None,
+    strict_mode: bool,
     out: Path | None,
     as_json: bool,
 ) -> None:
@@ -190,7 +199,7 @@ def _bench_files(
     paths = [benchmark.target for benchmark in files]
     with Progress() as progress:
         report = onnx_file.measure_files(
-            paths, first.buckets, first.batches, runs, progress, settings, example
+            paths, first.buckets, first.batches, runs, progress, settings, example, strict_mode
         )
     if out is not None:
         write_json(out, report)
@@ -198,6 +207,7 @@ def _bench_files(
         print_json(report)
         return
     show(*onnx_file.render(report))
+    _notice(report)
 
 
 def choose(

@@ -40,6 +40,7 @@ def measure_files(
     progress: Progress,
     settings: dict[str, Any],
     example: dict[str, Tensor] | None = None,
+    strict_mode: bool = False,
 ) -> dict[str, Any]:
     """The report: a stamp, and a result for each file. `settings` are those of `capture`."""
     from recreplay.tools.bench.requests import COUNT
@@ -52,7 +53,8 @@ def measure_files(
         "runs": runs,
         "requests": COUNT,
         "results": [
-            _measure(path, buckets, batches, runs, progress, settings, example) for path in paths
+            _measure(path, buckets, batches, runs, progress, settings, example, strict_mode)
+            for path in paths
         ],
     }
 
@@ -104,6 +106,7 @@ def _measure(
     progress: Progress,
     settings: dict[str, Any],
     example: dict[str, Tensor] | None,
+    strict_mode: bool,
 ) -> dict[str, Any]:
     import torch
 
@@ -132,8 +135,18 @@ def _measure(
             out = Path(folder) / "model.rr"
             with empty_cache():
                 manifest = capture_target(
-                    target, out, buckets, progress, example=example, **settings
+                    target,
+                    out,
+                    buckets,
+                    progress,
+                    example=example,
+                    strict_mode=strict_mode,
+                    **settings,
                 )
+            sizes = [bucket.size for bucket in manifest.buckets]
+            notices = strict.remarks(manifest) + strict.batch_remarks(batches, sizes)
+            if strict_mode:
+                strict.refuse(notices)
             artifact = open_artifact(out)
             measured = []
             with Runtime.load(out) as ours:
@@ -155,7 +168,7 @@ def _measure(
         "compiler": manifest.compiler,
         "strategy": manifest.strategy,
         "capture_seconds": manifest.capture_seconds,
-        "notices": strict.remarks(manifest),
+        "notices": notices,
         "batches": measured,
     }
 

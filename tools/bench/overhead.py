@@ -40,26 +40,34 @@ TURNS = 40  # requests of one kind before those of the next
 
 
 def measure(
-    benchmarks: Sequence[Benchmark], runs: int, progress: Progress, settings: dict[str, Any]
+    benchmarks: Sequence[Benchmark],
+    runs: int,
+    progress: Progress,
+    settings: dict[str, Any],
+    strict_mode: bool = False,
 ) -> dict[str, Any]:
     """The report: for each model and batch, dicts of arrays, of tensors, and borrowed views."""
     from recreplay.tools.bench.stamp import heading
 
     return {
         **heading(KIND, runs),
-        "results": [_measure_one(b, runs, progress, settings) for b in benchmarks],
+        "results": [_measure_one(b, runs, progress, settings, strict_mode) for b in benchmarks],
     }
 
 
 def _measure_one(
-    benchmark: Benchmark, runs: int, progress: Progress, settings: dict[str, Any]
+    benchmark: Benchmark,
+    runs: int,
+    progress: Progress,
+    settings: dict[str, Any],
+    strict_mode: bool,
 ) -> dict[str, Any]:
     from recreplay.tools.bench.compare import Session
     from recreplay.tools.quiet import quiet
 
     batches = []
     with (
-        captured(benchmark, progress, settings) as model,
+        captured(benchmark, progress, settings, strict_mode=strict_mode) as model,
         Session(model.target, model.path, settings["device"]) as session,
     ):
         for batch in benchmark.batches:

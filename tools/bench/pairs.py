@@ -47,23 +47,15 @@ def _measure_one(
 
     measured = []
     with captured(benchmark, progress, settings, example, strict_mode) as model:
+        if strict_mode:
+            strict.refuse(model.notices())
         name = model.target.name
         with Session(model.target, model.path, settings["device"]) as session:
             for batch in benchmark.batches:
                 progress(f"{name}: batch {batch}, {runs} pairs of eager and replay")
                 measured.append(session.compare(batch, runs))
-    notices = strict.remarks(model.manifest)
-    notices += [
-        f"batch {m.batch} is replayed in parts of {m.bucket}"
-        if m.batch > m.bucket
-        else f"batch {m.batch} is padded to bucket {m.bucket}"
-        for m in measured
-        if m.batch != m.bucket
-    ]
-    if strict_mode:
-        strict.refuse(notices)
     return {
         **model.to_json(),
-        "notices": notices,
+        "notices": model.notices(),
         "batches": [m.to_json() for m in measured],
     }

@@ -48,17 +48,25 @@ PRECISIONS = (
 
 
 def measure(
-    benchmarks: Sequence[Benchmark], runs: int, progress: Progress, settings: dict[str, Any]
+    benchmarks: Sequence[Benchmark],
+    runs: int,
+    progress: Progress,
+    settings: dict[str, Any],
+    strict_mode: bool = False,
 ) -> dict[str, Any]:
     """The report: for each model and batch, every precision that the device can run."""
     return {
         **heading(KIND, runs),
-        "results": [_measure_one(b, runs, progress, settings) for b in benchmarks],
+        "results": [_measure_one(b, runs, progress, settings, strict_mode) for b in benchmarks],
     }
 
 
 def _measure_one(
-    benchmark: Benchmark, runs: int, progress: Progress, settings: dict[str, Any]
+    benchmark: Benchmark,
+    runs: int,
+    progress: Progress,
+    settings: dict[str, Any],
+    strict_mode: bool,
 ) -> dict[str, Any]:
     refused: dict[str, str] = {}
     models: list[Captured] = []
@@ -68,7 +76,9 @@ def _measure_one(
             name = f"{trunk}, tables {rows}"
             chosen = {**settings, "precision": trunk, "table_precision": rows}
             try:
-                model = stack.enter_context(captured(benchmark, progress, chosen))
+                model = stack.enter_context(
+                    captured(benchmark, progress, chosen, strict_mode=strict_mode)
+                )
             except CaptureError as error:
                 refused[name] = str(error)
                 continue
