@@ -73,6 +73,14 @@ def test_peers_are_measured_with_the_same_notices(model_file: Path, invoke: Invo
     assert "--strict: batch 5 is padded" in result.stderr
 
 
+@pytest.mark.parametrize("batches", ["0", "-3", "4,0", "x"])
+def test_batches_of_no_rows_are_refused(model_file: Path, invoke: Invoke, batches: str) -> None:
+    result = invoke("bench", f"{model_file}:build", *TINY, "--batches", batches)
+    assert result.exit_code == 1
+    expected = f"error: --batches '{batches}': expected batch sizes separated by commas, each a wh"
+    assert result.stderr.startswith(expected)
+
+
 def test_what_is_measured() -> None:
     dlrm, streamrec = choose((), None, None, None)
     assert dlrm.buckets == streamrec.buckets == (1, 16, 64, 128)

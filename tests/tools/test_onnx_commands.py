@@ -52,6 +52,17 @@ def test_a_file_is_measured_with_notices(small_file: Path, invoke: Callable[...,
     assert "--strict: batch 3 is padded to bucket 4" in result.stderr
 
 
+def test_a_file_beside_a_suite_is_measured_against_eager(
+    small_file: Path, report: Callable[..., Any]
+) -> None:
+    """As the models of the suite are: of those there is no file for ONNX Runtime."""
+    tiny = ("--compiler", "eager", "--runs", "2", "--buckets", "2", "--models", "rm_small")
+    tiny = (*tiny, "--arg", "rows_scale=0.0001")
+    found = report("bench", small_file, "--suite", "core", *tiny)
+    assert found["kind"] == "recreplay-bench"
+    assert [result["name"] for result in found["results"]] == ["rm_small"]
+
+
 @pytest.fixture(scope="module", params=sorted(ARGUMENTS))
 def artifact(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("export") / f"{request.param}.rr"

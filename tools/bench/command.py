@@ -123,7 +123,8 @@ def bench(
         "row_mask": row_mask,
     }
     example = None if inputs is None else read_example(inputs)
-    if targets and peers is None and all(target.endswith(".onnx") for target in targets):
+    alone = peers is None and suite is None
+    if targets and alone and all(target.endswith(".onnx") for target in targets):
         files = choose(targets, suite, buckets, batches, arg or ())
         _bench_files(files, runs, settings, example, strict_mode, out, as_json)
         return
@@ -222,7 +223,11 @@ def choose(
     An argument that is given takes the place of the suite's own.
     """
     sizes = None if buckets is None else tuple(options.parse_sizes(buckets, "--buckets"))
-    measured = None if batches is None else tuple(options.parse_sizes(batches, "--batches"))
+    measured = (
+        None
+        if batches is None
+        else tuple(options.parse_numbers(batches, "--batches", "batch sizes", 1))
+    )
     given = tuple(arguments)
     captured = sizes or DEFAULT_BUCKETS
     found = [Benchmark(t, given, captured, measured or captured) for t in targets]
