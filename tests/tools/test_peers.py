@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -269,6 +272,20 @@ def test_who_begins_changes_and_nobody_meets_anothers_request() -> None:
     for i in range(0, 18, 3):
         assert len({index for _, index in log[i : i + 3]}) == 3
     assert found == {n: [0, 1, 2, 3, 4, 5] for n in "abc"}
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 6, 11])
+def test_nobody_meets_the_requests_of_who_was_before(count: int) -> None:
+    log: list[tuple[str, int]] = []
+    play([Clocked(n, itertools.count(), log) for n in "abcdefghijk"[:count]], 17, 400)
+    turns = [log[i : i + rounds.TURN] for i in range(0, len(log), rounds.TURN)]
+    for before, after in pairwise(turns):
+        if before[0][0] != after[0][0]:
+            assert {index for _, index in before}.isdisjoint(index for _, index in after)
+    for name in "abcdefghijk"[:count]:
+        times = Counter(index for who, index in log if who == name)
+        assert len(times) == 17
+        assert max(times.values()) < 1.2 * min(times.values())
 
 
 def test_the_first_call_of_a_turn_does_not_count() -> None:

@@ -6,6 +6,7 @@ find its caches full of other implementations. With cold caches a turn is one ca
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,22 +48,21 @@ def play(
 ) -> dict[str, list[int]]:
     """Nanoseconds of every call that counts, of each contender: as many for all, round by round.
 
-    In a round each answers other requests, since some share their tables with others: one must
-    not find its rows in the cache because another has just read them. `evict` empties the caches
-    ahead of every call and is not timed.
+    Each answers other requests than the one before it, since some share their tables with others:
+    one must not find its rows in the cache because another has just read them. `evict` empties the
+    caches ahead of every call and is not timed.
     """
     calls, skipped = (1, 0) if evict is not None else (TURN, 1)
     count = len(contenders)
-    apart = max(1, requests // count)
     found: dict[str, list[int]] = {contender.name: [] for contender in contenders}
+    asked = itertools.cycle(range(requests))
     for turn in range(rounds):
         for place in range(count):
-            which = (place + turn) % count
-            contender = contenders[which]
+            contender = contenders[(place + turn) % count]
             for call in range(calls):
                 if evict is not None:
                     evict()
-                taken = contender.time((turn * calls + call + which * apart) % requests)
+                taken = contender.time(next(asked))
                 if call >= skipped:
                     found[contender.name].append(taken)
     return found
