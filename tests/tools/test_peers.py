@@ -89,6 +89,21 @@ def test_report(model_file: Path, tmp_path: Path, invoke: Invoke) -> None:
         assert words in picture
 
 
+def test_models_of_one_name_are_told_apart(
+    model_file: Path, tmp_path: Path, invoke: Invoke
+) -> None:
+    pytest.importorskip("matplotlib")
+    (tmp_path / "other.py").write_text(model_file.read_text())
+    models = [f"{model_file}:build", f"{tmp_path / 'other.py'}:build"]
+    plot = tmp_path / "peers.svg"
+    size = ("--batches", "4", "--peers", "eager", "--plot", plot, "--json")
+    result = invoke("bench", *models, *TINY, *size)
+    assert result.exit_code == 0, result.stderr
+    assert [r["name"] for r in json.loads(result.stdout)["results"]] == models
+    lines = plot.read_text()  # which has each text as a comment, since letters are drawn
+    assert all(f"<!-- {model} -->" in lines for model in models)
+
+
 def test_tables_and_who_is_absent(model_file: Path, invoke: Invoke) -> None:
     peers = ("--peers", "cuda_graph,multi_stream,reduce_overhead", "--cold")
     result = invoke("bench", f"{model_file}:build", *TINY, "--batches", "4", *peers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -164,6 +165,7 @@ def bench(
             report = against_peers.measure(
                 chosen, names, runs, cold, progress, settings, example, strict_mode
             )
+    _tell_apart(report)
     if out is not None:
         write_json(out, report)
     if plot is not None:
@@ -175,6 +177,14 @@ def bench(
         return
     show(*_render(report))
     _notice(report)
+
+
+def _tell_apart(report: dict[str, Any]) -> None:
+    """Factories of several files may have one name; tables, pictures and notices go by names."""
+    count = Counter(result["name"] for result in report["results"])
+    for result in report["results"]:
+        if count[result["name"]] > 1 and "target" in result:
+            result["name"] = result["target"]
 
 
 def _notice(report: dict[str, Any]) -> None:
@@ -202,6 +212,7 @@ def _bench_files(
         report = onnx_file.measure_files(
             paths, first.buckets, first.batches, runs, progress, settings, example, strict_mode
         )
+    _tell_apart(report)
     if out is not None:
         write_json(out, report)
     if as_json:
