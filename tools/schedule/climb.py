@@ -46,6 +46,11 @@ class RateClimb:
         """
         return max(WINDOW, ceil(_TARGETS * self._target * self.rate))
 
+    @property
+    def windows(self) -> int:
+        """How many were observed."""
+        return len(self._tried)
+
     def observe(self, p95: float) -> None:
         """The p95 of a window of queries that arrived at the present rate."""
         self._tried.append(self.rate)

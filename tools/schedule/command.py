@@ -9,7 +9,7 @@ import typer
 
 from recreplay.runtime.errors import RecReplayError
 from recreplay.tools import options, tables
-from recreplay.tools.console import Progress, print_json, show
+from recreplay.tools.console import Progress, print_json, report_notice, show
 from recreplay.tools.files import check_output, write_json
 from recreplay.tools.interpreter import prepare_for_load
 
@@ -79,6 +79,8 @@ def schedule(
         if windows:
             for setting in search.candidates():
                 search.execute(setting, windows, seconds)
+        for notice in search.notices:
+            report_notice(notice)
         chosen = search.choose(chosen)
     serving = chosen.serving(workload.target_ms, search.mean_ms())
     result = {

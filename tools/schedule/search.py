@@ -67,8 +67,10 @@ class Search:
         rows = sorted({*_ends(self._buckets), self._largest})
         progress(f"latencies of {len(rows)} sizes on 1 to {cores} lanes")
         self.table, self.host = measure(artifact.path, self._queries, rows, cores)
+        self._executed = False
         self.simulated: dict[Setting, float] = {}
         self.measured: dict[Setting, float] = {}
+        self.notices: list[str] = []  # of what is not as measured as was asked
         # The best window of each setting: its p95 in seconds, and the rate it had.
         self._simulated_best: dict[Setting, tuple[float, float]] = {}
         self._measured_best: dict[Setting, tuple[float, float]] = {}
@@ -116,8 +118,9 @@ class Search:
             best, _ = hill_climb(thresholds, self.simulate, patience=len(THRESHOLDS))
         return max(self.simulated, key=lambda s: self.simulated[s])
 
-    def execute(self, setting: Setting, updates: int, seconds: float) -> float:
-        """Queries a second of one setting, with real queries on this machine."""
+    def execute(self, setting: Setting, updates: int, seconds: float) -> None:
+        """Queries a second of one setting, with real queries on this machine; none where time was
+        up before a single window was complete."""
         # From below: what an overload leaves waiting would spoil the windows that follow it.
         climb = self._climb(setting, max(self.simulate(setting), 1e-6) * 0.6)
         found = execute(
@@ -130,11 +133,19 @@ class Search:
             seconds,
             self._load.seed + 1,
         )
+        self._executed = True
+        if climb.windows < updates:
+            self.notices.append(
+                f"{setting.describe()}: {climb.windows} of {updates} windows of queries were "
+                f"complete in {seconds:g} s, which "
+                + ("measures nothing" if not climb.windows else "may be too few to find its rate")
+                + "; give more --seconds"
+            )
+        if climb.best_window is None:
+            return
         self.measured[setting] = found
-        if climb.best_window is not None:
-            self._measured_best[setting] = climb.best_window
+        self._measured_best[setting] = climb.best_window
         self._progress(f"measured {setting.describe()}: {found:.1f} queries/s")
-        return found
 
     def candidates(self) -> Iterator[Setting]:
         """The baseline, and the settings that simulate best: what is worth measuring."""
@@ -147,12 +158,12 @@ class Search:
         """What to serve with: the best that was measured; the best simulated one where none was,
         or where it plans for an accelerator. Raises where that holds the target at no rate, since
         a server with such a deadline would refuse nearly every request."""
-        if not self.measured or simulated.threshold is not None:
+        if not self._executed or simulated.threshold is not None:
             values, seen, how, chosen = self.simulated, self._simulated_best, "simulated", simulated
         else:
             values, seen, how = self.measured, self._measured_best, "measured"
-            chosen = max(values, key=lambda s: values[s])
-        if values[chosen] > 0:
+            chosen = max(values, key=lambda s: values[s], default=simulated)
+        if values.get(chosen, 0.0) > 0:
             return chosen
         target = f"no setting holds p95 <= {self._load.target_ms:g} ms"
         if not seen:

@@ -312,6 +312,27 @@ def test_a_plan_holds_what_its_accelerator_does(
     assert all(least < qps < most for qps in held), held
 
 
+def test_what_time_was_too_short_for_is_not_measured(
+    shop_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rate of 0 would say that a setting holds nothing, and one on the way up that it holds no
+    more; both would be chosen by."""
+    monkeypatch.setattr("recreplay.tools.schedule.climb._TARGETS", 0)
+    command = ["schedule", str(shop_path), "--target-ms", "5000", "--sizes", "fixed:12"]
+    command += ["--out", str(tmp_path / "s.json"), "--delays", "0", "--windows", "100000"]
+    monkeypatch.setattr("recreplay.tools.schedule.climb.WINDOW", 1000)
+    done = CliRunner().invoke(app, [*command, "--seconds", "0.01", "--json"])
+    assert done.exit_code == 1
+    assert "0 of 100000 windows of queries were complete in 0.01 s, which measures n" in done.stderr
+    assert "no window of queries was completed; nothing was written. Give more" in done.stderr
+    monkeypatch.setattr("recreplay.tools.schedule.climb.WINDOW", 64)
+    done = CliRunner().invoke(app, [*command, "--seconds", "1", "--json"])
+    assert done.exit_code == 0, done.output
+    assert re.search(r"notice: .*: [1-9]\d* of 100000 windows of .* may be too few", done.stderr)
+    settings = json.loads(done.stdout)["report"]["settings"]
+    assert all(s["measured_qps"] is None or s["measured_qps"] > 0 for s in settings)
+
+
 NEVER = r"^error: no setting holds p95 <= 0\.01 ms: the lowest p95 that was {} is [\d.e+]+ ms, at "
 
 
