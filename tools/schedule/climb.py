@@ -63,9 +63,14 @@ class RateClimb:
             self._at = min(len(self._rates) - 1, self._at + 1)
 
     def achieved(self) -> float:
-        """The median of the last half of the rates tried; 0 where not one window held."""
+        """The median of the last half of the rates tried; 0 where not one window held, or where
+        most did not at the lowest rate, from which there is no step down."""
         half = len(self._tried) // 2
-        return float(median(self._tried[half:])) if any(self._held[half:]) else 0.0
+        held = self._held[half:]
+        if not any(held):
+            return 0.0
+        found = float(median(self._tried[half:]))
+        return 0.0 if found <= self._rates[0] and 2 * sum(held) < len(held) else found
 
 
 def hill_climb(

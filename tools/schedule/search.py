@@ -173,6 +173,12 @@ class Search:
             )
         best = min(seen, key=lambda s: seen[s])
         p95, rate = seen[best]
+        if p95 * 1e3 <= self._load.target_ms:
+            raise RecReplayError(
+                f"{target}: single windows of queries did, the best with {p95 * 1e3:.4g} ms at "
+                f"{rate:.4g} queries a second with {best.describe()}, but most did not; nothing "
+                "was written. Give more --windows and --seconds, or raise --target-ms"
+            )
         raise RecReplayError(
             f"{target}: the lowest p95 that was {how} is {p95 * 1e3:.4g} ms, at {rate:.4g} queries "
             f"a second with {best.describe()}; nothing was written. Raise --target-ms, or plan for "

@@ -69,6 +69,15 @@ def test_a_target_that_never_holds_is_no_rate() -> None:
     assert climb.achieved() == 0.0
 
 
+@pytest.mark.parametrize(("every", "holds"), [(5, False), (3, False), (2, True), (1, True)])
+def test_a_target_that_few_windows_hold_is_no_rate(every: int, holds: bool) -> None:
+    """At the lowest rate, where one in so many windows is lucky."""
+    climb = RateClimb((1.0, 1e9), target=1.0, start=1)
+    for turn in range(60):
+        climb.observe(0.95 if turn % every == 0 else 1.1)
+    assert (climb.achieved() > 0) is holds
+
+
 def test_hill_climb_stops_when_it_gets_worse() -> None:
     values = {1: 1.0, 2: 3.0, 3: 2.5, 4: 2.0, 5: 9.0}
     seen = []
@@ -350,6 +359,21 @@ def test_a_target_that_no_setting_holds_writes_nothing(
     assert re.match(NEVER.format(how), said), said
     assert "; nothing was written. Raise --target-ms, or plan for smaller --sizes" in said
     assert list(tmp_path.iterdir()) == []
+
+
+def test_single_windows_that_hold_are_told_from_none(
+    shop_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lowest p95 of all is below the target then, and would be no reason."""
+    monkeypatch.setattr("recreplay.tools.schedule.climb._TARGETS", 0)
+    monkeypatch.setattr(RateClimb, "achieved", lambda self: 0.0)
+    command = ["schedule", str(shop_path), "--target-ms", "5000", "--sizes", "fixed:12"]
+    command += ["--out", str(tmp_path / "s.json"), "--windows", "0", "--delays", "0"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 1
+    said = done.stderr.splitlines()[-1]
+    assert said.startswith("error: no setting holds p95 <= 5000 ms: single windows of queries did")
+    assert said.endswith("Give more --windows and --seconds, or raise --target-ms")
 
 
 @pytest.mark.parametrize("given", [0.0, -1.0, 0.0009, float("nan"), float("inf")])
