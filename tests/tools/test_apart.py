@@ -30,6 +30,9 @@ def fail(x, say):
 
 def die(x, say):
     os._exit(x)
+
+def stop(x, say):
+    raise KeyboardInterrupt
 """
 
 
@@ -60,6 +63,14 @@ def test_results_and_what_is_said_on_the_way(work: Any) -> None:
 def test_errors_are_ours(work: Any, name: str, message: str) -> None:
     with pytest.raises(RecReplayError, match=message):
         apart(getattr(work, name), 3, progress=lambda _: None)
+
+
+def test_an_interrupt_is_told_of_by_who_waits_alone(
+    work: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(RecReplayError, match=r"\(exit code 130\)$"):
+        apart(work.stop, 3, progress=lambda _: None)
+    assert capfd.readouterr().err == ""
 
 
 def test_several_models_are_measured_apart(

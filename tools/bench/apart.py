@@ -52,6 +52,8 @@ def _work(pipe: Connection, function: Callable[..., Any], arguments: tuple[Any, 
     os.dup2(2, 1)  # stdout is for the result of the command alone, which is not ours to print
     try:
         answer = ("result", function(*arguments, lambda message: pipe.send(("progress", message))))
+    except KeyboardInterrupt:  # who waits was interrupted as well, and says so
+        raise SystemExit(130) from None
     except RecReplayError as error:
         answer = ("error", error)
     except Exception as error:
