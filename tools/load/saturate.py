@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +19,7 @@ from recreplay.tools.query_sizes import MOST
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from recreplay.runtime import Runtime
     from recreplay.tools.load.coroutines import Requests
 
 _TURNS = 17  # requests of a size, which are asked again and again
@@ -103,25 +104,32 @@ def by_lanes(
         with Runtime.load(path, lanes=lanes) as runtime:
             for rows, asked in requests.items():
                 progress(f"{rows} rows on {lanes} lanes")
-                rates = [0.0] * lanes
-
-                def work(at: int, rates: list[float] = rates, asked: Any = asked) -> None:
-                    import torch
-
-                    torch.set_num_threads(1)
-                    done, begun = 0, time.perf_counter()
-                    while (spent := time.perf_counter() - begun) < seconds:
-                        runtime.run(asked[done % len(asked)])
-                        done += 1
-                    rates[at] = done / spent  # the last is answered when time is up
-
-                threads = [threading.Thread(target=work, args=(i,)) for i in range(lanes)]
-                for thread in threads:
-                    thread.start()
-                for thread in threads:
-                    thread.join()
-                found.append({"rows": rows, "lanes": lanes, "qps": round(sum(rates), 1)})
+                rate = _rate(runtime, lanes, asked, seconds)
+                found.append({"rows": rows, "lanes": lanes, "qps": round(rate, 1)})
     return found
+
+
+def _rate(
+    runtime: Runtime, threads: int, requests: Sequence[dict[str, Any]], seconds: float
+) -> float:
+    """Requests a second of so many threads. An error of one, or an interrupt, ends them all."""
+    ended = threading.Event()
+
+    def work() -> float:
+        done, begun = 0, time.perf_counter()
+        while (spent := time.perf_counter() - begun) < seconds and not ended.is_set():
+            runtime.run(requests[done % len(requests)])
+            done += 1
+        return done / spent  # the last is answered when time is up
+
+    import torch
+
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        try:
+            futures = [pool.submit(work) for _ in range(threads)]
+            return sum(future.result() for future in as_completed(futures))
+        finally:
+            ended.set()
 
 
 def by_delay(

@@ -278,6 +278,18 @@ def test_saturate_counts_the_time_of_what_it_counts(monkeypatch: pytest.MonkeyPa
     assert asleep == pytest.approx([320] * 2, rel=0.15)
 
 
+def test_saturate_fails_where_a_request_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And does not count what the threads had done until then."""
+
+    class Broken(SlowRuntime):
+        def run(self, inputs: dict[str, Any]) -> dict[str, Any]:
+            raise RecReplayError("the replay failed")
+
+    monkeypatch.setattr(Runtime, "load", lambda *given, **options: Broken())
+    with pytest.raises(RecReplayError, match=r"^the replay failed$"):
+        by_lanes(Path("broken.rr"), {1: [{}]}, [2], 30, print)
+
+
 def test_loadgen_reports(shop_path: Path, tmp_path: Path) -> None:
     (tmp_path / "serving.json").write_text('{"lanes": 2, "max_delay_us": 0}')
     command = ["loadgen", str(shop_path), "--rate", "100", "--seconds", "0.5"]
