@@ -26,16 +26,24 @@ def execute(
     seconds: float,
     seed: int = 0,
 ) -> float:
-    """Queries a second that hold the target, after `updates` windows or `seconds` of load."""
+    """Queries a second that hold the target, after `updates` windows or `seconds` of load.
+
+    Raises what a query does: of a server that fails there is nothing to plan, and its queue is so
+    long that it refuses none.
+    """
     draw = np.random.default_rng(seed)
     window: list[float] = []
     seen = 0
+    errors: list[BaseException] = []
     lock = threading.Lock()
 
     def done(latency: float, error: BaseException | None) -> None:
         nonlocal seen
         with lock:
-            window.append(latency if error is None else float("inf"))
+            if error is not None:
+                errors.append(error)
+                return
+            window.append(latency)
             if len(window) >= climb.window:
                 climb.observe(float(np.percentile(window, 95)))
                 window.clear()
@@ -46,8 +54,10 @@ def execute(
         for _ in range(8):
             runtime.submit(queries.next()).result()
         due = begun = time.perf_counter()
-        while seen < updates and due - begun < seconds:
+        while seen < updates and due - begun < seconds and not errors:
             due += draw_gap(arrivals, climb.rate, draw)
             sender.send(queries.next(), due)
         sender.wait()
+    if errors:
+        raise errors[0]
     return climb.achieved()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from recreplay.runtime import Runtime, Serving
-from recreplay.runtime.errors import RecReplayError
+from recreplay.runtime.errors import RecReplayError, ReplayError
 from recreplay.tools.cli import app
 from recreplay.tools.load.sizes import parse_sizes
 from recreplay.tools.schedule.climb import BAND, RateClimb, hill_climb, rate_grid
@@ -340,6 +343,30 @@ def test_what_time_was_too_short_for_is_not_measured(
     assert re.search(r"notice: .*: [1-9]\d* of 100000 windows of .* may be too few", done.stderr)
     settings = json.loads(done.stdout)["report"]["settings"]
     assert all(s["measured_qps"] is None or s["measured_qps"] > 0 for s in settings)
+
+
+def test_schedule_ends_where_queries_fail(
+    shop_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their p95 was no number, at which a rate is neither too high nor too low."""
+    monkeypatch.setattr("recreplay.tools.schedule.climb._TARGETS", 0)
+    submit, asked = Runtime.submit, itertools.count()
+
+    def sometimes(self: Runtime, *given: Any, **options: Any) -> Future[Any]:
+        at = next(asked) if self.serving.max_queue == 1_000_000 else 0
+        if not 20 < at < 200 or at % 4:  # of the first setting, once it is warm
+            return submit(self, *given, **options)
+        failed: Future[Any] = Future()
+        failed.set_exception(ReplayError("the replay failed"))
+        return failed
+
+    command = ["schedule", str(shop_path), "--target-ms", "5000", "--sizes", "fixed:12"]
+    command += ["--out", str(tmp_path / "s.json"), "--windows", "4", "--delays", "0"]
+    monkeypatch.setattr(Runtime, "submit", sometimes)
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 1
+    assert done.stderr.splitlines()[-1] == "error: the replay failed"
+    assert list(tmp_path.iterdir()) == []
 
 
 NEVER = r"^error: no setting holds p95 <= 0\.01 ms: the lowest p95 that was {} is [\d.e+]+ ms, at "
