@@ -106,7 +106,12 @@ def read_sizes(text: str) -> dict[int, int]:
     except (ValueError, OSError, EOFError) as error:
         raise InputError(f"{path} is not an .npy file: {why_unread(error)}") from error
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu" or array.size == 0:
-        raise InputError(f"{path}: expected an array of whole numbers, the rows of each request")
+        got = "several arrays"
+        if isinstance(array, np.ndarray):
+            got = f"{array.size} numbers of {array.dtype}"
+        raise InputError(
+            f"{path}: expected an array of whole numbers, the rows of each request, got {got}"
+        )
     found = histogram(array.ravel())
     if min(found) < 1 or max(found) > MOST:
         raise InputError(

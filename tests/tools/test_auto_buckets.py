@@ -82,8 +82,8 @@ def test_options_that_do_not_fit(
 def test_what_is_no_trace(tmp_path: Path) -> None:
     path = tmp_path / "trace.npy"
     for content, message in (
-        (np.array([1.5, 2.0]), "expected an array of whole numbers"),
-        (np.array([], dtype=np.int64), "expected an array of whole numbers"),
+        (np.array([1.5, 2.0]), "expected an array of whole numbers, .*, got 2 numbers of float64"),
+        (np.array([], dtype=np.int64), "expected an array of whole .*, got 0 numbers of int64"),
         (np.array([0, 5]), "has sizes of 0 to 5 rows; expected 1 to 16384"),
         (np.array([1, 20_000]), "has sizes of 1 to 20000 rows"),
     ):
