@@ -6,11 +6,13 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from recreplay.runtime.errors import RecReplayError
 from recreplay.tools import options, tables
 from recreplay.tools.console import Progress, print_json, show
 from recreplay.tools.files import check_output, write_json
@@ -44,6 +46,8 @@ def saturate(
         None,
         *options.parse_numbers(delays, "--delays", "batching delays in microseconds", 0),
     ]
+    if not isfinite(seconds):
+        raise RecReplayError(f"--seconds is {seconds:g}; expected a finite number")
     check_output(out)
     with Progress() as progress:
         report = {

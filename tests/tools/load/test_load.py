@@ -120,6 +120,7 @@ def test_a_seed_that_nothing_is_drawn_from_is_refused(
         (["--rows", "20000"], "a whole number, 1 to 16384"),
         (["--lanes", "0"], "--lanes '0': expected numbers of lanes separated by commas, each a "),
         (["--delays", "-5"], "--delays '-5': expected batching delays in microseconds separated "),
+        (["--seconds", "inf"], "--seconds is inf; expected a finite number"),
         (["--delays", "x"], "--delays 'x': expected batching delays in microseconds separated by"),
         (["--out", "."], "cannot write .: it is a directory; name a file in it"),
         (["--out", "/proc/no/s.json"], "cannot write /proc/no/s.json: /proc: No such file or dir"),
