@@ -70,7 +70,7 @@ def funnel(
         raise RecReplayError(f"--top {top} is above --items {items}")
     for each in rate or []:
         check_rate(each, seconds)
-    names = [path.stem for path in artifacts]
+    names = _names(artifacts)
     scores = _scores(score or [], names)
     chosen = pipelines(len(artifacts), items, kept, top)
     check_output(out)
@@ -120,6 +120,14 @@ def funnel(
         print_json(report)
         return
     _show(report)
+
+
+def _names(artifacts: list[Path]) -> list[str]:
+    """Each by its own name, or by its path where several have that."""
+    stems = [path.stem for path in artifacts]
+    if len(set(stems)) == len({*artifacts}):
+        return stems
+    return [str(path) for path in artifacts]
 
 
 def _unused(kept: list[int], items: int, top: int) -> list[str]:

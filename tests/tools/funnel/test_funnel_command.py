@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import shutil
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,15 @@ def test_queries_that_were_not_answered_are_noticed(
         "notice: fine at 9/s: 6 of 20 queries were not answered and are not in its latency"
         in done.stderr
     )
+
+
+def test_models_of_one_name_are_told_apart(made: Path, tmp_path: Path) -> None:
+    other = tmp_path / "both.rr"
+    shutil.copytree(made / "both.rr", other)
+    scores = ("--score", f"{made / 'both.rr'}=worth", "--score", f"{other}=other")
+    found = report(made, "both.rr", other, *scores)
+    assert [f["name"] for f in found["funnels"]] == [str(other), f"{made / 'both.rr'} 8 → {other}"]
+    assert found["funnels"][1]["overlap"] < 0.5  # the first ranks by the opposite
 
 
 def test_rows_that_no_stage_may_keep_are_noticed(made: Path) -> None:
