@@ -49,6 +49,7 @@ def build_app(service: Service, max_body: int, read_seconds: float) -> Starlette
     routes = [Route(f"{prefix}/infer", api.infer, methods=["POST"]) for prefix in prefixes]
     routes += [  # looked through in this order for each request
         Route("/v2", api.server),
+        Route("/v2/", api.server),  # as the protocol's OpenAPI file has it
         Route("/v2/health/live", api.live),
         Route("/v2/health/ready", api.ready),
         Route("/v2/models/stats", api.all_stats),
@@ -103,11 +104,14 @@ class _Api:
     async def server(self, request: Request) -> Response:
         return JSONResponse(describe.server())
 
+    # Triton and its clients go by the status alone. The protocol's own text has bodies, which
+    # KServe's client reads.
     async def live(self, request: Request) -> Response:
-        return Response(status_code=200)
+        return JSONResponse({"live": True})
 
     async def ready(self, request: Request) -> Response:
-        return Response(status_code=200 if self._service.is_ready() else 400)
+        ready = self._service.is_ready()
+        return JSONResponse({"live": True, "ready": ready}, 200 if ready else 400)
 
     @_answered
     async def model(self, request: Request) -> Response:
@@ -115,7 +119,9 @@ class _Api:
         return JSONResponse(describe.model(name, self._service.repository.get(name, version)))
 
     async def model_ready(self, request: Request) -> Response:
-        return Response(status_code=200 if self._service.model_ready(*_named(request)) else 400)
+        name, version = _named(request)
+        ready = self._service.model_ready(name, version)
+        return JSONResponse({"name": name, "ready": ready}, 200 if ready else 400)
 
     @_answered
     async def config(self, request: Request) -> Response:

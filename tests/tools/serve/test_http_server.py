@@ -171,6 +171,22 @@ def test_clients_that_stall_or_leave(server: Any, shop: Any) -> None:
     np.testing.assert_allclose(scores(answer), shop.answer(shop.request(2))["score"], 1e-4)
 
 
+def test_health_has_the_bodies_of_the_protocol(server: Any) -> None:
+    """KServe's client reads them; Triton's goes by the status."""
+    asked = {
+        "health/live": (200, {"live": True}),
+        "health/ready": (200, {"live": True, "ready": True}),
+        "models/shop/ready": (200, {"name": "shop", "ready": True}),
+        "models/shop/versions/1/ready": (200, {"name": "shop", "ready": True}),
+        "models/other/ready": (400, {"name": "other", "ready": False}),
+    }
+    for path, (status, expected) in asked.items():
+        answer = httpx.get(f"{server.url}/v2/{path}")
+        assert (answer.status_code, answer.json()) == (status, expected)
+    # Its OpenAPI file has the metadata of the server below "/v2/", its text below "v2".
+    assert httpx.get(f"{server.url}/v2/").json() == httpx.get(f"{server.url}/v2").json()
+
+
 def test_methods_and_parameters(server: Any, shop: Any) -> None:
     assert httpx.get(f"{server.url}/v2/models/shop/infer").status_code == 405
     late = body(shop.request(2), parameters={"timeout": "soon"})
