@@ -64,6 +64,9 @@ class Served:
         said = self.runtime if isinstance(self.runtime, ServedFunnel) else self.runtime.manifest
         return said.inputs, said.outputs
 
+    def output_names(self) -> list[str]:
+        return [output.name for output in self.tensors()[1]]
+
 
 class ModelRepository:
     """Loads, exchanges and unloads models and funnels; thread-safe.

@@ -15,6 +15,7 @@ from recreplay.tools.serve import describe
 from recreplay.tools.serve.protocol import (
     Array,
     ProtocolError,
+    check_outputs,
     datatype_of,
     dtype_of,
     from_bytes,
@@ -167,17 +168,19 @@ class Inference(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
     async def _infer(self, request: Any) -> Any:
         for part in (request, *request.outputs):
             refuse_extensions(part.parameters)
+        name, version = request.model_name, request.model_version or None
+        served = self._service.repository.get(name, version)
         inputs = read_inputs(request)
+        wanted = [o.name for o in request.outputs]
+        check_outputs(wanted, served.output_names(), name)
         timeout = _parameter(request.parameters, "timeout")
-        answering, outputs = await self._service.infer(
-            request.model_name, request.model_version or None, inputs, timeout_of(timeout)
-        )
-        chosen = select(outputs, [o.name for o in request.outputs], request.model_name)
+        answering, outputs = await self._service.infer(name, version, inputs, timeout_of(timeout))
+        chosen = select(outputs, wanted, name)
         answer = service_pb2.ModelInferResponse(
-            model_name=request.model_name, model_version=answering, id=request.id
+            model_name=name, model_version=answering, id=request.id
         )
-        for name, array in chosen.items():
-            answer.outputs.add(name=name, datatype=datatype_of(array), shape=array.shape)
+        for output, array in chosen.items():
+            answer.outputs.add(name=output, datatype=datatype_of(array), shape=array.shape)
             answer.raw_output_contents.append(np.ascontiguousarray(array).tobytes())
         return answer
 

@@ -18,6 +18,7 @@ from starlette.routing import Route
 from recreplay.tools.serve import describe
 from recreplay.tools.serve.protocol import (
     ProtocolError,
+    check_outputs,
     parse_infer,
     render_infer,
     select,
@@ -168,8 +169,9 @@ class _Api:
     @_answered
     async def infer(self, request: Request) -> Response:
         name, version = _named(request)
-        self._service.repository.get(name, version)  # an unknown model is said before its body
+        served = self._service.repository.get(name, version)  # unknown ones are said before a body
         asked = parse_infer(await self._body(request), _length(request))
+        check_outputs(asked.outputs, served.output_names(), name)
         answering, outputs = await self._service.infer(
             name, version, asked.inputs, asked.deadline_us
         )

@@ -217,14 +217,21 @@ def _from_json(data: Any, dtype: np.dtype[Any], where: str) -> Array:
     return array
 
 
-def select(outputs: Mapping[str, Array], names: Sequence[str], model: str) -> dict[str, Array]:
-    """The outputs that were asked for, in that order; all if none was named."""
-    unknown = [name for name in names if name not in outputs]
+def check_outputs(names: Sequence[str], known: Iterable[str], model: str) -> None:
+    """Refuse outputs that the model does not have: before it replays, which would be for nothing
+    and be counted as an answer."""
+    has = list(known)
+    unknown = [name for name in names if name not in has]
     if unknown:
         raise ProtocolError(
             f"unexpected inference output {unknown[0]!r} for model {model!r}; it has "
-            f"{', '.join(outputs)}"
+            f"{', '.join(has)}"
         )
+
+
+def select(outputs: Mapping[str, Array], names: Sequence[str], model: str) -> dict[str, Array]:
+    """The outputs that were asked for, in that order; all if none was named."""
+    check_outputs(names, outputs, model)
     return {name: outputs[name] for name in names} if names else dict(outputs)
 
 

@@ -131,6 +131,9 @@ def test_statistics_count(server: Any, shop: Any, kind: str) -> None:
     for _ in range(5):
         ask(client, kind, shop.request(2))
     assert success() == before + 5
+    with pytest.raises(utils.InferenceServerException, match="unexpected inference output 'y'"):
+        ask(client, kind, shop.request(2), outputs=["y"])
+    assert success() == before + 5  # refused before it is replayed, and no answer
 
 
 @pytest.mark.parametrize("kind", KINDS)
