@@ -20,10 +20,22 @@ function stepChart(points, sizes, label) {
     const x0 = x(from), x1 = x(p.size);
     chart.append(svg("rect", { x: x0, y: y(p.us || 0), width: Math.max(x1 - x0, 3), height: floor - y(p.us || 0), fill: "var(--accent)", opacity: 0.18 }),
       svg("path", { d: `M${x0} ${y(p.us || 0)}H${Math.max(x1, x0 + 3)}`, stroke: "var(--accent)", "stroke-width": 2.5 }),
-      svg("text", { class: "strong", x: x1 - 2, y: y(p.us || 0) - 6, "text-anchor": "end" }, format.us(p.us)),
-      svg("path", { d: `M${x1} ${floor}V${base}`, stroke: "var(--line)", "stroke-dasharray": "3 3" }),
-      svg("text", { x: x1, y: H - 8, "text-anchor": "middle" }, p.size));
+      svg("path", { d: `M${x1} ${floor}V${base}`, stroke: "var(--line)", "stroke-dasharray": "3 3" }));
     from = p.size;
+  }
+  // Largest first: of buckets that lie close, the others go unlabelled, and the table has them all.
+  let freeTime = W, freeSize = W;
+  for (const p of [...points].reverse()) {
+    const time = format.us(p.us), size = String(p.size), x1 = x(p.size);
+    const begin = Math.max(x1 - 2 - time.length * LETTER, left + 2); // not over the numbers of the axis
+    if (begin + time.length * LETTER < freeTime) {
+      chart.append(svg("text", { class: "strong", x: begin, y: y(p.us || 0) - 6 }, time));
+      freeTime = begin - 4;
+    }
+    if (x1 + (size.length * LETTER) / 2 < freeSize) {
+      chart.append(svg("text", { x: x1, y: H - 8, "text-anchor": "middle" }, size));
+      freeSize = x1 - (size.length * LETTER) / 2 - 4;
+    }
   }
   const seen = Math.max(...sizes.map(([, n]) => n), 1);
   for (const [n, count] of sizes) {
@@ -34,6 +46,8 @@ function stepChart(points, sizes, label) {
   chart.append(svg("path", { d: `M${left} ${base}H${W - right}`, stroke: "var(--soft)" }), svg("text", { x: left - 8, y: H - 8, "text-anchor": "end" }, "rows"));
   return chart;
 }
+
+const LETTER = 7.4; // pixels, with something to spare: of a chart's bold text
 
 // As wide as there is room, so that letters keep their size.
 const chartWidth = () => Math.max(300, Math.min(document.getElementById("main").clientWidth - 72, 1180));
@@ -56,18 +70,21 @@ function barPairs(rows, names, label) {
   return chart;
 }
 
-// One bar a row, its name at the left and a remark at the right.
+// One bar a row, its name at the left and a remark at the right; where bars would have no room
+// between them, these two stand above.
 function bars(rows, label) {
-  const line = 19, W = chartWidth(), left = 142, right = 196, H = rows.length * line + 6;
+  const W = chartWidth(), above = W < 560, line = above ? 38 : 19;
+  const left = above ? 0 : 142, right = above ? 70 : 196, H = rows.length * line + 6;
   const high = Math.max(...rows.map((r) => r.value));
   const chart = svg("svg", { class: "chart", viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": label });
   chart.style.height = "auto";
   rows.forEach((row, i) => {
-    const y = i * line + 3, width = Math.max(((W - left - right) * row.value) / high, 1.5);
-    chart.append(svg("text", { class: "strong", x: left - 8, y: y + 12, "text-anchor": "end" }, row.name),
+    const top = i * line + 3, y = above ? top + 17 : top, width = Math.max(((W - left - right) * row.value) / high, 1.5);
+    const name = above ? { x: 0 } : { x: left - 8, "text-anchor": "end" };
+    chart.append(svg("text", { class: "strong", y: top + 12, ...name }, row.name),
       svg("rect", { x: left, y, width, height: 14, rx: 2, fill: row.colour }),
       svg("text", { x: left + width + 6, y: y + 12 }, format.us(row.value)),
-      svg("text", { x: W - 4, y: y + 12, "text-anchor": "end" }, row.end));
+      svg("text", { x: W - 4, y: top + 12, "text-anchor": "end" }, row.end));
   });
   return chart;
 }
