@@ -180,6 +180,46 @@ def test_measured_times_are_shown_and_said_to_be(page: Page, rec_page: Path) -> 
     assert "modelled" in page.text(".note")
 
 
+def test_requests_that_run_in_parts_are_shown_so(
+    page: Page, rec_path: Path, tmp_path: Path
+) -> None:
+    artifact = open_artifact(rec_path)
+    measured = {
+        bucket.size: Measured(5, (us,) * len(bucket.segments), {"p50": us, "p99": us})
+        for bucket, us in zip(artifact.manifest.buckets, (10.0, 20.0, 500.0), strict=True)
+    }
+    data = page_data(artifact, measured)
+    data["artifact"]["buckets"][2]["portion"] = 8  # as where the tuner measured 500 and 20
+    (tmp_path / "parts.html").write_text(render(data))
+    page.open(tmp_path / "parts.html", "buckets")
+    sizes = page.js(
+        "return [...document.querySelectorAll('tbody')][0].innerText.split('\\n')"
+        ".map(line => line.split('\\t')[0])"
+    )
+    assert sizes == ["1", "8", "64 by 8"]
+    labels = page.js("return [...document.querySelectorAll('.strong')].map(t => t.textContent)")
+    assert sorted(labels) == ["10 µs", "160 µs", "20 µs"]
+    assert "in several replays of a smaller one" in page.text("#main")
+
+
+def test_a_lower_precision_is_held_against_its_own_bound(
+    page: Page, rec_path: Path, tmp_path: Path
+) -> None:
+    data = page_data(open_artifact(rec_path), {})
+    data["artifact"] |= {"precision": "bf16", "table_precision": "int8", "max_error": 0.02}
+    for bucket in data["artifact"]["buckets"]:
+        bucket["parity"] |= {"outputs": [{"output": "output", "max_abs": 0.003, "scale": 0.5}]}
+    (tmp_path / "low.html").write_text(render(data))
+    page.open(tmp_path / "low.html", "buckets")
+    text = page.text("#main")
+    assert "bf16, tables int8" in text
+    assert (
+        "Replay against the float32 model, at capture: at most 0.02 of an output's scale." in text
+    )
+    assert "6.0e-3" in text
+    assert "rtol" not in text
+
+
 def test_the_kernels_of_a_segment_are_listed(page: Page, rec_path: Path, tmp_path: Path) -> None:
     """As a profiler saw a replay on CUDA; the times are made up here."""
     artifact = open_artifact(rec_path)
