@@ -15,17 +15,17 @@ PLAIN_WIDTH = 110  # columns where there is no terminal to ask
 NOTICE = "NOTICE: "
 
 
-def _console(*, stderr: bool = False) -> Console:
+def _console(*, stderr: bool = False, markup: bool = True) -> Console:
     """Made anew for each use: tests and services exchange sys.stdout and sys.stderr."""
-    console = Console(stderr=stderr, highlight=False)
+    console = Console(stderr=stderr, highlight=False, markup=markup, emoji=False)
     if not console.is_terminal:
         console.width = max(console.width, PLAIN_WIDTH)
     return console
 
 
 def show(*renderables: RenderableType) -> None:
-    """Print results."""
-    console = _console()
+    """Print results. Brackets in a text are its own: names of models and files have them."""
+    console = _console(markup=False)
     for renderable in renderables:
         console.print(renderable)
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from rich import box
 from rich.console import JustifyMethod
-from rich.markup import escape
 from rich.table import Table
 
 _UNITS = ("B", "KB", "MB", "GB", "TB")
@@ -21,7 +20,7 @@ def table(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[Any
         justify: JustifyMethod = "right" if number else "left"
         made.add_column(column.removesuffix(">"), justify=justify, no_wrap=number)
     for row in rows:
-        made.add_row(*(escape(str(cell)) for cell in row))
+        made.add_row(*(str(cell) for cell in row))
     return made
 
 
@@ -31,7 +30,7 @@ def pairs(title: str | None, rows: Iterable[tuple[str, Any]]) -> Table:
     made.add_column(style="cyan", no_wrap=True)
     made.add_column(overflow="fold")
     for name, value in rows:
-        made.add_row(name, escape(str(value)))
+        made.add_row(name, str(value))
     return made
 
 

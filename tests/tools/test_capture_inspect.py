@@ -38,6 +38,35 @@ def test_inspect(captured: tuple[Path, Any], invoke: Invoke, report: Callable[..
         assert word in text
 
 
+def test_names_with_brackets_are_shown_as_they_are(
+    tmp_path: Path, invoke: Invoke, report: Callable[..., Any]
+) -> None:
+    """Rich takes `[dim]` for a style, which hides it, fails on a `[/x]` that closes nothing, and
+    makes a picture of `:100:`."""
+    model = (
+        "import torch\n"
+        "class Odd(torch.nn.Linear):\n"
+        "    def example_inputs(self, batch):\n"
+        "        return {'input': torch.randn(batch, self.in_features)}\n"
+        "Odd.__name__ = Odd.__qualname__ = '[/x] :100:'\n"
+        "def build():\n"
+        "    return Odd(4, 1).eval()\n"
+    )
+    folder = tmp_path / "[dim]"
+    folder.mkdir()
+    (folder / "odd.py").write_text(model)
+    out = folder / "odd.rr"
+    settings = ("--buckets", "2", "--compiler", "eager")
+    result = invoke("capture", f"{folder / 'odd.py'}:build", "--out", out, *settings)
+    assert result.exit_code == 0, result.stderr
+    assert report("inspect", out)["model"] == "[/x] :100:"
+    for command in (result, invoke("inspect", out)):
+        shown = command.stdout.replace("\n", "")
+        assert "[/x] :100:" in shown
+        assert "[dim]" in shown
+    assert " float32[n, 4] " in shown  # and no more than the names
+
+
 def test_inspect_one_bucket(
     model_file: Path, tmp_path: Path, invoke: Invoke, report: Callable[..., Any]
 ) -> None:

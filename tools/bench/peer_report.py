@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from rich.console import RenderableType
-from rich.markup import escape
 
 from recreplay.tools import tables
 from recreplay.tools.bench.report import machine
@@ -66,7 +65,7 @@ def _model(result: dict[str, Any]) -> Iterator[RenderableType]:
             f"{b['floor']['ours_to_floor']:.2f} of the floor"
         )
     for name, why in result["absent"].items():
-        yield escape(f"  {name} is absent: {why}")
+        yield f"  {name} is absent: {why}"
     yield ""
 
 
