@@ -8,10 +8,13 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from driving import Page
 
+from recreplay.capture import Jagged, capture
+from recreplay.models import two_tower
 from recreplay.runtime import Runtime
 from recreplay.runtime.artifact import open_artifact
 from recreplay.tools.view.data import page_data
@@ -46,6 +49,22 @@ def test_metrics_are_the_runtimes_own(server: PageServer) -> None:
     assert sum(n * count for n, count in now["sizes"]) == now["stats"]["rows"]
     assert sum(n > 64 for n, _ in now["sizes"]) <= now["stats"]["split_requests"]
     assert set(now["latency_us"]) <= {"1", "8", "64"}
+
+
+def test_jagged_requests_of_users_are_replayed(tmp_path: Path) -> None:
+    """Rows of these cannot be taken from the front of each array."""
+    user = two_tower(rows_scale=0.001).user_inputs
+    jagged = [Jagged(name, offsets=f"{name}_offsets") for name in ("watched", "searched", "tags")]
+    options: dict[str, Any] = {"user_inputs": user, "users": 2, "jagged": jagged}
+    out = tmp_path / "jagged.rr"
+    capture(two_tower(rows_scale=0.001), out=out, buckets=[1, 8], compiler="eager", **options)
+    with Runtime.load(out) as runtime:
+        traffic = LiveTraffic(open_artifact(out), runtime, 50.0)
+        for _ in range(20):
+            traffic.replay_one()
+        shown = traffic.snapshot()
+    assert (shown["stats"]["requests"], shown["stats"]["failed"]) == (20, 0)
+    assert sum(n * count for n, count in shown["sizes"]) == shown["stats"]["rows"]
 
 
 @pytest.mark.parametrize(

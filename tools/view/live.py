@@ -11,10 +11,10 @@ import numpy as np
 
 from recreplay.runtime import Runtime
 from recreplay.runtime.artifact import Artifact
-from recreplay.tools.view.samples import sample_requests
+from recreplay.tools.load.queries import Queries
+from recreplay.tools.load.sizes import Sizes
 
 _KEPT = 512  # latest latencies of a bucket
-_POOL = 4  # requests of the largest size, which others are cut from
 
 
 class LiveTraffic:
@@ -25,10 +25,13 @@ class LiveTraffic:
         self._rate = rate
         self._draw = np.random.default_rng(seed)
         self._buckets = [b.size for b in artifact.manifest.buckets]
-        self._most = max(2, self._buckets[-1] * 5 // 4)  # some requests are split
-        self._pool = sample_requests(artifact, self._most, _POOL) if rate else []
+        most = max(2, self._buckets[-1] * 5 // 4)  # some requests are split
+        self._sizes = Sizes(
+            lambda rng, count: np.exp(rng.uniform(0.0, np.log(most + 1), count)).astype(int), most
+        )
+        self._queries = Queries(artifact.path, artifact.manifest, self._sizes) if rate else None
         self._lock = threading.Lock()
-        self._sizes: Counter[int] = Counter()
+        self._asked: Counter[int] = Counter()
         self._latest: dict[int, deque[float]] = {b: deque(maxlen=_KEPT) for b in self._buckets}
         self._begun = time.monotonic()
 
@@ -46,21 +49,21 @@ class LiveTraffic:
 
     def replay_one(self) -> None:
         """One request of a random size."""
-        n = int(np.exp(self._draw.uniform(0.0, np.log(self._most + 1))))
-        whole = self._pool[int(self._draw.integers(len(self._pool)))]
-        request = {name: array[:n] for name, array in whole.items()}
+        assert self._queries is not None, "no traffic was asked for"
+        n = self._sizes(self._draw)
+        request = self._queries.of(n)
         begun = time.perf_counter_ns()
         self._runtime.run(request)
         elapsed = (time.perf_counter_ns() - begun) / 1e3
         with self._lock:
-            self._sizes[n] += 1
+            self._asked[n] += 1
             if n <= self._buckets[-1]:
                 self._latest[next(b for b in self._buckets if b >= n)].append(elapsed)
 
     def snapshot(self) -> dict[str, Any]:
         """Counters since the start, and percentiles of each bucket's latest requests."""
         with self._lock:
-            sizes = sorted(self._sizes.items())
+            sizes = sorted(self._asked.items())
             latest = {b: list(times) for b, times in self._latest.items()}
         latency = {
             b: dict(zip(("p50", "p99"), np.percentile(t, [50, 99]).round(1).tolist(), strict=True))
