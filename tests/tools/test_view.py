@@ -52,6 +52,22 @@ def test_the_page_and_inspect_say_the_same(
         assert bucket == report("inspect", path, "--bucket", bucket["size"])
 
 
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["--serve", "--port", "99999"], 2, "Invalid value for '--port'"),
+        (["--serve", "--port", "-1"], 2, "Invalid value for '--port'"),
+        (["--traffic", "20"], 1, "error: --traffic replays requests for a page that is served; "),
+    ],
+)
+def test_options_that_no_page_can_have(
+    path: Path, invoke: Callable[..., Result], options: list[str], code: int, message: str
+) -> None:
+    result = invoke("view", path, *options)
+    assert result.exit_code == code
+    assert message in result.stderr
+
+
 def test_measured_times_are_of_every_segment(
     path: Path, invoke: Callable[..., Result], tmp_path: Path
 ) -> None:

@@ -28,7 +28,9 @@ def view(
     serve: Annotated[
         bool, typer.Option("--serve", help="Serve the page on localhost, with live counters.")
     ] = False,
-    port: Annotated[int, typer.Option(help="Port for --serve; 0 takes a free one.")] = 8642,
+    port: Annotated[
+        int, typer.Option(help="Port for --serve; 0 takes a free one.", min=0, max=65_535)
+    ] = 8642,
     traffic: Annotated[
         float, typer.Option(help="With --serve: random requests a second to replay.", min=0)
     ] = 0.0,
@@ -40,9 +42,12 @@ def view(
 ) -> None:
     """Write one HTML page of an artifact: streams, operators, strategies, buckets, benchmarks."""
     from recreplay.runtime.artifact import open_artifact
+    from recreplay.runtime.errors import RecReplayError
     from recreplay.tools.view.data import page_data, read_bench
     from recreplay.tools.view.page import render
 
+    if traffic and not serve:
+        raise RecReplayError("--traffic replays requests for a page that is served; add --serve")
     with Progress() as progress:
         progress(f"reading {artifact}")
         opened = open_artifact(artifact)
