@@ -18,7 +18,7 @@ def table(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[Any
     for column in columns:
         number = column.endswith(">")
         justify: JustifyMethod = "right" if number else "left"
-        made.add_column(column.removesuffix(">"), justify=justify, no_wrap=number)
+        made.add_column(column.removesuffix(">"), justify=justify, no_wrap=number, overflow="fold")
     for row in rows:
         made.add_row(*(str(cell) for cell in row))
     return made
@@ -27,7 +27,7 @@ def table(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[Any
 def pairs(title: str | None, rows: Iterable[tuple[str, Any]]) -> Table:
     """A list of names and values."""
     made = Table(title=title, box=None, show_header=False, title_justify="left", title_style="bold")
-    made.add_column(style="cyan", no_wrap=True)
+    made.add_column(style="cyan", overflow="fold")  # of names, which may be long
     made.add_column(overflow="fold")
     for name, value in rows:
         made.add_row(name, str(value))

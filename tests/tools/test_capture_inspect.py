@@ -9,6 +9,8 @@ import pytest
 from typer.testing import Result
 
 from recreplay.capture.compilers import toolchain
+from recreplay.tools import tables
+from recreplay.tools.console import show
 
 Invoke = Callable[..., Result]
 
@@ -36,6 +38,18 @@ def test_inspect(captured: tuple[Path, Any], invoke: Invoke, report: Callable[..
     text = invoke("inspect", out).stdout
     for word in ("Buckets", "ids_0 … ids_1", "Stacked tables", "cpu_capability"):
         assert word in text
+
+
+def test_long_names_leave_room_for_their_values(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    show(tables.pairs(None, [("max error of " + "n" * 150, "1.2e-07"), ("size", "4.2 MB")]))
+    show(tables.table(None, ("name", "rows>"), [("n" * 150, 7_777)]))
+    shown = capsys.readouterr().out
+    for value in ("1.2e-07", "4.2 MB", "7777"):
+        assert value in shown
+    assert shown.count("n" * 20) >= 2
+    assert "…" not in shown
 
 
 def test_names_with_brackets_are_shown_as_they_are(
