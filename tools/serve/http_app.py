@@ -170,7 +170,7 @@ class _Api:
     async def infer(self, request: Request) -> Response:
         name, version = _named(request)
         served = self._service.repository.get(name, version)  # unknown ones are said before a body
-        asked = parse_infer(await self._body(request), _length(request))
+        asked = parse_infer(await self._body(request), header_length(request))
         check_outputs(asked.outputs, served.output_names(), name)
         answering, outputs = await self._service.infer(
             name, version, asked.inputs, asked.deadline_us
@@ -234,7 +234,8 @@ def _named(request: Request) -> tuple[str, str | None]:
     return request.path_params["name"], request.path_params.get("version")
 
 
-def _length(request: Request) -> int | None:
+def header_length(request: Request) -> int | None:
+    """How many bytes of a body are JSON, where binary tensors follow."""
     text = request.headers.get(HEADER)
     if text is None:
         return None

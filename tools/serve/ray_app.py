@@ -21,7 +21,7 @@ from starlette.responses import JSONResponse, Response
 from recreplay.runtime import Runtime, Serving
 from recreplay.runtime.artifact import open_artifact
 from recreplay.runtime.errors import LanesLostError, RecReplayError
-from recreplay.tools.serve.http_app import HEADER
+from recreplay.tools.serve.http_app import HEADER, header_length
 from recreplay.tools.serve.protocol import parse_infer, render_infer, select, tensors
 from recreplay.tools.serve.service import http_status, message
 
@@ -52,8 +52,7 @@ class Replica:
             inputs, outputs = tensors(manifest.inputs), tensors(manifest.outputs)
             return JSONResponse({"name": self._name, "inputs": inputs, "outputs": outputs})
         try:
-            length = request.headers.get(HEADER)
-            asked = parse_infer(await request.body(), None if length is None else int(length))
+            asked = parse_infer(await request.body(), header_length(request))
             scores = await self._runtime.arun(asked.inputs, deadline_us=asked.deadline_us)
             chosen = select(scores, asked.outputs, self._name)
             body, head = render_infer(asked, self._name, "1", chosen)

@@ -54,6 +54,9 @@ def test_replicas_answer_as_eager_does(deployed: Any, shop: Any) -> None:
     np.testing.assert_allclose(outputs["score"], shop.answer(request)["score"], 1e-4, 1e-5)
     bad = httpx.post(url, json={"inputs": inputs[1:]}, timeout=60)
     assert (bad.status_code, "missing dense" in bad.json()["error"]) == (400, True)
+    headers = {"Inference-Header-Content-Length": "soon"}
+    bad = httpx.post(url, content=b"{}", headers=headers, timeout=60)
+    assert (bad.status_code, "expected a number of bytes" in bad.json()["error"]) == (400, True)
     assert httpx.get(url).json()["name"] == "shop"
 
 
