@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from driving import Page
 
+from recreplay.capture import capture
 from recreplay.capture.schedule import side_by_side
+from recreplay.models import streamrec
 from recreplay.runtime.artifact import open_artifact
 from recreplay.runtime.graph import read_graph
 from recreplay.runtime.plan import Plan
@@ -144,7 +147,11 @@ def test_the_keyboard_reaches_everything(page: Page, rec_page: Path) -> None:
         if seen[-1] == "CANVAS":
             break
     assert {"A", "BUTTON", "SELECT", "INPUT", "CANVAS"} <= set(seen)
-    ActionChains(page.driver).send_keys(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT).perform()
+    names = page.js("return recreplay.views.timeline.layout().bars.map(b => b.name)")
+    for key, at in ((Keys.END, -1), (Keys.HOME, 0)):
+        ActionChains(page.driver).send_keys(key).perform()
+        assert page.text(".side h2") == names[at]
+    ActionChains(page.driver).send_keys(Keys.ESCAPE, Keys.ARROW_RIGHT, Keys.ARROW_RIGHT).perform()
     lane = page.js("return recreplay.views.timeline.layout().lanes[0].map(b => b.name)")
     assert page.text(".side h2") == lane[1]
     ActionChains(page.driver).send_keys(Keys.ARROW_DOWN).perform()
@@ -152,6 +159,31 @@ def test_the_keyboard_reaches_everything(page: Page, rec_page: Path) -> None:
     before = page.js("return recreplay.views.timeline.surface().scale")
     ActionChains(page.driver).send_keys("+").perform()
     assert page.js("return recreplay.views.timeline.surface().scale") > before
+
+
+def test_features_are_said_to_be_joined_only_where_they_are(page: Page, tmp_path: Path) -> None:
+    class Straight(torch.nn.Module):
+        """One feature has an operator of its own before and after; the trunk reads the other."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = torch.nn.Embedding(10, 4)
+            self.linear = torch.nn.Linear(8, 1)
+
+        def forward(self, ids: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
+            return self.linear(torch.cat([self.table(ids), dense], 1))
+
+    example = {"ids": torch.arange(2), "dense": torch.randn(2, 4)}
+    joining = streamrec(features=4, rows_scale=0.001)
+    models: tuple[Any, ...] = ((Straight().eval(), example, False), (joining, None, True))
+    for model, inputs, joined in models:
+        out = tmp_path / f"{type(model).__name__}.rr"
+        capture(model, inputs, out=out, buckets=[2], compiler="eager")
+        shown = out.with_suffix(".html")
+        shown.write_text(render(page_data(open_artifact(out), {})))
+        page.open(shown, "assignment")
+        assert "before rewrites" in page.text(".note")
+        assert ("Rewrites that join features" in page.text(".note")) is joined
 
 
 def test_the_graph_is_shown_before_and_after_rewrites(

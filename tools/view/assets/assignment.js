@@ -49,7 +49,8 @@ views.assignment = (() => {
       } }, open ? "Fold features alike" : "Unfold all") : "",
       el("span", { class: "grow" }), el("span", { class: "find bar" }, count, search), zoomButtons(surface));
     const before = view.before ? `${view.before.operators.length} operators before rewrites, ${view.graph.operators.length} after. ` : "Rewrites changed nothing here. ";
-    const shared = view.graph === graph && view.before && layout.features < data.artifact.inputs.length ? " Rewrites that join features move their operators to the trunk; modules alike are still shown in bands." : "";
+    const joined = graph === view.graph && view.before && layout.features < branchesOf(view.before).size;
+    const shared = joined ? " Rewrites that join features move their operators to the trunk; modules alike are still shown in bands." : "";
     summary.textContent = `${before}${format.plural(layout.features, "feature")} with operators of their own.${shared} Colours are streams under ${strategy}${which === "before" ? ", had nothing been rewritten" : ""}.`;
     const lanes = planOf(graph, strategy).stream_count;
     key.replaceChildren(...Array.from({ length: lanes }, (_, s) => {

@@ -9,7 +9,7 @@ function bandsOf(graph, strategy, unfolded) {
   const stream = new Array(operators.length);
   plan.order.forEach((op, at) => (stream[op] = plan.streams[at]));
   const columns = columnsOf(operators, graph.edges);
-  const features = collect(operators, (op) => op.branch);
+  const features = branchesOf(graph);
   const groups = alike(features);
   const trunk = operators.filter((op) => op.branch === null);
   for (const [key, list] of modulesAlike(trunk, graph.edges)) {
@@ -51,6 +51,8 @@ function bandsOf(graph, strategy, unfolded) {
     };
   }
 }
+
+const branchesOf = (graph) => collect(operatorsOf(graph), (op) => op.branch);
 
 // `ids_0` and `ids_39` are `ids_0 … 39`.
 function spanOf(first, last) {

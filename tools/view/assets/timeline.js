@@ -212,8 +212,8 @@ views.timeline = (() => {
     const move = moves[key];
     if (!move) return false;
     if (move === "none") select(null);
-    else if (move === "first" || !selected) select(layout.bars[0], true);
     else if (move === "last") select(layout.bars[layout.bars.length - 1], true);
+    else if (move === "first" || !selected) select(layout.bars[0], true);
     else if (move[0]) {
       const lane = layout.lanes[selected.stream];
       select(lane[Math.min(Math.max(lane.indexOf(selected) + move[0], 0), lane.length - 1)], true);
