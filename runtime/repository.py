@@ -81,6 +81,10 @@ class ModelRepository:
         self.root = Path(root)
         if not self.root.is_dir():
             raise RepositoryError(f"no model repository at {self.root}: it is not a directory")
+        if (self.root / MANIFEST).is_file():
+            raise RepositoryError(
+                f"{self.root} is an artifact; a repository is a directory that has it as NAME/1"
+            )
         self._device, self._check = device, check
         self._live: dict[str, Served] = {}
         self._failed: dict[tuple[str, str], str] = {}
@@ -91,16 +95,23 @@ class ModelRepository:
 
     def names(self) -> list[str]:
         """Models on disk."""
-        try:
-            found = [p.name for p in self.root.iterdir() if p.is_dir()]
-        except OSError:  # a storage that is away takes nothing from what serves
-            return []
-        return sorted(name for name in found if _NAME.fullmatch(name))
+        return [name for name in self._folders() if _NAME.fullmatch(name)]
+
+    def misnamed(self) -> list[str]:
+        """Folders on disk with versions in them that are not served: no model has such a name."""
+        return [n for n in self._folders() if not _NAME.fullmatch(n) and self._versions(n)]
 
     def versions(self, name: str) -> list[str]:
         """Versions of a model on disk, oldest first."""
-        if not _NAME.fullmatch(name):
+        return self._versions(name) if _NAME.fullmatch(name) else []
+
+    def _folders(self) -> list[str]:
+        try:
+            return sorted(p.name for p in self.root.iterdir() if p.is_dir())
+        except OSError:  # a storage that is away takes nothing from what serves
             return []
+
+    def _versions(self, name: str) -> list[str]:
         try:
             found = [
                 p.name
@@ -132,8 +143,7 @@ class ModelRepository:
         """
         known = self.versions(name)
         if not known or (version is not None and version not in known):
-            what = f"version {version} of model {name!r}" if version else f"model {name!r}"
-            raise ModelNotFoundError(f"the repository has no {what}")
+            raise ModelNotFoundError(self._missing(name, version))
         chosen = version or known[-1]
         with self._turn(name):
             with self._lock:
@@ -161,6 +171,17 @@ class ModelRepository:
             if closed:
                 raise RuntimeClosedError(_CLOSED)
             return served
+
+    def _missing(self, name: str, version: str | None) -> str:
+        if version:
+            return f"the repository has no version {version} of model {name!r}"
+        text = f"the repository has no model {name!r}"
+        if name not in self.names():
+            return text
+        return (
+            f"{text}: no artifact and no funnel.json was found in "
+            f"{self.root / name}/VERSION, where VERSION is a whole number"
+        )
 
     def load_all(self) -> list[RepositoryError]:
         """Load the newest version of every model; what failed, the others being loaded."""

@@ -60,7 +60,10 @@ def test_a_folder_that_cannot_be_read_has_no_versions(
 
     monkeypatch.setattr(Path, "iterdir", iterdir)
     (failed,) = repository.load_all()
-    assert str(failed) == "the repository has no model 'other'"
+    assert str(failed) == (
+        "the repository has no model 'other': no artifact and no funnel.json was found in "
+        f"{repository.root / 'other'}/VERSION, where VERSION is a whole number"
+    )
     assert {s.name: s.state for s in repository.index()} == {
         "other": "UNAVAILABLE",
         "shop": "READY",

@@ -63,8 +63,8 @@ class Service:
         self._lock = threading.Lock()
 
     def start(self) -> list[RepositoryError]:
-        """Load every model; what failed. Ready if any model serves, or there is none. A server
-        that is to stop loads no further one."""
+        """Load every model; what failed, or has a name that none can have. Ready if any model
+        serves, or there is none. A server that is to stop loads no further one."""
         failed: list[RepositoryError] = []
         names = self.repository.names()
         for name in names:
@@ -75,7 +75,13 @@ class Service:
             except RepositoryError as error:
                 failed.append(error)
         self.ready = not failed or len(failed) < len(names)
-        return failed
+        return failed + [
+            RepositoryError(
+                f"{self.repository.root / name} is not served: expected the name of a model to be "
+                "of a-z, A-Z, 0-9, '_', '.' and '-'; rename it"
+            )
+            for name in self.repository.misnamed()
+        ]
 
     def load(self, name: str) -> None:
         """Load the newest version of a model in the live one's place."""

@@ -20,6 +20,7 @@ pytest.importorskip("tritonclient.grpc")
 from prometheus_client import CollectorRegistry, generate_latest
 
 from recreplay.runtime import ModelRepository
+from recreplay.runtime.errors import RepositoryError
 from recreplay.tools.cli import app
 from recreplay.tools.serve import describe
 from recreplay.tools.serve.metrics import ServiceCollector
@@ -54,6 +55,19 @@ def test_metrics_ask_no_disk(root: Path, shop: Any) -> None:
     found = metrics(service)
     assert (found[REPLAYS], found[LANES]) == (1, 1)
     service.repository.close()
+
+
+def test_what_is_laid_out_wrongly_is_told(root: Path) -> None:
+    shutil.copytree(root / "shop", root / "my shop")
+    shutil.copytree(root / "shop" / "1", root / "flat")
+    service = Service(ModelRepository(root))
+    flat, misnamed = service.start()
+    assert f"{root / 'flat'}/VERSION, where VERSION is a whole number" in str(flat)
+    assert str(misnamed).startswith(f"{root / 'my shop'} is not served: expected the name of a mo")
+    assert service.is_ready()
+    service.repository.close()
+    with pytest.raises(RepositoryError, match=r"flat is an artifact; a repository is a directory"):
+        ModelRepository(root / "flat")
 
 
 def test_counters_go_on_where_a_version_is_loaded_again(root: Path, shop: Any) -> None:
