@@ -29,12 +29,17 @@ def inspect(
     With --json: all that the page of `recreplay view` shows.
     """
     from recreplay.runtime.artifact import open_artifact
+    from recreplay.runtime.errors import RecReplayError
     from recreplay.runtime.graph import read_graph
     from recreplay.tools.describe import find_bucket
     from recreplay.tools.view.bucket import bucket_view
     from recreplay.tools.view.data import finite, overview
     from recreplay.tools.view.measured import measure
 
+    if take_measures and not as_json:
+        raise RecReplayError(
+            "--measure says its times in JSON only: add --json, or `recreplay view --measure`"
+        )
     opened = open_artifact(artifact)
     found = None if bucket is None else find_bucket(opened, bucket)
     graphs = read_graph(opened.path)

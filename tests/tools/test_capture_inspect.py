@@ -35,6 +35,9 @@ def test_inspect(captured: tuple[Path, Any], invoke: Invoke, report: Callable[..
     assert memory["lane_bytes"] == memory["staging_bytes"] + memory["buffer_bytes"]
     (stack,) = summary["stacks"]
     assert stack["rows"] == 100
+    refused = invoke("inspect", out, "--measure")  # whose times no table has
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    assert "--measure says its times in JSON only: add --json" in refused.stderr
     text = invoke("inspect", out).stdout
     for word in ("Buckets", "ids_0 … ids_1", "Stacked tables", "cpu_capability"):
         assert word in text
