@@ -224,11 +224,12 @@ def test_requests_that_run_in_parts_are_shown_so(
     data["artifact"]["buckets"][2]["portion"] = 8  # as where the tuner measured 500 and 20
     (tmp_path / "parts.html").write_text(render(data))
     page.open(tmp_path / "parts.html", "buckets")
-    sizes = page.js(
-        "return [...document.querySelectorAll('tbody')][0].innerText.split('\\n')"
-        ".map(line => line.split('\\t')[0])"
+    rows = page.js(
+        "return [...document.querySelector('tbody').rows].map(r => "
+        "[...r.cells].map(c => c.textContent))"
     )
-    assert sizes == ["1", "8", "64 by 8"]
+    assert [row[0] for row in rows] == ["1", "8", "64 by 8"]
+    assert [row[8] for row in rows] == ["0 %", "75 %", "–"]  # padding: not of the whole bucket
     labels = page.js("return [...document.querySelectorAll('.strong')].map(t => t.textContent)")
     assert sorted(labels) == ["10 µs", "160 µs", "20 µs"]
     assert "in several replays of a smaller one" in page.text("#main")

@@ -15,7 +15,7 @@ views.buckets = {
           const before = i ? a.buckets[i - 1].size : 0, modelled = this.modelled(i);
           return [b.portion === b.size ? b.size : `${b.size} by ${b.portion}`, b.operators, b.segments, b.streams, b.waits, format.us(modelled),
             b.replay_us ? format.us(b.replay_us.p50) : "–", b.replay_us ? format.us(b.replay_us.p99) : "–",
-            format.share((b.size - before - 1) / b.size), format.bytes(b.input_bytes), format.bytes(b.buffer_bytes), format.bytes(b.output_bytes)];
+            b.portion === b.size ? format.share((b.size - before - 1) / b.size) : "–", format.bytes(b.input_bytes), format.bytes(b.buffer_bytes), format.bytes(b.output_bytes)];
         })), "full"),
       this.card("Requests", data.live ? "Counted by the runtime that this page's server has loaded." : "Counters belong to a running runtime: recreplay view --serve --traffic 200 shows them live.", this.counters),
       this.parity(a),
