@@ -67,13 +67,22 @@ class _DeviceBlock:
 class Feeder:
     """Fills one bucket of one lane with requests of which some inputs are on its device."""
 
-    def __init__(self, bucket: Bucket, filler: Filler, staging: Staging, device: Device) -> None:
+    def __init__(
+        self,
+        bucket: Bucket,
+        filler: Filler,
+        staging: Staging,
+        device: Device,
+        row_mask: str | None = None,
+    ) -> None:
+        """`row_mask`: the input that says which rows are not padding, if the model has one."""
         self._staging, self._device, self._checks = staging, device, filler.checks
         slots = {slot.name: slot for slot in bucket.inputs}
         self._wide = [name in filler.wide for name in filler.order]
         self._host = [slots[name].view(staging.host) for name in filler.order]
         self._views = [tensor_view(staging.device, slots[name]) for name in filler.order]
         self._blocks = [_on_device(block, staging.device) for block in filler.blocks]
+        self._mask = None if row_mask is None else tensor_view(staging.device, slots[row_mask])
 
     def __call__(self, values: Sequence[Any], n: int) -> bool:
         """Copy, pad, check: True if the request is ready to be replayed without an upload, False if
@@ -99,6 +108,9 @@ class Feeder:
                 block.pad(n)
                 if self._checks:
                     found += block.checks(n)
+            if self._mask is not None:
+                self._mask[:n] = True
+                self._mask[n:] = False
             return not found or bool(torch.stack(found).all())
 
     def fetch(self, values: Sequence[Any]) -> list[Array]:

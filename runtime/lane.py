@@ -48,7 +48,7 @@ class _Captured:
     filler: Filler | MixedFiller
     graph: Graph
     # Made when it is first asked for, which on a CPU is never. None where inputs do not all have a
-    # row for each row of a request, or where there is a row mask.
+    # row for each row of a request.
     feeder: Callable[[], Feeder] | None
     inputs: list[tuple[str, Array]]  # what borrowers write to, full bucket
     outputs: list[tuple[str, Array]]
@@ -148,8 +148,8 @@ class Lane:
             ]
             outputs = [(slot.name, slot.view(self._out.host)) for slot in bucket.outputs]
             feeder = None
-            if isinstance(filler, Filler) and mask is None:
-                feeder = cache(partial(Feeder, bucket, filler, part, device))
+            if isinstance(filler, Filler):
+                feeder = cache(partial(Feeder, bucket, filler, part, device, mask_name))
             self._captured[bucket.size] = _Captured(filler, graph, feeder, inputs, outputs, mask)
         self._sizes = sorted(self._captured)
         # By bucket and rows, and by rows alone what the smallest bucket has for so many.

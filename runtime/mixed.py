@@ -298,8 +298,6 @@ def make_checker(
     """The request checker of a model; see `RequestChecker` for `own_tensor`."""
     if is_mixed(manifest):
         return MixedChecker(Order(manifest), manifest.bounds, check)
-    if manifest.row_mask is not None:
-        own_tensor = none_is_own  # a replay that is fed sends nothing from the host, the mask too
     return RequestChecker(manifest.inputs, manifest.bounds, check, own_tensor)
 
 
