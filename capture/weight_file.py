@@ -34,7 +34,10 @@ def write_weights(
     lowered = {name: kinds[name] for name in sorted(kinds) if name in names}
     tied = _tied_names(model, names)
     unread = tuple(sorted(set(model.exported.state_dict) - names - set(tied)))
-    return replace(manifest, tables=tables, lowered=lowered, tied=tied, unread=unread)
+    notices = (*manifest.notices, *_parted(model, names))
+    return replace(
+        manifest, tables=tables, lowered=lowered, tied=tied, unread=unread, notices=notices
+    )
 
 
 def weight_tensors(
@@ -51,6 +54,34 @@ def _tied_names(model: Ingested, read: Collection[str]) -> dict[str, str]:
     by_memory = {memory_of(state[name]): name for name in sorted(read) if name in state}
     tied = {name: by_memory.get(memory_of(value)) for name, value in state.items()}
     return {k: weight for k, weight in sorted(tied.items()) if weight and k not in read}
+
+
+def _parted(model: Ingested, read: Collection[str]) -> list[str]:
+    """A notice for each weight that is a part of another one's memory in the model, and is not in
+    the artifact: writing one there leaves the other as it is."""
+    state = model.exported.state_dict
+    found = []
+    inside: tuple[int, str] = (0, "")  # where the last whole weight ends
+    extents = {name: _extent(state[name]) for name in read if name in state}
+    # The larger of two that begin alike first.
+    for name, (begin, end) in sorted(extents.items(), key=lambda e: (e[1][0], -e[1][1])):
+        whole = inside[1]
+        if begin < inside[0] and memory_of(state[name]) != memory_of(state[whole]):
+            found.append(
+                f"NOTICE: weights {whole!r} and {name!r} share memory in the model and are stored "
+                "apart; update both where one changes"
+            )
+        elif state[name].is_contiguous():
+            inside = (end, name)
+    return found
+
+
+def _extent(tensor: torch.Tensor) -> tuple[int, int]:
+    """The first byte of a tensor and the one behind its last."""
+    if not tensor.numel():
+        return tensor.data_ptr(), tensor.data_ptr()
+    last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.itemsize
 
 
 def _lay_out(

@@ -293,3 +293,31 @@ def test_a_table_that_is_looked_up_and_multiplied_is_one(tmp_path: Path) -> None
         with torch.no_grad():
             other.seen.weight[[0, 7]] = rows
         agree_with(other)
+
+
+class Windowed(nn.Module):
+    """Reads a table, and a part of it by another name."""
+
+    def __init__(self, cut: Any) -> None:
+        super().__init__()
+        self.table = nn.Embedding(20, 4)
+        self.register_buffer("part", cut(self.table.weight.detach()))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.table(ids).sum(1) + self.part.sum()
+
+
+def test_weights_that_are_parts_of_others_are_told(tmp_path: Path) -> None:
+    example = {"ids": torch.tensor([1, 2, 19])}
+    cuts = {
+        "rows": lambda w: w[3:9],
+        "columns": lambda w: w[:, 1:],
+        "a copy": lambda w: w[3:].clone(),
+    }
+    for name, cut in cuts.items():
+        manifest = capture(
+            Windowed(cut).eval(), example, out=tmp_path / name, buckets=[2], compiler="eager"
+        )
+        told = [n for n in manifest.notices if "share memory in the model" in n]
+        assert len(told) == (name != "a copy"), name
+        assert all("weights 'table.weight' and 'part' share" in notice for notice in told)
