@@ -13,6 +13,8 @@ from recreplay.capture.dag import Cost
 from recreplay.runtime.aten import BYTE_BAGS, GROUPED_LOOKUP, JAGGED_BAGS, PACKED_LINEAR, ROW_BAGS
 
 aten = torch.ops.aten
+# Operators that read no more of their first argument than they give.
+PICKS = (aten.index.Tensor, aten.index_select.default, aten.gather.default)
 
 
 def operator_cost(node: fx.Node) -> Cost:
@@ -40,19 +42,28 @@ def operator_cost(node: fx.Node) -> Cost:
         gathered, weights, ids = node.meta["gathered"], inputs[0], inputs[1]
         return Cost(gathered * weights.element_size() + _nbytes(ids) + _nbytes(out[0]), gathered)
     read = sum(_nbytes(t) for t in inputs)
-    return Cost(read + written, _flops(node, inputs, out))
+    if node.target in PICKS:
+        read += written - _nbytes(inputs[0])
+    return Cost(read + written, _flops(node, out))
 
 
-def _flops(node: fx.Node, inputs: list[torch.Tensor], out: list[torch.Tensor]) -> int:
+def _flops(node: fx.Node, out: list[torch.Tensor]) -> int:
     elements = sum(prod(t.shape) for t in out)
-    if node.target is aten.linear.default or str(node.target) == PACKED_LINEAR:
-        return 2 * elements * int(inputs[0].shape[-1])
-    if node.target in (aten.mm.default, aten.bmm.default, aten.matmul.default):
-        return 2 * elements * int(inputs[0].shape[-1])
+    products = (aten.linear.default, aten.mm.default, aten.bmm.default, aten.matmul.default)
+    if node.target in products or str(node.target) == PACKED_LINEAR:
+        return 2 * elements * _width(node.args[0])
     added = (aten.addmm.default, aten.baddbmm.default, aten._addmm_activation.default)
     if node.target in added:
-        return 2 * elements * int(inputs[1].shape[-1])
-    return max(elements, *(prod(t.shape) for t in inputs)) if inputs else elements
+        return 2 * elements * _width(node.args[1])
+    inputs = [t for n in node.all_input_nodes for t in _tensors(n.meta["val"])]
+    if node.target in PICKS:
+        return elements
+    return max([elements, *(prod(t.shape) for t in inputs)])
+
+
+def _width(source: Any) -> int:
+    """How many products are added up for each element that a layer of `source` gives."""
+    return int(source.meta["val"].shape[-1])
 
 
 def _tensors(value: Any) -> list[torch.Tensor]:

@@ -11,7 +11,7 @@ from math import prod
 import torch
 from torch import fx
 
-from recreplay.capture.cost import operator_cost
+from recreplay.capture.cost import PICKS, operator_cost
 from recreplay.capture.dag import Cost
 from recreplay.capture.specialise import Program
 
@@ -39,6 +39,9 @@ def least_work(program: Program) -> Cost:
                 width = table.meta["val"].shape[1] * table.meta["val"].element_size()
                 gathered[table] += prod(ids.meta["val"].shape) * width
                 sources.remove(table)
+        elif node.target in PICKS and node.args[0] in sources:
+            gathered[node.args[0]] += _nbytes(node.meta["val"])
+            sources.remove(node.args[0])
         whole.update(sources)
     nbytes = sum(_nbytes(n.meta["val"]) for n in whole)
     nbytes += sum(
