@@ -214,9 +214,14 @@ def _is_user_index(node: object) -> bool:
 
 
 def _is_column_of_input(node: fx.Node, dim: object) -> bool:
-    while node.target is aten._to_copy.default or picks_rows(node):
+    # Rows that are picked by a matrix, or a single one, have the columns in another dimension.
+    while node.meta["val"].ndim == 2:
+        if node.op == "placeholder":
+            return str(node.target).startswith("input:") and dim in (1, -1)
+        if node.target is not aten._to_copy.default and not picks_rows(node):
+            return False
         node = node.args[0]  # type: ignore[assignment]
-    return str(node.target).startswith("input:") and node.meta["val"].ndim == 2 and dim in (1, -1)
+    return False
 
 
 def id_bounds(program: Program) -> tuple[list[IdBound], list[str]]:

@@ -185,6 +185,36 @@ def test_ids_of_rows_that_the_model_picks(captured: Capture) -> None:
             runtime.run(given)
 
 
+def test_columns_of_rows_that_have_dimensions_of_their_own(captured: Capture) -> None:
+    """`[1, 1, 2]` of ids `[B, 2]`: dimension 1 is none of the columns. If it were taken for one,
+    the others would pass for checked, and in a stack of tables they read another."""
+
+    class Picked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.small, self.large = nn.Embedding(5, 4), nn.Embedding(50, 4)
+
+        def forward(self, ids: Tensor, kind: Tensor, at: Tensor, mask: Tensor) -> Tensor:
+            order = torch.argsort(at.masked_fill(~mask, torch.inf), stable=True)
+            best = ids[order[:1, None]][:, 0]
+            others = self.large(kind).masked_fill(~mask[:, None], 0.0)
+            return torch.where(mask, self.small(best).sum() + others.sum(), 0.0)
+
+    given = {
+        "ids": torch.tensor([[1, 4], [2, 3], [0, 4], [4, 1]]),
+        "kind": torch.tensor([9, 40, 49, 0]),
+        "at": torch.tensor([0.1, 0.2, 0.3, 0.4]),
+        "mask": torch.ones(4, dtype=torch.bool),
+    }
+    path = captured(Picked(), given, row_mask="mask", rewrites=("stack_lookups",))
+    del given["mask"]
+    with Runtime.load(path) as runtime:
+        assert runtime.manifest.unchecked == ("small.weight",)
+        given["ids"][0, 1] = 40
+        with pytest.raises(ReplayError, match="index out of range"):
+            runtime.run(given)
+
+
 def test_ids_that_a_small_type_does_not_hold_are_not_stacked(captured: Capture) -> None:
     class Wrapped(nn.Module):
         def __init__(self) -> None:
