@@ -111,15 +111,13 @@ def picks_rows(node: fx.Node) -> bool:
     return isinstance(picked, fx.Node) and picked.meta["val"].dtype != torch.bool
 
 
-def never_beyond(ids: fx.Node, rows: int, batch: int | None = None) -> bool:
-    """Whether the model computes ids that a table of so many rows has, whatever the request.
-
-    `batch`: the number of rows of the bucket, where the table has no more of them in a larger one.
-    """
+def never_beyond(ids: fx.Node, rows: int) -> bool:
+    """Whether the model computes ids that a table of so many rows has, whatever the request of this
+    bucket."""
     while _holds(ids, rows):
         places = _places(ids)
         if places is not None:
-            return places <= rows and places != batch
+            return places <= rows
         if not _passes(ids):
             break
         ids = ids.args[0]  # type: ignore[assignment]

@@ -224,22 +224,30 @@ def _is_column_of_input(node: fx.Node, dim: object) -> bool:
     return False
 
 
-def id_bounds(program: Program) -> tuple[list[IdBound], list[str]]:
+def id_bounds(program: Program, largest: Program | None = None) -> tuple[list[IdBound], list[str]]:
     """What each request's ids are checked against, and the tables whose ids no input holds as they
-    are."""
+    are.
+
+    `program` is of the smallest bucket and `largest` of the largest, which says what grows with
+    the bucket: places among the rows of a request, and these rows themselves where they are looked
+    up. What grows bounds no ids, and is within its table everywhere if it is at both ends.
+    """
+    largest = largest or program
+    rows_of = {lookup.weight: lookup.rows for lookup in find_lookups(largest)}
     bounds: dict[tuple[str, int | None], IdBound] = {}
     unchecked = []
     for lookup in find_lookups(program):
         if _is_constant(lookup.ids):
             continue  # the same rows whatever the request
         found = _origins(lookup.ids)
-        batch = program.bucket if _is_weight(lookup.node.args[0]) else None
-        if not found and not never_beyond(lookup.ids, lookup.rows, batch):
+        grows = rows_of.get(lookup.weight) != lookup.rows
+        if (grows or not found) and not never_beyond(lookup.ids, lookup.rows):
             unchecked.append(lookup.weight)
-        for at in found:
+        for at in () if grows else found:
             key = (at.input, at.column)
             if key not in bounds or lookup.rows < bounds[key].rows:
                 bounds[key] = IdBound(at.input, at.column, lookup.rows, lookup.weight)
+    unchecked += [k.weight for k in find_lookups(largest) if not stays_in_table(k)]
     return list(bounds.values()), list(dict.fromkeys(unchecked))
 
 

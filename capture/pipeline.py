@@ -163,7 +163,7 @@ def capture(
         )
         rtol = rounding(ingested.exported.graph) if rtol is None else rtol
         refuse_mixing(ingested, (), rtol, atol)
-        known = survey(ingested, sizes[0], applied, lowest, target.type)
+        known = survey(ingested, sizes[0], applied, lowest, target.type, sizes[-1])
         if known.bounds:  # rows of the example may be alike, so that mixing them does not show
             refuse_mixing(ingested, known.bounds, rtol, atol)
         for name in known.lowering.left:

@@ -59,7 +59,8 @@ class Planned:
 
 @dataclass(frozen=True)
 class Survey:
-    """What is the same for all buckets and choices, found on the smallest bucket."""
+    """What is the same for all buckets and choices, found on the smallest bucket; what
+    grows with the bucket, on the largest as well."""
 
     bounds: tuple[IdBound, ...]
     unchecked: tuple[str, ...]
@@ -76,11 +77,13 @@ def survey(
     rewrites: Sequence[str],
     precision: Precision = FULL,
     device: str = "cpu",
+    largest: int | None = None,
 ) -> Survey:
-    """`rewrites`: all that any choice applies. How weights are stored follows from them."""
+    """`size` is the smallest bucket, `largest` the largest if there are others. `rewrites`: all
+    that any choice applies. How weights are stored follows from them."""
     program = specialise(model, size)
     lowering = find_lowering(program, precision)
-    bounds, unchecked = id_bounds(program)
+    bounds, unchecked = id_bounds(program, specialise(model, largest or size))
     narrow = narrowed(model.inputs, bounds, device)
     if "narrow_ids" in rewrites:
         narrow_ids(program, narrow)

@@ -175,7 +175,7 @@ def test_ids_of_rows_that_the_model_picks(captured: Capture) -> None:
             ("kind", None, 9),
             ("ids", 1, 20),
         ]
-        assert manifest.unchecked == ("place.weight",)  # a larger bucket has more places than rows
+        assert manifest.unchecked == ()  # the largest bucket has as many places
         for rows in (1, 3, 4):
             request = {name: value[:rows] for name, value in given.items()}
             want = model(**request, mask=torch.ones(rows, dtype=torch.bool))
@@ -183,6 +183,60 @@ def test_ids_of_rows_that_the_model_picks(captured: Capture) -> None:
         given["ids"][2, 1] = 20
         with pytest.raises(IdRangeError, match=r"^input 'ids' column 1, row 2: id 20 is out of ra"):
             runtime.run(given)
+
+
+class Places(nn.Module):
+    """Where the largest of some values lies: among those of a row, or of all rows."""
+
+    def __init__(self, rows: int, dim: int | None) -> None:
+        super().__init__()
+        self.place = nn.Embedding(rows, 2)
+        self.dim = dim
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        some = x.masked_fill(~mask[:, None], -torch.inf)
+        if self.dim is None:
+            order = some.flatten().argsort(descending=True, stable=True)
+            places = order[:1].expand(x.shape[0])
+        else:
+            places = some.argsort(self.dim, descending=True)[:, 0]
+        return self.place(places).sum(1).masked_fill(~mask, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("model", "unchecked"),
+    [
+        (Places(12, None), ("place.weight",)),  # of 3 * B
+        (Places(24, None), ()),
+        (Places(3, 1), ()),
+        (Places(2, 1), ("place.weight",)),
+    ],
+)
+def test_places_are_counted_in_every_bucket(
+    captured: Capture, model: Places, unchecked: tuple[str, ...]
+) -> None:
+    """Not those of the smallest alone, nor taken for rows where there are as many."""
+    x = torch.zeros(4, 3)
+    x[:, 0] = 1.0  # in reach of the smallest of these tables
+    path = captured(model, {"x": x, "mask": torch.ones(4).bool()}, row_mask="mask", buckets=[3, 8])
+    with Runtime.load(path) as runtime:
+        assert runtime.manifest.unchecked == unchecked
+
+
+def test_rows_that_other_rows_name(captured: Capture) -> None:
+    """A larger bucket has more of them, so the smallest bounds none."""
+
+    class Partners(nn.Module):
+        def forward(self, x: Tensor, partner: Tensor, mask: Tensor) -> Tensor:
+            return x + x[partner]
+
+    given = {"x": torch.randn(5), "partner": torch.zeros(5).long(), "mask": torch.ones(5).bool()}
+    with Runtime.load(captured(Partners(), given, row_mask="mask", buckets=[1, 8])) as runtime:
+        assert runtime.manifest.bounds == ()
+        assert runtime.manifest.unchecked == ("input_x",)
+        x = np.array([1, 2, 4], np.float32)
+        got = runtime.run({"x": x, "partner": np.array([2, 0, 1])})["output"]
+        np.testing.assert_array_equal(got, [5, 3, 6])
 
 
 def test_columns_of_rows_that_have_dimensions_of_their_own(captured: Capture) -> None:
