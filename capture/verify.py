@@ -34,12 +34,16 @@ def stored_requests(
     model: Ingested, sizes: Sequence[int], bounds: Sequence[IdBound]
 ) -> dict[str, torch.Tensor]:
     """A request for each bucket that fills it, as `BUCKET/in/NAME`, and as `lengths/NAME` how many
-    values rows of the example have, of which a request of one user shows one."""
-    requests = {
-        f"{size}/in/{name}": tensor.contiguous()
-        for size in sizes
-        for name, tensor in _request(model, bounds, size, size, "typical", 0).items()
-    }
+    values rows of the example have, of which a request of one user shows one.
+
+    Raises `CaptureError` where the model itself cannot answer the largest: a GPU that records on
+    it would be lost to the process.
+    """
+    requests: dict[str, torch.Tensor] = {}
+    for size in sizes:
+        request = _request(model, bounds, size, size, "typical", 0)
+        requests |= {f"{size}/in/{name}": tensor.contiguous() for name, tensor in request.items()}
+    _eager(model, request, sizes[-1])
     lengths = usual_lengths(model.inputs, model.example)
     return requests | {f"lengths/{k}": v[:_LENGTHS].contiguous() for k, v in lengths.items()}
 

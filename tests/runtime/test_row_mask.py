@@ -276,6 +276,26 @@ def test_a_model_that_reads_padding_is_refused(captured: Capture) -> None:
         captured(Rerank(), example(6))
 
 
+def test_a_bucket_with_more_rows_than_the_model_takes(captured: Capture) -> None:
+    """The model is asked before a device records what it cannot take."""
+
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.place = nn.Embedding(8, 4)
+
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            return x + self.place(torch.arange(mask.shape[0])).sum(1)
+
+    given = {"x": torch.randn(4), "mask": torch.ones(4, dtype=torch.bool)}
+    assert captured(Positions(), given, row_mask="mask", buckets=[1, 8]).exists()
+    with pytest.raises(
+        CaptureError,
+        match=r"^the model itself fails on a request of 9 rows made of its example inputs: Index",
+    ):
+        captured(Positions(), given, row_mask="mask", buckets=[1, 9])
+
+
 WRONG: dict[str, tuple[Arrays, str]] = {
     "absent": ({"row_mask": "valid"}, r"^the model has no input 'valid', which row_mask names"),
     "dtype": ({"row_mask": "kind"}, r"^row mask 'kind' is int64\[6\] in the example; expected bo"),
