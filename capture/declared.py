@@ -74,7 +74,7 @@ def declare(
 ) -> dict[str, Declared]:
     """Every input of `example` with its kind; raises `CaptureError` where that makes no sense."""
     _check_names(example, jagged, user_inputs, users)
-    _check_mask(example, jagged, user_inputs, row_mask)
+    _check_mask(example, jagged, user_inputs, users, row_mask)
     values = {j.values for j in jagged}
     by_division: dict[str, list[Jagged]] = {}
     for j in jagged:
@@ -139,6 +139,7 @@ def _check_mask(
     example: Mapping[str, torch.Tensor],
     jagged: Sequence[Jagged],
     user_inputs: Sequence[str],
+    users: int,
     row_mask: str | None,
 ) -> None:
     if row_mask is None:
@@ -157,10 +158,11 @@ def _check_mask(
             f"{list(mask.shape)} in the example; expected bool [B], all true: no row of the "
             "example is padding"
         )
-    if len(example) == 1:
+    if users == 1 and set(example) <= {row_mask, *user_inputs}:
+        others = " and the user's" if user_inputs else ""
         raise CaptureError(
-            f"the model has no input besides the row mask {row_mask!r}, so nothing says how many "
-            "rows a request has"
+            f"the model has no input besides the row mask {row_mask!r}{others}, so nothing says "
+            "how many rows a request has"
         )
 
 

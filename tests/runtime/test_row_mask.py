@@ -327,6 +327,26 @@ def test_an_example_is_not_padded(captured: Capture) -> None:
         captured(Counted(), {"mask": example(6)["mask"]}, row_mask="mask")
 
 
+def test_something_says_how_many_rows_there_are(captured: Capture) -> None:
+    """A user's inputs have one row, and requests no mask; with several users, each row has an
+    index."""
+
+    class Shares(nn.Module):
+        def forward(self, user: Tensor, mask: Tensor) -> Tensor:
+            return user.sum(1) * mask / mask.sum()
+
+    given = {"user": torch.ones(4, 3), "mask": torch.ones(4, dtype=torch.bool)}
+    told: Arrays = {"row_mask": "mask", "user_inputs": ["user"]}
+    with pytest.raises(
+        CaptureError,
+        match=r"^the model has no input besides the row mask 'mask' and the user's, so nothing",
+    ):
+        captured(Shares(), given, **told)
+    with Runtime.load(captured(Shares(), given, users=3, **told)) as runtime:
+        request = {"user": np.ones((2, 3), np.float32), "user_index": np.array([0, 1, 1])}
+        np.testing.assert_allclose(runtime.run(request)["output"], 1)
+
+
 def test_to_onnx_and_back(artifact: Path, tmp_path: Path) -> None:
     export_onnx(artifact, tmp_path / "m.onnx")
     out = tmp_path / "back.rr"
