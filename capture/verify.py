@@ -185,10 +185,18 @@ def _advice(model: Ingested) -> str:
             "Operators on user inputs that mix the rows of a batch give another answer once per "
             "user; capture without user_inputs to see whether they are the cause"
         )
+    cause = (
+        "the model scores a row otherwise in another number of rows, and each row has to be scored "
+        "by itself"
+    )
+    if model.row_mask is not None:
+        cause = (
+            f"rows for which {model.row_mask.name!r} is false count in a bucket of this size: "
+            "leave them out wherever rows are compared"
+        )
     return (
         "Capture with compiler='eager' and rewrites=(): where that is right, one of the two is the "
-        "cause; else the model scores a row otherwise in another number of rows, and each row has "
-        "to be scored by itself. A rounding that grows is let through by a larger rtol"
+        f"cause; else {cause}. A rounding that grows is let through by a larger rtol"
     )
 
 

@@ -24,6 +24,7 @@ from recreplay.runtime.errors import (
     CapacityError,
     CaptureError,
     InputNameError,
+    ParityError,
     RecReplayError,
     UnsupportedModelError,
 )
@@ -294,6 +295,21 @@ def test_a_bucket_with_more_rows_than_the_model_takes(captured: Capture) -> None
         match=r"^the model itself fails on a request of 9 rows made of its example inputs: Index",
     ):
         captured(Positions(), given, row_mask="mask", buckets=[1, 9])
+
+
+def test_padding_that_counts_in_a_larger_bucket(captured: Capture) -> None:
+    """Zeros add nothing to a sum of the ten best scores, but take the place of negative ones once
+    there are ten: more rows than are padded before a bucket is proved."""
+
+    class Best(nn.Module):
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            some = torch.cat([x.masked_fill(~mask, 0.0), torch.full((10,), -99.0)])
+            best = some.topk(10).values
+            return torch.where(mask, x - best.masked_fill(best < -9.0, 0.0).sum(), 0.0)
+
+    given = {"x": -torch.arange(1.0, 6.0), "mask": torch.ones(5, dtype=torch.bool)}
+    with pytest.raises(ParityError, match=r"^bucket 16, 1 rows: .* rows for which 'mask' is false"):
+        captured(Best(), given, row_mask="mask", buckets=[16])
 
 
 WRONG: dict[str, tuple[Arrays, str]] = {
