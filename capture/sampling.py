@@ -114,7 +114,9 @@ def _draw(
         if bound.input == name:
             where = values if bound.column is None else values[:, bound.column]
             limit = _limit(bound, bounds)
-            if not where.is_floating_point():
+            if where.dtype == torch.bool:
+                limit = min(limit, 2)
+            elif not where.is_floating_point():
                 limit = min(limit, torch.iinfo(where.dtype).max + 1)
             where.copy_(torch.randint(0, limit, where.shape, generator=generator))
     return values

@@ -335,6 +335,22 @@ def test_ids_made_of_floats_stay_in_what_the_example_has(captured: Capture) -> N
         assert runtime.run({"x": x})["output"].shape == (8, 4)
 
 
+def test_ids_that_are_true_or_false(captured: Capture) -> None:
+    class Flags(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.flag, self.flags = nn.Embedding(2, 4), nn.Embedding(2, 4)
+
+        def forward(self, flag: Tensor, flags: Tensor) -> Tensor:
+            return self.flag(flag.long()) + self.flags(flags.long()).sum(1)
+
+    model = Flags()
+    given = {"flag": torch.tensor([True, False, True]), "flags": torch.rand(3, 4) > 0.5}
+    with Runtime.load(captured(model, given)) as runtime, torch.inference_mode():
+        assert runtime.manifest.unchecked == ()
+        np.testing.assert_allclose(runtime.run(given)["output"], model(**given), rtol=1e-5)
+
+
 def test_ids_that_count_from_one(captured: Capture) -> None:
     """Zeros, which staging memory begins with, are none of them."""
     model = Tables(lambda x: [x[:, 0] - 1, x[:, 1] - 1, x[:, 2]])
