@@ -11,6 +11,10 @@ import numpy as np
 import pytest
 from typer.testing import Result
 
+from recreplay.runtime import Runtime
+from recreplay.runtime.artifact import open_artifact
+from recreplay.tools.view.live import LiveTraffic
+
 Invoke = Callable[..., Result]
 Report = Callable[..., Any]
 MODEL = """
@@ -99,3 +103,11 @@ def test_a_schedule_leaves_queries_whole(artifact: Path, tmp_path: Path, report:
     settings = [found["baseline"], *found["settings"]]
     assert {s["chunk_rows"] for s in settings} == {None}
     assert {s["max_delay_us"] for s in settings} == {None}
+
+
+def test_a_page_has_traffic_that_is_never_cut(artifact: Path) -> None:
+    with Runtime.load(artifact) as runtime:
+        traffic = LiveTraffic(open_artifact(artifact), runtime, 50.0)
+        for _ in range(50):
+            traffic.replay_one()
+        assert {rows for rows, _ in traffic.snapshot()["sizes"]} == set(range(1, 9))

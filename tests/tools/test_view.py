@@ -14,10 +14,12 @@ from typer.testing import Result
 from recreplay.capture import capture
 from recreplay.capture.schedule import idle_share, in_turn, longest_path, side_by_side
 from recreplay.models import streamrec
+from recreplay.runtime import Runtime
 from recreplay.runtime.artifact import open_artifact
 from recreplay.runtime.errors import ArtifactCorruptError
 from recreplay.runtime.graph import GRAPH, read_graph
 from recreplay.runtime.plan import Plan, Step, check_plan
+from recreplay.tools.view.live import LiveTraffic
 from recreplay.tools.view.page import SCRIPTS, render
 
 
@@ -187,3 +189,12 @@ def test_in_turn_is_the_issue_order() -> None:
     found = in_turn(PLAN, [1.0, 5.0, 2.0, 1.0])
     assert found.starts == (0.0, 1.0, 6.0, 8.0)
     assert found.total == found.serial == 9.0
+
+
+@pytest.mark.parametrize("users", [1, 4])
+def test_traffic_has_jagged_values_and_users(feeds: dict[int, Path], users: int) -> None:
+    with Runtime.load(feeds[users]) as runtime:
+        traffic = LiveTraffic(open_artifact(feeds[users]), runtime, 50.0)
+        for _ in range(20):
+            traffic.replay_one()
+        assert runtime.stats()["requests"] == 20

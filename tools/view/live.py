@@ -25,11 +25,14 @@ class LiveTraffic:
         self._rate = rate
         self._draw = np.random.default_rng(seed)
         self._buckets = [b.size for b in artifact.manifest.buckets]
-        most = max(2, self._buckets[-1] * 5 // 4)  # some requests are split
+        whole = artifact.manifest.row_mask is not None
+        most = self._buckets[-1] if whole else max(2, self._buckets[-1] * 5 // 4)  # some are split
         self._sizes = Sizes(
             lambda rng, count: np.exp(rng.uniform(0.0, np.log(most + 1), count)).astype(int), most
         )
-        self._queries = Queries(artifact.path, artifact.manifest, self._sizes) if rate else None
+        self._queries = (
+            Queries(artifact.path, artifact.manifest, self._sizes, seed) if rate else None
+        )
         self._lock = threading.Lock()
         self._asked: Counter[int] = Counter()
         self._latest: dict[int, deque[float]] = {b: deque(maxlen=_KEPT) for b in self._buckets}
