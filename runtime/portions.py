@@ -17,7 +17,10 @@ _GAIN = 0.9  # of the time of one replay, at most; what gains less may be noise
 
 
 def measured_us(manifest: Manifest) -> dict[int, float]:
-    """What a replay of each bucket takes, by the tuner; empty unless it measured all of them."""
+    """What a replay of each bucket takes, by the tuner; empty unless it measured all of them, and
+    where nothing may be cut."""
+    if manifest.row_mask is not None:
+        return {}
     chosen = {c.bucket: c.us for c in manifest.candidates if c.chosen and c.us is not None}
     return chosen if len(chosen) == len(manifest.buckets) else {}
 

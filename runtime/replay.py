@@ -33,7 +33,7 @@ class Replayer:
         self.by_rows = self._cutter is None  # whether every input has a row for each of a request
         self._whole_only = manifest.row_mask is not None  # rows are compared with one another
         costs = measured_us(manifest)
-        self._portions = Portions(costs) if costs and not self._whole_only else None
+        self._portions = Portions(costs) if costs else None
         self._unchecked = manifest.unchecked
 
     def replay(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from typer.testing import Result
 
 from recreplay.runtime import Runtime
 from recreplay.runtime.artifact import open_artifact
+from recreplay.runtime.manifest import Candidate
+from recreplay.tools.describe import describe
 from recreplay.tools.view.live import LiveTraffic
 
 Invoke = Callable[..., Result]
@@ -111,3 +114,16 @@ def test_a_page_has_traffic_that_is_never_cut(artifact: Path) -> None:
         for _ in range(50):
             traffic.replay_one()
         assert {rows for rows, _ in traffic.snapshot()["sizes"]} == set(range(1, 9))
+
+
+def test_no_bucket_runs_in_parts(artifact: Path) -> None:
+    """Whatever was measured: `portion` is what a request is cut into."""
+    manifest = open_artifact(artifact).manifest
+    measured = [
+        Candidate(bucket, (), "single", 1, "eager", 1.0, us, chosen=True, note="")
+        for bucket, us in ((2, 1.0), (8, 900.0))
+    ]
+    tuned = replace(manifest, candidates=tuple(measured))
+    assert [b["portion"] for b in describe(artifact, tuned)["buckets"]] == [2, 8]
+    plain = replace(tuned, row_mask=None)
+    assert [b["portion"] for b in describe(artifact, plain)["buckets"]] == [2, 2]
