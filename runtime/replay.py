@@ -157,10 +157,13 @@ class Replayer:
         return join(results)
 
     def _too_large(self, n: int) -> CapacityError:
+        most, room = f"{self.largest} rows", "larger bucket"
+        if n <= self.largest:
+            most, room = f"{most}, and no room for its values", "larger bucket or capacity"
         return CapacityError(
-            f"the request of {n} rows fits in no bucket; the largest has {self.largest} rows, and "
-            "it cannot be cut, since the model compares the rows of a request (it was captured "
-            "with a row mask); send fewer, or capture with a larger bucket"
+            f"the request of {n} rows fits in no bucket; the largest has {most}, and it cannot be "
+            "cut, since the model compares the rows of a request (it was captured "
+            f"with a row mask); send fewer, or capture with a {room}"
         )
 
     def _whole(

@@ -35,6 +35,7 @@ class Rooms:
 
     def __init__(self, manifest: Manifest) -> None:
         self._sizes = [bucket.size for bucket in manifest.buckets]
+        self._cuts = manifest.row_mask is None
         self._users = manifest.users  # 0 where there is no user side
         found = groups(manifest.inputs)
         self._names = [spec.name for group in found for spec in group.values]
@@ -49,9 +50,9 @@ class Rooms:
         rows = _whole(n, "rows")
         most = self._sizes[-1]
         if not 1 <= rows <= most:
+            more = " (`run` splits larger requests)" if self._cuts else ""
             raise BorrowError(
-                f"cannot borrow {rows} rows; expected 1 to {most}, the largest bucket (`run` "
-                "splits larger requests)"
+                f"cannot borrow {rows} rows; expected 1 to {most}, the largest bucket{more}"
             )
         return rows
 

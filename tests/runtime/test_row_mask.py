@@ -21,6 +21,7 @@ from recreplay.capture.onnx_export import export_onnx
 from recreplay.capture.onnx_import import load_onnx
 from recreplay.runtime import Funnel, Runtime, Serving, Stage
 from recreplay.runtime.errors import (
+    BorrowError,
     CapacityError,
     CaptureError,
     InputNameError,
@@ -135,6 +136,10 @@ def test_a_request_is_never_cut(artifact: Path, runtime: Runtime) -> None:
         runtime.run(asked(17))
     with pytest.raises(CapacityError, match=said):
         runtime.submit(asked(17)).result()
+    with pytest.raises(
+        BorrowError, match=r"^cannot borrow 17 rows; expected 1 to 16, the largest bucket$"
+    ):
+        runtime.borrow(17)
     for name, options in (
         ("max_delay_us", Serving(max_delay_us=0)),
         ("chunk_rows", Serving(chunk_rows=4)),
@@ -260,7 +265,11 @@ def test_values_beyond_the_largest_bucket(towers: Runtime) -> None:
         "tag_counts": np.array([25, 25]),
         "item": np.array([1, 2]),
     }
-    with pytest.raises(CapacityError, match=r"^the request of 2 rows fits in no bucket"):
+    with pytest.raises(
+        CapacityError,
+        match=r"^the request of 2 rows fits in no bucket; the largest has 16 rows, and no room for "
+        r"its values, and it cannot be cut",
+    ):
         towers.run(request)
     fits = {**request, "tags": request["tags"][:40], "tag_counts": np.array([20, 20])}
     towers.run(fits)  # in a larger bucket than its rows need
