@@ -10,13 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
 from typer.testing import Result
 
+from recreplay.capture import capture
 from recreplay.runtime import Runtime
 from recreplay.runtime.artifact import open_artifact
 from recreplay.runtime.manifest import Candidate
 from recreplay.tools.describe import describe
 from recreplay.tools.view.live import LiveTraffic
+from recreplay.tools.view.measured import measure
 
 Invoke = Callable[..., Result]
 Report = Callable[..., Any]
@@ -127,3 +131,21 @@ def test_no_bucket_runs_in_parts(artifact: Path) -> None:
     assert [b["portion"] for b in describe(artifact, tuned)["buckets"]] == [2, 8]
     plain = replace(tuned, row_mask=None)
     assert [b["portion"] for b in describe(artifact, plain)["buckets"]] == [2, 2]
+
+
+def test_segments_are_timed_with_a_mask(tmp_path: Path) -> None:
+    """Not with what a larger bucket left where it lies: zeros, say, of a request without rows."""
+
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.place = nn.Embedding(64, 4)
+
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            return x[:, 0] + self.place((mask.sum() - 1).expand(mask.shape[0])).sum(1)
+
+    given = {"x": torch.zeros(3, 64), "mask": torch.ones(3, dtype=torch.bool)}
+    out = tmp_path / "last.rr"
+    told: dict[str, Any] = {"row_mask": "mask", "compiler": "eager"}
+    capture(Last().eval(), given, out=out, buckets=[1, 64], **told)
+    assert set(measure(open_artifact(out), runs=2)) == {1, 64}

@@ -80,6 +80,8 @@ class Drive:
         self._arrays = [checker.check(request)[0] for request in requests]
         self._prepared = lane.prepare_in(size, size)
         self._turn = 0
+        self.fill()
+        self.replay()  # which writes the row mask, where there is one
 
     def fill(self) -> None:
         self._prepared.fill(self._arrays[self._turn % REQUESTS])
