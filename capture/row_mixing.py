@@ -27,27 +27,38 @@ from recreplay.runtime.spec import IdBound, InputSpec
 _ROWS, _CUT = 5, 1  # a single row is what models forget
 _PADDING = 3  # rows
 _TRIES = 2  # rounding can turn what is next to a threshold; a model that mixes rows always does
+# Fewer rows than a model may pick: what it lacks is padding then, which is as the least of them in
+# half of the tries.
+_FEW, _FEW_TRIES = 2, 8
 
 
 def refuse_mixing(model: Ingested, bounds: Sequence[IdBound], rtol: float, atol: float) -> None:
     """Raise `UnsupportedModelError` where rows get other outputs alone than among others, by more
     than a replay may differ, and `CaptureError` where the model itself fails."""
-    mixed = [_mixed(model, bounds, rtol, atol, seed) for seed in range(_TRIES)]
-    if not all(mixed):
-        return
-    name, far = mixed[0] or ("", 0.0)
+    few = [(_FEW, _FEW_TRIES)] if model.row_mask is not None else []
+    for rows, tries in [(_ROWS, _TRIES), *few]:
+        found = (_mixed(model, bounds, rtol, atol, rows, seed) for seed in range(tries))
+        mixed = [one for one in found if one is not None]
+        if len(mixed) >= _TRIES:
+            name, far = mixed[0]
+            raise _refusal(model, rows, name, far, rtol, atol)
+
+
+def _refusal(
+    model: Ingested, rows: int, name: str, far: float, rtol: float, atol: float
+) -> UnsupportedModelError:
     if model.row_mask is not None:
-        raise UnsupportedModelError(
-            f"output {name!r} of a row depends on rows that are padding: the outputs of {_ROWS} "
+        return UnsupportedModelError(
+            f"output {name!r} of a row depends on rows that are padding: the outputs of {rows} "
             f"rows and those of the same rows before {_PADDING} others, for which "
             f"{model.row_mask.name!r} is false, differ by {far:.3g}; expected the same (rtol "
             f"{rtol}, atol {atol}). Leave such rows out wherever rows are compared, as by "
             f"scores.masked_fill(~{model.row_mask.name}, float('-inf')) before a softmax"
         )
     users = "" if model.users else "; inputs that all rows share can be declared (user_inputs)"
-    raise UnsupportedModelError(
+    return UnsupportedModelError(
         f"output {name!r} of a row depends on other rows of the request, or on how many there "
-        f"are: the outputs of {_ROWS} rows and those of the same rows in two parts differ by "
+        f"are: the outputs of {rows} rows and those of the same rows in two parts differ by "
         f"{far:.3g}; expected the same (rtol {rtol}, atol {atol}). Requests are padded, cut and "
         f"packed, so each row has to be scored by itself; compare rows outside of the model, or "
         f"have it take a row mask (row_mask){users}"
@@ -55,24 +66,24 @@ def refuse_mixing(model: Ingested, bounds: Sequence[IdBound], rtol: float, atol:
 
 
 def _mixed(
-    model: Ingested, bounds: Sequence[IdBound], rtol: float, atol: float, seed: int
+    model: Ingested, bounds: Sequence[IdBound], rtol: float, atol: float, rows: int, seed: int
 ) -> tuple[str, float] | None:
     """The first output that differs, and by how much."""
     inputs = model.inputs
     if model.users > 1:  # each row may have a user of its own
         inputs = tuple(replace(s, user=False) for s in inputs if s.kind != "index")
     request = sample_request(
-        inputs, bounds, model.example, _ROWS, seed, users=model.users, bucket=_ROWS
+        inputs, bounds, model.example, rows, seed, users=model.users, bucket=rows
     )
-    whole = for_eager(inputs, request, _ROWS)
-    together = run_eager(model, whole, _ROWS)
+    whole = for_eager(inputs, request, rows)
+    together = run_eager(model, whole, rows)
     if model.row_mask is not None:
-        other = run_eager(model, _padded(inputs, whole), _ROWS + _PADDING)
-        others = {name: outputs[:_ROWS] for name, outputs in other.items()}
+        other = run_eager(model, _padded(inputs, whole), rows + _PADDING)
+        others = {name: outputs[:rows] for name, outputs in other.items()}
     else:
         parts = [
             run_eager(model, _rows_of(inputs, whole, start, stop), stop - start)
-            for start, stop in ((0, _CUT), (_CUT, _ROWS))
+            for start, stop in ((0, _CUT), (_CUT, rows))
         ]
         others = {name: np.concatenate([part[name] for part in parts]) for name in together}
     for name, outputs in together.items():

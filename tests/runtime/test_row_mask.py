@@ -306,6 +306,24 @@ def test_a_bucket_with_more_rows_than_the_model_takes(captured: Capture) -> None
         captured(Positions(), given, row_mask="mask", buckets=[1, 9])
 
 
+@pytest.mark.parametrize("keep", [3, 4, 5])
+def test_a_model_that_picks_padding_for_want_of_rows_is_refused(
+    captured: Capture, keep: int
+) -> None:
+    """Requests with as many rows as it keeps are right, and so are those of a single one, which
+    padding repeats."""
+
+    class Best(nn.Module):
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            order = torch.argsort(x.masked_fill(~mask, -torch.inf), descending=True, stable=True)
+            best = x[order[torch.arange(keep).clamp(max=mask.shape[0] - 1)]]
+            return torch.where(mask, x - best.mean(), 0.0)
+
+    given = {"x": torch.randn(6), "mask": torch.ones(6, dtype=torch.bool)}
+    with pytest.raises(UnsupportedModelError, match=r"the outputs of 2 rows and those of the same"):
+        captured(Best(), given, row_mask="mask", buckets=[1, 16])
+
+
 def test_padding_that_counts_in_a_larger_bucket(captured: Capture) -> None:
     """Zeros add nothing to a sum of the ten best scores, but take the place of negative ones once
     there are ten: more rows than are padded before a bucket is proved."""
