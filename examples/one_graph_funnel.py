@@ -25,9 +25,10 @@ ITEMS, KEEP, ANSWER = 4096, 512, 64
 
 def best(scores: Tensor, real: Tensor, keep: int) -> tuple[Tensor, Tensor]:
     """Places `[keep]` of the largest `scores` `[n]`, best first, and which of them are `real`: rows
-    that pad a request come last. Equal scores are ranked as they come."""
+    that pad a request come last, behind scores that are NaN. Equal ones are ranked as they come."""
     n = scores.shape[0]
-    order = torch.argsort(scores.masked_fill(~real, -torch.inf), descending=True, stable=True)
+    least = scores.masked_fill(~real | scores.isnan(), -torch.inf)
+    order = torch.argsort(least, descending=True, stable=True)
     places = torch.arange(keep, device=scores.device)
     return order[places.clamp(max=n - 1)], places < real.sum()
 

@@ -64,6 +64,15 @@ def test_the_same_rows_in_the_same_order(both: tuple[Runtime, Funnel, Ranker], r
         assert (got["scores"][found:] == 0).all()
 
 
+def test_scores_that_are_no_numbers_are_behind_all(both: tuple[Runtime, Funnel, Ranker]) -> None:
+    one, funnel, model = both
+    request = {name: t.numpy() for name, t in model.example_inputs(15).items()}
+    request["dense"][[2, 9]] = np.nan
+    want, got = funnel.run(request), one.run(request)
+    np.testing.assert_array_equal(got["rows"][:ANSWER], want.rows)
+    np.testing.assert_allclose(got["scores"][:ANSWER], want.scores, rtol=1e-5)
+
+
 def test_all_ids_are_checked(both: tuple[Runtime, Funnel, Ranker]) -> None:
     one, _, model = both
     assert one.manifest.unchecked == ()
