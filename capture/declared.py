@@ -144,7 +144,7 @@ def _check_mask(
 ) -> None:
     if row_mask is None:
         return
-    if row_mask not in example:
+    if not isinstance(row_mask, str) or row_mask not in example:
         raise CaptureError(
             f"the model has no input {row_mask!r}, which row_mask names; its inputs are "
             f"{', '.join(example)}"

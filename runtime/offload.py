@@ -154,4 +154,5 @@ def _surface(runtime: Runtime) -> str:
         f"{s.name} {s.dtype}[n{''.join(f', {d}' for d in s.row)}]" for s in manifest.outputs
     )
     users = f" for {manifest.users} users" if manifest.users else ""
-    return f"({inputs}{users} -> {outputs})"
+    whole = " compared with one another" if manifest.row_mask else ""
+    return f"({inputs}{users}{whole} -> {outputs})"

@@ -341,6 +341,10 @@ def test_padding_that_counts_in_a_larger_bucket(captured: Capture) -> None:
 
 WRONG: dict[str, tuple[Arrays, str]] = {
     "absent": ({"row_mask": "valid"}, r"^the model has no input 'valid', which row_mask names"),
+    "several": (
+        {"row_mask": ["mask"]},
+        r"^the model has no input \['mask'\], which row_mask names",
+    ),
     "dtype": ({"row_mask": "kind"}, r"^row mask 'kind' is int64\[6\] in the example; expected bo"),
     "shape": ({"row_mask": "dense"}, r"^row mask 'dense' is float32\[6, 4\] in the example"),
     "user": (
