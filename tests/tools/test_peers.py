@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -320,6 +321,12 @@ def test_floor_of_this_machine() -> None:
     floor = measure_floor("cpu")
     assert 1 < floor.bytes_per_us / 1e3 < 2000  # GB/s
     assert 0.1 < floor.flops_per_us / 1e3 < 10_000  # GFLOP/s
+    a, taken = torch.randn(1024, 1024), []
+    for _ in range(9):
+        begun = time.perf_counter()
+        torch.ops.mkldnn._linear_pointwise(a, a, None, "none", [], "")
+        taken.append(time.perf_counter() - begun)
+    assert floor.flops_per_us > 0.6 * 2 * 1024**3 / (min(taken) * 1e6)  # no slower than torch is
     assert 0 < floor.operator_us < 100
     assert 0 < floor.call_us < 100
     assert floor.link_bytes_per_us is None  # nothing crosses
