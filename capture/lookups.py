@@ -233,14 +233,14 @@ def id_bounds(program: Program, largest: Program | None = None) -> tuple[list[Id
     up. What grows bounds no ids, and is within its table everywhere if it is at both ends.
     """
     largest = largest or program
-    rows_of = {lookup.weight: lookup.rows for lookup in find_lookups(largest)}
+    there = {(lookup.weight, lookup.rows) for lookup in find_lookups(largest)}
     bounds: dict[tuple[str, int | None], IdBound] = {}
     unchecked = []
     for lookup in find_lookups(program):
         if _is_constant(lookup.ids):
             continue  # the same rows whatever the request
         found = _origins(lookup.ids)
-        grows = rows_of.get(lookup.weight) != lookup.rows
+        grows = (lookup.weight, lookup.rows) not in there
         if (grows or not found) and not never_beyond(lookup.ids, lookup.rows):
             unchecked.append(lookup.weight)
         for at in () if grows else found:
