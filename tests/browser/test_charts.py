@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -39,7 +38,7 @@ def crowded_page(write_page: Callable[..., Path], tmp_path_factory: pytest.TempP
     out = tmp_path_factory.mktemp("crowded") / "crowded.rr"
     model = nn.Linear(4, 1).eval()
     capture(model, {"input": torch.randn(2, 4)}, out=out, buckets=BUCKETS, compiler="eager")
-    results = resources.files("recreplay.tools.bench") / "results" / "cpu-core.json"
+    results = Path(__file__).parents[2] / "tools" / "bench" / "results" / "cpu-core.json"
     return write_page(out, "--measure", "--runs", "3", "--bench", str(results))
 
 
