@@ -34,6 +34,7 @@ class Order:
     def __init__(self, manifest: Manifest) -> None:
         whole = [s for s in manifest.inputs if s.kind in ("rows", "index")]
         self.users = manifest.users
+        self.row_mask = None if manifest.row_mask is None else manifest.row_mask.name
         self.rows = [s for s in whole if not s.user]
         self.by_user = [s for s in whole if s.user]
         self.groups = groups(manifest.inputs)
@@ -77,7 +78,7 @@ class MixedChecker(RequestChecker):
             replace(s, dtype="int64") if s.kind in ("offsets", "starts", "lengths") else s
             for s in order.specs
         ]
-        super().__init__(specs, bounds, check)
+        super().__init__(specs, bounds, check, row_mask=order.row_mask)
         self._order = order
         by_row = [s for s in specs if s.kind != "values" and not s.user]
         self._by_row = specs.index(by_row[0])  # an input that has all rows
@@ -298,7 +299,8 @@ def make_checker(
     """The request checker of a model; see `RequestChecker` for `own_tensor`."""
     if is_mixed(manifest):
         return MixedChecker(Order(manifest), manifest.bounds, check)
-    return RequestChecker(manifest.inputs, manifest.bounds, check, own_tensor)
+    row_mask = None if manifest.row_mask is None else manifest.row_mask.name
+    return RequestChecker(manifest.inputs, manifest.bounds, check, own_tensor, row_mask)
 
 
 def make_fillers(

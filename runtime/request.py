@@ -52,9 +52,11 @@ class RequestChecker:
         bounds: Sequence[IdBound],
         check: Check,
         own_tensor: OwnTensor = none_is_own,
+        row_mask: str | None = None,
     ) -> None:
+        """`row_mask`: the input of the model that requests do not have, for messages."""
         self._specs = tuple(specs)
-        self._own_tensor = own_tensor
+        self._own_tensor, self._row_mask = own_tensor, row_mask
         self._bounds = {s.name: [b for b in bounds if b.input == s.name] for s in specs}
         self._dtypes = [DTYPES[s.dtype] for s in specs]
         self._clamp = check == "clamp"
@@ -122,8 +124,11 @@ class RequestChecker:
             parts.append(f"missing {', '.join(missing)}")
         if extra:
             parts.append(f"unknown {', '.join(extra)}")
+        masked = self._row_mask in extra
+        advice = f"; {self._row_mask} is the row mask, which the runtime writes" if masked else ""
         return InputNameError(
-            f"inputs do not match the model: {'; '.join(parts)}; expected {', '.join(self._names)}"
+            f"inputs do not match the model: {'; '.join(parts)}; expected "
+            f"{', '.join(self._names)}{advice}"
         )
 
     def _cast(self, value: Any, array: Array, spec: InputSpec) -> Array:
