@@ -83,7 +83,8 @@ def survey(
     that any choice applies. How weights are stored follows from them."""
     program = specialise(model, size)
     lowering = find_lowering(program, precision)
-    bounds, unchecked = id_bounds(program, specialise(model, largest or size))
+    last = None if largest is None or largest == size else specialise(model, largest)
+    bounds, unchecked = id_bounds(program, last)
     narrow = narrowed(model.inputs, bounds, device)
     if "narrow_ids" in rewrites:
         narrow_ids(program, narrow)

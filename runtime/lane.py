@@ -124,7 +124,7 @@ class Lane:
         fillers = make_fillers(manifest, self._in.host, check, library)
         self.needed = rows_needed(fillers[largest.size])
         checker = make_checker(manifest, "error")
-        mask_name = None if manifest.row_mask is None else manifest.row_mask.name
+        mask_name = manifest.mask_name
         memory = self._in.host
         for bucket in sorted(manifest.buckets, key=lambda b: b.size, reverse=True):
             launches = self._bind(bucket, packages, tensors)

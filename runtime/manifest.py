@@ -160,6 +160,11 @@ class Manifest:
     files: dict[str, str] = field(default_factory=dict)  # path -> sha256
 
     @property
+    def mask_name(self) -> str | None:
+        """The row mask's name; None where the model has none."""
+        return None if self.row_mask is None else self.row_mask.name
+
+    @property
     def model_inputs(self) -> tuple[InputSpec, ...]:
         """What the model itself takes, in its order, and what the runtime makes of it."""
         if self.row_mask is None:

@@ -34,7 +34,7 @@ class Order:
     def __init__(self, manifest: Manifest) -> None:
         whole = [s for s in manifest.inputs if s.kind in ("rows", "index")]
         self.users = manifest.users
-        self.row_mask = None if manifest.row_mask is None else manifest.row_mask.name
+        self.row_mask = manifest.mask_name
         self.rows = [s for s in whole if not s.user]
         self.by_user = [s for s in whole if s.user]
         self.groups = groups(manifest.inputs)
@@ -299,8 +299,7 @@ def make_checker(
     """The request checker of a model; see `RequestChecker` for `own_tensor`."""
     if is_mixed(manifest):
         return MixedChecker(Order(manifest), manifest.bounds, check)
-    row_mask = None if manifest.row_mask is None else manifest.row_mask.name
-    return RequestChecker(manifest.inputs, manifest.bounds, check, own_tensor, row_mask)
+    return RequestChecker(manifest.inputs, manifest.bounds, check, own_tensor, manifest.mask_name)
 
 
 def make_fillers(

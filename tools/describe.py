@@ -50,7 +50,7 @@ def describe(path: Path, manifest: Manifest) -> dict[str, Any]:
             for s in manifest.inputs
         ],
         "users": manifest.users,
-        "row_mask": None if manifest.row_mask is None else manifest.row_mask.name,
+        "row_mask": manifest.mask_name,
         "outputs": [
             {"name": s.name, "dtype": s.dtype, "row": list(s.row)} for s in manifest.outputs
         ],

@@ -21,12 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 DEFAULT_BUCKETS = (1, 16, 128)
-OWN_MODELS = (
-    "overhead",
-    "scaling",
-    "precision",
-    "cartesian",
-)  # suites that are more than sets of models
+# Suites that are more than sets of models.
+OWN_MODELS = ("overhead", "scaling", "precision", "cartesian")
 
 
 def bench(

@@ -137,12 +137,11 @@ class Subject:
             example = own_example(self.target.model) or self._stored()
             # A dict or a tuple, in which there may be lists.
             on_device = tree_map_only(torch.Tensor, lambda t: t.to(self.device), example)
-            mask = self.manifest.row_mask
             return ingest(
                 model,
                 on_device,
                 jagged=self._declared(),
-                row_mask=None if mask is None else mask.name,
+                row_mask=self.manifest.mask_name,
                 **user_side,
             )
 
