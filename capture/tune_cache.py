@@ -16,8 +16,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from recreplay.capture.cache_folder import cache_folder, processor
+from recreplay.capture.cache_folder import cache_folder
 from recreplay.runtime.manifest import Candidate
+from recreplay.runtime.processor import processor
 
 
 def cache_key(

@@ -138,14 +138,27 @@ def _parse(root: Path, raw: bytes) -> Manifest:
 
 
 def check_environment(artifact: Artifact, found: Mapping[str, str]) -> None:
-    """Refuse an artifact that was captured for something else than `found`."""
-    expected = artifact.manifest.environment
-    wrong = [k for k in expected if expected[k] != found.get(k)]
-    if wrong:
-        differences = "; ".join(
-            f"{k}: expected {expected[k]}, found {found.get(k, 'nothing')}" for k in wrong
+    """Refuse an artifact that was captured for something else than `found`.
+
+    A processor may have more instructions than packages were compiled with, and not fewer: the
+    first that is missing would end the process.
+    """
+    expected = dict(artifact.manifest.environment)
+    compiled = set(expected.pop("instructions", "").split())
+    wrong = [
+        f"{k}: expected {expected[k]}, found {found.get(k, 'nothing')}"
+        for k in expected
+        if expected[k] != found.get(k)
+    ]
+    advice = f"{_AGAIN} here, or load it where it was made for"
+    missing = compiled - set(found.get("instructions", "").split())
+    if missing and any(p.compiler != "eager" for p in artifact.manifest.packages.values()):
+        wrong.append(f"instructions: this processor lacks {', '.join(sorted(missing))}")
+        advice = (
+            f"{_AGAIN} on the processor with the fewest instructions of those that serve it, or "
+            "load it where it was made for"
         )
+    if wrong:
         raise EnvironmentMismatchError(
-            f"{artifact.path} was captured for another environment ({differences}); {_AGAIN} here, "
-            "or load it where it was made for"
+            f"{artifact.path} was captured for another environment ({'; '.join(wrong)}); {advice}"
         )

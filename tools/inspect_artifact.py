@@ -80,7 +80,11 @@ def _overview(summary: dict[str, Any]) -> Iterator[RenderableType]:
                 f"{tables.size(memory['staging_bytes'])}, buffers "
                 f"{tables.size(memory['buffer_bytes'])}",
             ),
-            *((f"made for {key}", value) for key, value in summary["environment"].items()),
+            *(
+                (f"made for {key}", value)
+                for key, value in summary["environment"].items()
+                if key != "instructions"  # many; the JSON has them
+            ),
         ],
     )
     yield tables.table(

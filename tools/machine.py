@@ -13,6 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from recreplay.runtime.processor import processor
+
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _ROOM = 2_000_000_000  # bytes; compiling and the demo stay far below
 
@@ -89,13 +91,7 @@ def try_compiling() -> Fact:
 
 def cpu_model() -> str:
     """What the processor calls itself."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass  # not Linux
-    return platform.processor() or platform.machine()
+    return processor() or platform.machine()
 
 
 def _huge_pages() -> Fact:

@@ -25,8 +25,9 @@ from pathlib import Path
 import torch
 
 import recreplay.runtime
-from recreplay.capture.cache_folder import cache_folder, processor
+from recreplay.capture.cache_folder import cache_folder
 from recreplay.capture.compilers.toolchain import cxx_compiler
+from recreplay.runtime.processor import processor
 
 MOST_BYTES = 1 << 30  # of all packages together
 # Variables that torch, its compilers and ours read begin with these.

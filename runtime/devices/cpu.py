@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from recreplay.runtime.devices.base import Launch, Recording
+from recreplay.runtime.processor import instruction_sets
 
 
 def _nothing() -> None:
@@ -93,6 +94,7 @@ class CpuDevice:
             "device": "cpu",
             "machine": platform.machine(),
             "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+            "instructions": " ".join(instruction_sets()),
         }
 
     def staging(self, nbytes: int) -> CpuStaging:

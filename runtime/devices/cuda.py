@@ -33,6 +33,7 @@ from recreplay.runtime.devices.cuda_replay import (
 )
 from recreplay.runtime.devices.cuda_streams import give_back, take_stream
 from recreplay.runtime.errors import RecReplayError, ReplayError
+from recreplay.runtime.processor import instruction_sets
 from recreplay.runtime.serving import Wait
 from recreplay.runtime.tensor_exchange import gpu_of
 
@@ -184,6 +185,7 @@ class CudaDevice:
             "gpu": found.name,
             "compute_capability": f"{found.major}.{found.minor}",
             "multiprocessors": str(found.multi_processor_count),
+            "instructions": " ".join(instruction_sets()),
         }
 
     def staging(self, nbytes: int) -> CudaStaging:

@@ -38,6 +38,7 @@ from recreplay.runtime.manifest import (
     TableView,
 )
 from recreplay.runtime.plan import plan_from
+from recreplay.runtime.processor import instruction_sets
 from recreplay.runtime.spec import DTYPES, IdBound, InputSpec, OutputSpec, Slot
 
 
@@ -204,6 +205,39 @@ def test_another_environment_is_refused(copy: Path) -> None:
     )
     with pytest.raises(EnvironmentMismatchError, match=message):
         Runtime.load(copy)
+
+
+def _compiled_for(instructions: str, compiler: str) -> Callable[[dict[str, Any]], None]:
+    def change(data: dict[str, Any]) -> None:
+        data["environment"]["instructions"] = instructions
+        for package in data["packages"].values():
+            package["compiler"] = compiler
+
+    return change
+
+
+def test_instructions_that_this_processor_lacks_are_refused(copy: Path) -> None:
+    """The first of them would end the process."""
+    here = " ".join(instruction_sets())
+    reseal(copy, _compiled_for(f"{here} avx_abacus amx_slide", "inductor"))
+    message = (
+        r"copy\.rr was captured for another environment \(instructions: this processor lacks "
+        r"amx_slide, avx_abacus\); capture the model again on the processor with the fewest "
+        r"instructions of those that serve it, or load it where it was made for$"
+    )
+    with pytest.raises(EnvironmentMismatchError, match=message):
+        Runtime.load(copy)
+
+
+@pytest.mark.parametrize("instructions", ["", "avx_abacus"])
+def test_segments_that_are_not_compiled_run_on_any_processor(copy: Path, instructions: str) -> None:
+    reseal(copy, _compiled_for(instructions, "eager"))
+    Runtime.load(copy).close()
+
+
+def test_an_artifact_names_the_instructions_it_was_compiled_with(shop_path: Path) -> None:
+    manifest = json.loads((shop_path / "manifest.json").read_text())
+    assert manifest["environment"]["instructions"].split() == instruction_sets()
 
 
 @pytest.mark.usefixtures("nothing_runs")
