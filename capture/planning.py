@@ -202,9 +202,8 @@ def _rewrite(program: Program, choice: Choice, known: Survey, smallest: bool) ->
 
 
 def _multiplies_pairs() -> bool:
-    """Whether this CPU multiplies pairs of bfloat16 as `packed_linear` lays them. AMX wants its
-    blocks padded, so there torch's own layers run."""
-    return torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported()
+    """Whether this CPU multiplies pairs of bfloat16 as `packed_linear` lays them."""
+    return torch.cpu._is_avx512_bf16_supported()
 
 
 def _described(program: Program, choice: Choice) -> OperatorGraph:

@@ -3,13 +3,13 @@
 A block holds 64 rows of the weight `[out, in]`, transposed: `[in, 64]`, the last one narrower; on
 processors without AVX-512, whose registers hold fewer sums, it holds 16. So a product reads its
 weight from front to back, whatever the number of rows that it has. In bfloat16 two neighbours along
-`in` lie together, as the processor's dot products want them.
+`in` lie together, as the processor's dot products and AMX want them.
 
-Packages multiply up to six rows with a block at a time (`packed_linear.h` in
-`recreplay.capture.compilers`), which with one row is as fast as memory is. torch's own layers over
-packed weights set up a primitive of oneDNN in every call, which takes 14 µs: 256 to 256 at 16 rows
-takes 37 µs so and 20 µs here, ONNX Runtime 22, and a weight that is not packed 28 (one AVX-512
-core). What is below runs where no package is: in tracing and in tests.
+Packages multiply up to six rows with a block at a time, or 32 by AMX (`packed_linear.h` and
+`linear_*.h` in `recreplay.capture.compilers`), which with one row is as fast as memory is. torch's
+own layers over packed weights set up a primitive of oneDNN in every call, which takes 14 µs: 256 to
+256 at 16 rows takes 37 µs so and 20 µs here, ONNX Runtime 22, and a weight that is not packed 28
+(one AVX-512 core). What is below runs where no package is: in tracing and in tests.
 """
 
 from __future__ import annotations

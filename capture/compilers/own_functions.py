@@ -19,7 +19,13 @@ _SOURCES = {
     ROW_BAGS: "row_bags.h",
     JAGGED_BAGS: "jagged_bags.h",
 }
-_INCLUDED = ("sums.h", "vector.h")  # in this order: the first includes the second
+_INCLUDED = (  # in this order: the first includes the second
+    "sums.h",
+    "vector.h",
+    "linear_avx512.h",
+    "linear_avx2.h",
+    "linear_amx.h",
+)
 _SHIMS = "aot_inductor.custom_ops_to_c_shims"
 
 

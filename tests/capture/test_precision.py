@@ -353,8 +353,8 @@ def test_copies_of_layers_are_in_bfloat16(captured: Capture, compiler: str) -> N
     )
     with Runtime.load(path) as runtime, torch.no_grad():
         names = {name for s in runtime.manifest.buckets[-1].segments for name in s.inputs}
-        packs = torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported()
-        kind = "packed" if compiler == "inductor" and packs else "turned"
+        packs = compiler == "inductor" and torch.cpu._is_avx512_bf16_supported()
+        kind = "packed" if packs else "turned"
         assert {f"{kind}:first.weight", f"{kind}:second.weight"} <= names
         for scale in (1.0, -0.5):
             model.second.weight.mul_(scale)
