@@ -9,8 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import median
-from typing import Any, Literal
+from typing import Any
 
 from recreplay.capture.assembly import Assembly, Keys
 from recreplay.capture.choices import HOPELESS, Choice
@@ -18,6 +17,7 @@ from recreplay.capture.ingest import Ingested
 from recreplay.capture.planning import Planned, Survey, plan_buckets, sources
 from recreplay.capture.sampling import sample_request
 from recreplay.capture.tune_cache import cache_key, recall, remember
+from recreplay.capture.tune_timing import Effort, Timed, medians
 from recreplay.capture.weight_file import weight_tensors
 from recreplay.runtime.artifact import LAUNCHER
 from recreplay.runtime.devices import open_device
@@ -33,11 +33,7 @@ from recreplay.runtime.weight_copies import KINDS, make_copies
 # Two candidates so close are equal, and the one with fewer streams is taken.
 _TIE = 0.02
 _REQUESTS = 8
-_WARM_UP = 5
-Effort = Literal["quick", "full"]
 _LATE = "not measured: the time for tuning was up"
-_ROUNDS = {"quick": 60, "full": 200}
-_SECONDS_A_BUCKET = {"quick": 2.0, "full": 10.0}
 
 
 def tune_buckets(
@@ -112,7 +108,8 @@ def _measured(
         for choice, planned, used, note in zip(tried, plans, keys, notes, strict=True):
             runner = None if note else lanes.runner(assembly.manifest(planned, used))
             contenders.append(Contender(choice, planned, used, runner, note))
-        return measure(assembly.model, contenders, known.bounds, effort, progress)
+        found = measure(assembly.model, contenders, known.bounds, effort, progress)
+        return _second_look(found, assembly.model, contenders, known.bounds, effort, progress)
     finally:
         for contender in contenders:
             if contender.runner is not None:
@@ -151,6 +148,11 @@ class Runner:
 
     lane: Lane
     checker: RequestChecker
+
+    def on(self, size: int, requests: Sequence[Mapping[str, Any]]) -> Timed:
+        """A bucket of the lane, for requests of `size` rows."""
+        filled = [self.checker.check(request)[0] for request in requests]
+        return Timed(self.lane.prepare_in(size, size), filled)
 
 
 @dataclass(frozen=True)
@@ -194,18 +196,15 @@ def measure(
     for at, planned in enumerate(contenders[0].planned):
         size = planned.program.bucket
         progress(f"tuning bucket {size}: {len(contenders)} candidates")
-        requests = [
-            {
-                name: tensor.numpy()
-                for name, tensor in sample_request(
-                    model.inputs, bounds, model.example, size, seed, users=model.users
-                ).items()
-            }
-            for seed in range(_REQUESTS)
-        ]
         notes = _notes(contenders, size)
-        runners = [None if note else c.runner for c, note in zip(contenders, notes, strict=True)]
-        times = _times(runners, size, requests, effort)
+        requests = _requests(model, bounds, size)
+        timed = {
+            (size, i): c.runner.on(size, requests)
+            for i, c in enumerate(contenders)
+            if c.runner is not None and not notes[i]
+        }
+        took = medians(timed, effort)
+        times = [took.get((size, i)) for i in range(len(contenders))]
         best = choose(times, [c.planned[at].plan.streams for c in contenders])
         for i, contender in enumerate(contenders):
             us = times[i]
@@ -226,6 +225,46 @@ def measure(
     return found
 
 
+def _requests(model: Ingested, bounds: Sequence[IdBound], size: int) -> list[dict[str, Any]]:
+    return [
+        {
+            name: tensor.numpy()
+            for name, tensor in sample_request(
+                model.inputs, bounds, model.example, size, seed, users=model.users
+            ).items()
+        }
+        for seed in range(_REQUESTS)
+    ]
+
+
+def _second_look(
+    found: list[Candidate],
+    model: Ingested,
+    contenders: Sequence[Contender],
+    bounds: Sequence[IdBound],
+    effort: Effort,
+    progress: Callable[[str], None],
+) -> list[Candidate]:
+    """What is kept of all buckets once more, in turns, where requests would be cut by the times
+    that were found: these are of one moment each, and the machine may have been busy in one of
+    them. The shorter of both times is kept."""
+    kept = {c.bucket: (i % len(contenders), c.us) for i, c in enumerate(found) if c.chosen}
+    costs = {size: us for size, (_, us) in kept.items() if us is not None}
+    if model.row_mask is not None or all(best_portion(costs, size) == size for size in costs):
+        return found
+    progress("tuning: all buckets in turns, before requests are cut by what they take")
+    timed = {}
+    for size, (i, _) in kept.items():
+        runner = contenders[i].runner
+        assert runner is not None
+        timed[size, i] = runner.on(size, _requests(model, bounds, size))
+    again = {size: us for (size, _), us in medians(timed, effort).items()}
+    return [
+        replace(c, us=round(min(costs[c.bucket], again[c.bucket]), 3)) if c.chosen else c
+        for c in found
+    ]
+
+
 def _notes(contenders: Sequence[Contender], size: int) -> list[str]:
     """Why a contender is not measured in a bucket; empty where it is."""
     notes: list[str] = []
@@ -244,31 +283,3 @@ def choose(times: Sequence[float | None], streams: Sequence[int]) -> int:
     fastest = min(t for t in times if t is not None)
     close = [i for i, t in enumerate(times) if t is not None and t <= fastest * (1 + _TIE)]
     return min(close, key=lambda i: (streams[i], i))
-
-
-def _times(
-    runners: Sequence[Runner | None],
-    size: int,
-    requests: Sequence[Mapping[str, Any]],
-    effort: Effort,
-) -> list[float | None]:
-    """Median microseconds of each lane; None where there is none."""
-    there = {i: runner for i, runner in enumerate(runners) if runner is not None}
-    prepared = {i: runner.lane.prepare_in(size, size) for i, runner in there.items()}
-    filled = {i: [r.checker.check(request)[0] for request in requests] for i, r in there.items()}
-    samples: dict[int, list[int]] = {i: [] for i in prepared}
-    order = list(prepared)
-    end = time.perf_counter() + _SECONDS_A_BUCKET[effort]
-    for turn in range(-_WARM_UP, _ROUNDS[effort]):
-        for i in order:
-            request = filled[i][turn % len(requests)]
-            begun = time.perf_counter_ns()
-            prepared[i].fill(request)
-            prepared[i].replay()
-            spent = time.perf_counter_ns() - begun
-            if turn >= 0:
-                samples[i].append(spent)
-        order.append(order.pop(0))  # who comes first changes every round
-        if turn > 0 and time.perf_counter() > end:
-            break
-    return [median(samples[i]) / 1e3 if i in samples else None for i in range(len(runners))]

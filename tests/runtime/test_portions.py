@@ -71,7 +71,7 @@ def tuned(shop: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     took = {2: 100.0, 8: 1_000.0}
     monkeypatch.setattr(
-        "recreplay.capture.tune._times", lambda runners, size, *_: [took[size]] * len(runners)
+        "recreplay.capture.tune.medians", lambda timed, _: {key: took[key[0]] for key in timed}
     )
     example = {k: torch.from_numpy(v) for k, v in shop.request(4).items()}
     said: list[str] = []
@@ -81,6 +81,31 @@ def tuned(shop: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )
     assert "bucket 8: requests of so many rows run faster in parts of 2" in said
     return out
+
+
+def test_requests_are_not_cut_for_a_moment_in_which_the_machine_was_busy(
+    shop: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    took = {1: 90.0, 2: 100.0, 8: 3_000.0}
+
+    def medians(timed: Any, _: str) -> dict[tuple[int, int], float]:
+        sizes = {size for size, _ in timed}
+        return {key: 150.0 if len(sizes) > 1 else took[key[0]] for key in timed}
+
+    monkeypatch.setattr("recreplay.capture.tune.medians", medians)
+    example = {k: torch.from_numpy(v) for k, v in shop.request(4).items()}
+    said: list[str] = []
+    out = tmp_path / "shop.rr"
+    options = {"buckets": [1, 2, 8], "compiler": "eager", "tune": "quick", "progress": said.append}
+    capture(shop, example, out=out, **options)
+    assert "tuning: all buckets in turns, before requests are cut by what they take" in said
+    assert not any("in parts of" in line for line in said)
+    with Runtime.load(out) as runtime:
+        kept = {c.bucket: c.us for c in runtime.manifest.candidates if c.chosen}
+        assert kept == {1: 90.0, 2: 100.0, 8: 150.0}
+        runtime.run(shop.request(8))
+        assert runtime.stats()["replays"] == {8: 1}
 
 
 def test_requests_run_in_parts_and_say_so(tuned: Path, shop: Any) -> None:
