@@ -90,9 +90,20 @@ static void multiply(Operand x, Operand weight, int64_t steps, const float *bias
   if constexpr (wide) _tile_stored(3, y + 3 * kTile, stride * 4);
 }
 
+static void relu_of(float *y, int64_t rows, int64_t columns, int64_t stride) {
+  const __mmask16 rest = 0xffff >> (-columns & (kTile - 1));
+  for (int64_t i = 0; i < rows; i++, y += stride)
+    for (int64_t j = 0; j < columns; j += kTile) {
+      const __mmask16 some = columns - j > kTile ? 0xffff : rest;
+      const __m512 v = _mm512_maskz_loadu_ps(some, y + j);
+      /* the second, if that is NaN */
+      _mm512_mask_storeu_ps(y + j, some, _mm512_max_ps(_mm512_setzero_ps(), v));
+    }
+}
+
 /* y [M, columns] = x [M, K] by up to 64 columns of a block, of whose pairs `ld` are side by side. */
 static void product(const c10::BFloat16 *x, const c10::BFloat16 *block, const float *bias, float *y,
-                    int64_t stride, int64_t M, int64_t columns, int64_t K, int64_t ld) {
+                    int64_t stride, int64_t M, int64_t columns, int64_t K, int64_t ld, bool relu) {
   alignas(64) c10::BFloat16 x_last[2 * kTile * kStep], weight_last[4 * kTile * kStep];
   const int64_t steps = K / kStep, left = K % kStep;
   Operand weight = {(const char *)block, kTile * ld * 4, ld * 4, nullptr, 0};
@@ -136,6 +147,7 @@ static void product(const c10::BFloat16 *x, const c10::BFloat16 *block, const fl
                                 : multiply<1, 1>;
       run(rows, part, steps, bias ? bias + j : bias, y + i * stride + j, stride);
     }
+    if (relu) relu_of(y + i * stride, height, columns, stride);
   }
   _tile_release();
 }

@@ -112,8 +112,7 @@ static void product(const T *x, const T *packed, const float *bias, float *y, in
 #ifdef RECREPLAY_AMX
     if constexpr (sizeof(T) == 2)
       if (amx::granted()) {
-        amx::product(x, block, bias, y, stride, M, now, K, ld);
-        if (relu) finish(y, M, now, stride, nullptr, true);
+        amx::product(x, block, bias, y, stride, M, now, K, ld, relu);
         continue;
       }
 #endif
