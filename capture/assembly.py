@@ -31,11 +31,14 @@ class Assembly:
         blank: Manifest,
         device: str,
         threads: int,
+        processor: str,
         progress: Callable[[str], None],
     ) -> None:
         self.folder, self.model, self.device = folder, model, device
         self._blank, self._threads, self._progress = blank, threads, progress
+        self._processor = processor
         self._packages: dict[str, Package] = {}
+        self.block_columns = blank.block_columns
 
     def keys(self, choice: Choice, planned: Sequence[Planned]) -> Keys:
         """The packages that a plan needs, compiled or not."""
@@ -82,7 +85,7 @@ class Assembly:
 
     def _compiler(self, choice: Choice) -> SegmentCompiler:
         tf32 = self._blank.precision == "tf32"
-        return get_compiler(choice.compiler, self._threads, tf32)
+        return get_compiler(choice.compiler, self._threads, tf32, self._processor)
 
     def _share(self, choice: Choice, planned: Sequence[Planned]) -> tuple[dict[str, Code], Keys]:
         backend = self._compiler(choice)

@@ -29,6 +29,7 @@ from recreplay.capture.declared import Jagged
 from recreplay.capture.ingest import ingest
 from recreplay.capture.planning import plan_buckets, survey
 from recreplay.capture.precision import choose_precision, rounding
+from recreplay.capture.processors import check_processor
 from recreplay.capture.program_file import write_program
 from recreplay.capture.row_mixing import refuse_mixing
 from recreplay.capture.tune import tune_buckets
@@ -42,6 +43,7 @@ from recreplay.runtime.graph import write_graph
 from recreplay.runtime.loading import LaneLoader
 from recreplay.runtime.manifest import Manifest
 from recreplay.runtime.mixed import make_checker
+from recreplay.runtime.processor import NATIVE
 
 REWRITES = (
     "narrow_ids",
@@ -89,6 +91,7 @@ def capture(
     max_error: float | None = None,
     rtol: float | None = None,
     atol: float = 1e-5,
+    processor: str = NATIVE,
     overwrite: bool = False,
     progress: Progress = lambda message: None,
 ) -> Manifest:
@@ -128,6 +131,9 @@ def capture(
     - `max_error`: with lowered precision, the largest error of an output against the float32 model,
       over the output's scale (its largest size in random requests). By default 0.02 for bf16, 0.005
       for tf32 and fp16, and for tables 0.002 (fp16) or 0.02 (int8) on top.
+    - `processor`: what compiled segments may run on: `"native"`, this processor and those that
+      have all of its instructions, or `"x86-64-v3"` (AVX2) or `"x86-64-v4"` (AVX-512), any of that
+      level.
     - `rtol`, `atol`: how far a replay in float32 may be from eager, relative to the largest size of
       the output. By default 1e-4 and 1e-5; for models that compute in half precision themselves,
       0.005 (float16) or 0.02 (bfloat16).
@@ -138,9 +144,10 @@ def capture(
     begun = time.perf_counter()
     sizes = _check_arguments(buckets, rewrites, strategy, streams, threads, tune)
     compiler, notices = _choose_compiler(compiler, device)
-    lowest = choose_precision(precision, table_precision, max_error, device, compiler)
+    instructions = check_processor(processor)
+    lowest = choose_precision(precision, table_precision, max_error, device, compiler, processor)
     target = open_device(device)  # refuses a device that is not here before any work is done
-    environment = target.fingerprint()
+    environment = {**target.fingerprint(), "instructions": " ".join(instructions)}
     target.close()
     useless = _useless_rewrites(compiler, target.type)
     if "group_lookups" in rewrites and target.type == "cuda" and (problem := triton_problem()):
@@ -163,7 +170,7 @@ def capture(
         )
         rtol = rounding(ingested.exported.graph) if rtol is None else rtol
         refuse_mixing(ingested, (), rtol, atol)
-        known = survey(ingested, sizes[0], applied, lowest, target.type, sizes[-1])
+        known = survey(ingested, sizes[0], applied, lowest, target.type, sizes[-1], instructions)
         if known.bounds:  # rows of the example may be alike, so that mixing them does not show
             refuse_mixing(ingested, known.bounds, rtol, atol)
         for name in known.lowering.left:
@@ -200,7 +207,7 @@ def capture(
             build_c_library("launch.c", folder / LAUNCHER)
         stored = stored_requests(ingested, sizes, known.bounds)
         save_tensors(folder / SELFTEST, stored)  # lanes are recorded on them
-        assembly = Assembly(folder, ingested, blank, device, threads, progress)
+        assembly = Assembly(folder, ingested, blank, device, threads, processor, progress)
         if tune == "off":
             planned = plan_buckets(ingested, sizes, given, known, progress)
             manifest = assembly.manifest(planned, assembly.compile(given, planned))

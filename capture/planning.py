@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from typing import cast
 
-import torch
 from torch import fx
 
 from recreplay.capture.assign import Strategy, assign
@@ -69,6 +68,8 @@ class Survey:
     groups: tuple[TableGroup, ...] = ()
     lowering: Lowering = NOTHING
     narrowed: frozenset[str] = frozenset()  # inputs that may be staged as int32
+    # Whether packages multiply pairs of bfloat16 as `packed_linear` lays them.
+    multiplies_pairs: bool = False
 
 
 def survey(
@@ -78,9 +79,11 @@ def survey(
     precision: Precision = FULL,
     device: str = "cpu",
     largest: int | None = None,
+    instructions: Container[str] = (),
 ) -> Survey:
     """`size` is the smallest bucket, `largest` the largest if there are others. `rewrites`: all
-    that any choice applies. How weights are stored follows from them."""
+    that any choice applies. How weights are stored follows from them. `instructions`: those that
+    packages may use."""
     program = specialise(model, size)
     lowering = find_lowering(program, precision)
     last = None if largest is None or largest == size else specialise(model, largest)
@@ -108,6 +111,7 @@ def survey(
         groups=tuple(groups),
         lowering=lowering,
         narrowed=narrow,
+        multiplies_pairs="avx512_bf16" in instructions,
     )
 
 
@@ -166,7 +170,7 @@ def _rewrite(program: Program, choice: Choice, known: Survey, smallest: bool) ->
     lowering = known.lowering
     kind = lowering.precision.products
     lowers = kind is not None and choice.precision != "fp32"
-    packs = "pack_linears" in choice.rewrites and (not lowers or _multiplies_pairs())
+    packs = "pack_linears" in choice.rewrites and (not lowers or known.multiplies_pairs)
     # Before branches are stacked: what is large gains nothing from a batch.
     if packs:
         pack_large_linears(program, even=lowers)
@@ -199,11 +203,6 @@ def _rewrite(program: Program, choice: Choice, known: Survey, smallest: bool) ->
     # What it leaves is no layer any more, either.
     if "fuse_epilogues" in choice.rewrites:
         fuse_epilogues(program)
-
-
-def _multiplies_pairs() -> bool:
-    """Whether this CPU multiplies pairs of bfloat16 as `packed_linear` lays them."""
-    return torch.cpu._is_avx512_bf16_supported()
 
 
 def _described(program: Program, choice: Choice) -> OperatorGraph:

@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from recreplay.capture.compilers.tensorrt import PRECISIONS as ENGINES
 from recreplay.runtime.errors import CaptureError
 from recreplay.runtime.lowered import INT8, Stored
+from recreplay.runtime.processor import NATIVE
 
 # Type that the operands of products are stored in and cast to, and the bound of errors: the
 # largest error of an output over its largest size. Over the models of recreplay.models, bf16
@@ -73,11 +74,17 @@ def rounding(graph: fx.Graph) -> float:
 
 
 def choose_precision(
-    trunk: str, tables: str, max_error: float | None, device: str, compiler: str
+    trunk: str,
+    tables: str,
+    max_error: float | None,
+    device: str,
+    compiler: str,
+    processor: str = NATIVE,
 ) -> Precision:
     """What was asked for, with the bound that is usual for it unless given.
 
-    Raises `CaptureError` for what is not known, or not to be had on this device.
+    Raises `CaptureError` for what is not known, or not to be had on this device or kind of
+    processor.
     """
     if trunk not in _TRUNK:
         known = ", ".join(TRUNK_PRECISIONS)
@@ -98,7 +105,7 @@ def choose_precision(
             f"max_error is the largest error over the scale of an output, more than 0; got "
             f"{max_error:g}"
         )
-    problem = _problem(trunk, device)
+    problem = _problem(trunk, device, processor)
     if problem is not None:
         raise CaptureError(f"precision {trunk!r} cannot be captured for {device!r}: {problem}")
     if compiler in ENGINES:
@@ -109,7 +116,7 @@ def choose_precision(
     return Precision(trunk, tables, max_error or _TRUNK[trunk][1] + _TABLES[tables][1])
 
 
-def _problem(trunk: str, device: str) -> str | None:
+def _problem(trunk: str, device: str, processor: str) -> str | None:
     if device != "cpu":
         return None
     if trunk == "tf32":
@@ -120,6 +127,8 @@ def _problem(trunk: str, device: str) -> str | None:
             "AMX-FP16, and elsewhere slower than float32; on a CPU use bf16, and float16 for "
             "tables alone (table_precision 'fp16')"
         )
+    if trunk == "bf16" and processor == "x86-64-v3":
+        return f"oneDNN has bfloat16 products for AVX-512, which {processor} lacks; use fp32"
     if trunk == "bf16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return "oneDNN has no bfloat16 products for this CPU; use fp32"
     return None

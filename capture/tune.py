@@ -132,7 +132,8 @@ class LaneMaker:
             for kind in KINDS
             for name in sources(p.program.graph, kind)
         }
-        self._tensors = as_segments_name(weights, constants, make_copies(copies, weights))
+        made = make_copies(copies, weights, assembly.block_columns)
+        self._tensors = as_segments_name(weights, constants, made)
 
     def runner(self, manifest: Manifest) -> Runner:
         folder = self._assembly.folder

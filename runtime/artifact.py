@@ -155,7 +155,7 @@ def check_environment(artifact: Artifact, found: Mapping[str, str]) -> None:
     if missing and any(p.compiler != "eager" for p in artifact.manifest.packages.values()):
         wrong.append(f"instructions: this processor lacks {', '.join(sorted(missing))}")
         advice = (
-            f"{_AGAIN} on the processor with the fewest instructions of those that serve it, or "
+            f"{_AGAIN} with processor='x86-64-v3' or 'x86-64-v4', which any of that level runs, or "
             "load it where it was made for"
         )
     if wrong:

@@ -45,7 +45,9 @@ class LaneLoader:
                 target = device.torch_device
                 self.weights = with_views(load_tensors(root / WEIGHTS, target), manifest.tables)
                 self._constants = load_tensors(root / CONSTANTS, target)
-                self.copies = make_copies(copy_names(manifest), self.weights)
+                self.copies = make_copies(
+                    copy_names(manifest), self.weights, manifest.block_columns
+                )
             finally:
                 device.close()
 

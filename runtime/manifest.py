@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from recreplay.runtime.plan import Plan
+from recreplay.runtime.processor import block_columns
 from recreplay.runtime.spec import DTYPES, IdBound, InputSpec, OutputSpec, RowMask, Slot
 
 FORMAT = "recreplay"
-VERSION = 13
+VERSION = 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +159,11 @@ class Manifest:
     unread: tuple[str, ...] = ()  # weights of the model that no bucket reads
     row_mask: RowMask | None = None  # where rows of a request are compared: it is one replay then
     files: dict[str, str] = field(default_factory=dict)  # path -> sha256
+
+    @property
+    def block_columns(self) -> int:
+        """Of packed weights, as packages read them."""
+        return block_columns(self.environment.get("instructions", "").split())
 
     @property
     def mask_name(self) -> str | None:

@@ -22,14 +22,9 @@ import torch
 from torch import Tensor
 
 from recreplay.runtime.own_operator import define_operator
+from recreplay.runtime.processor import block_columns, instruction_sets
 
 _PAIR = 2  # neighbours that lie together in bfloat16
-
-
-def block_columns() -> int:
-    """How many rows of a weight are the columns of a block on this processor, which an artifact is
-    bound to."""
-    return 64 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 16
 
 
 def pack(weight: Tensor, columns: int) -> Tensor:
@@ -96,7 +91,9 @@ def _linear(
         turned = packed
     else:
         weight = (
-            unpack(packed, block_columns()).float().view(lanes, -1, packed.shape[1])[:, :columns]
+            unpack(packed, block_columns(instruction_sets()))
+            .float()
+            .view(lanes, -1, packed.shape[1])[:, :columns]
         )
         turned = weight.transpose(1, 2) if lanes > 1 else weight[0].t()
     result = torch.matmul(x.float(), turned)

@@ -60,6 +60,7 @@ class Refresher:
 
     def __init__(self, manifest: Manifest, loader: LaneLoader | None, lanes: LanePool) -> None:
         self._lanes = lanes
+        self._columns = manifest.block_columns
         self._tied, self._unread = manifest.tied, frozenset(manifest.unread)
         storages = {view.storage for view in manifest.tables.values()}
         self._storages = {name: view.storage for name, view in manifest.tables.items()}
@@ -171,7 +172,7 @@ class Refresher:
 
             storages = [self._storages[name] for name in names if name in self._storages]
             for name in dict.fromkeys([*names, *storages]):
-                refresh_copies(self._copies, name, self._tensors[name])
+                refresh_copies(self._copies, name, self._tensors[name], self._columns)
         if any(self._tensors[name].is_cuda for name in names):  # replays run on other streams
             import torch
 

@@ -15,7 +15,7 @@ import torch
 
 from recreplay.runtime.huge_pages import HugePages
 from recreplay.runtime.manifest import Manifest
-from recreplay.runtime.packed_linear import block_columns, pack
+from recreplay.runtime.packed_linear import pack
 
 KINDS = ("packed", "turned", "wide", "wide_packed", "wide_turned")
 
@@ -34,28 +34,31 @@ def copy_names(manifest: Manifest) -> list[str]:
 
 
 def make_copies(
-    names: Iterable[str], weights: Mapping[str, torch.Tensor]
+    names: Iterable[str], weights: Mapping[str, torch.Tensor], columns: int
 ) -> dict[str, torch.Tensor]:
-    """Each named copy of a weight `[out, in]`, in the dtype that it is stored in or float32."""
+    """Each named copy of a weight `[out, in]`, in the dtype that it is stored in or float32; packed
+    ones in blocks of so many columns."""
     memory = HugePages()
 
     def place(made: torch.Tensor) -> torch.Tensor:
         return memory.copy(made) if made.is_cpu else made  # what is on a GPU stays there
 
-    return {name: place(_make(name, weights[name.partition(":")[2]])) for name in names}
+    return {name: place(_make(name, weights[name.partition(":")[2]], columns)) for name in names}
 
 
-def refresh_copies(copies: Mapping[str, torch.Tensor], name: str, weight: torch.Tensor) -> None:
+def refresh_copies(
+    copies: Mapping[str, torch.Tensor], name: str, weight: torch.Tensor, columns: int
+) -> None:
     """Write the copies of the weight `name` anew where they are: segments hold their address."""
     for kind in KINDS:
         copy = copies.get(f"{kind}:{name}")
         if copy is not None:
-            copy.copy_(_make(f"{kind}:{name}", weight))
+            copy.copy_(_make(f"{kind}:{name}", weight, columns))
 
 
-def _make(name: str, weight: torch.Tensor) -> torch.Tensor:
+def _make(name: str, weight: torch.Tensor, columns: int) -> torch.Tensor:
     kind = name.partition(":")[0]
     values = weight.detach().float() if kind.startswith("wide") else weight.detach()
     if kind.endswith("packed"):
-        return pack(values, block_columns())
+        return pack(values, columns)
     return values.t().contiguous() if kind.endswith("turned") else values

@@ -63,6 +63,7 @@ def capture_command(
     max_error: options.MaxError = None,
     rtol: options.Rtol = None,
     atol: options.Atol = 1e-5,
+    processor: options.Processor = "native",
     arg: options.FactoryArgs = None,
     inputs: options.ExampleFile = None,
     jagged: input_options.JaggedInputs = None,
@@ -118,6 +119,7 @@ def capture_command(
             max_error=max_error,
             rtol=rtol,
             atol=atol,
+            processor=processor,
             **declared,
         )
     summary = finite(overview(Artifact(out, manifest), read_graph(out), {}))

@@ -60,6 +60,13 @@ Precision = Annotated[
 TablePrecision = Annotated[
     str, typer.Option(help="What tables are stored as: fp32, fp16, or int8 with a scale per row.")
 ]
+Processor = Annotated[
+    str,
+    typer.Option(
+        help="What compiled segments may run on: native, which is this processor and those that "
+        "have all of its instructions; x86-64-v3 (AVX2) or x86-64-v4 (AVX-512), any of that level."
+    ),
+]
 MaxError = Annotated[
     float | None,
     typer.Option(

@@ -11,6 +11,7 @@ from recreplay.capture.compilers.inductor import AUTOTUNED, InductorCompiler
 from recreplay.capture.compilers.tensorrt import PRECISIONS, TensorRTCompiler
 from recreplay.capture.sharing import Code
 from recreplay.runtime.manifest import Package
+from recreplay.runtime.processor import NATIVE
 
 
 class SegmentCompiler(Protocol):
@@ -31,10 +32,13 @@ class SegmentCompiler(Protocol):
 COMPILERS = ("eager", "inductor", AUTOTUNED, *PRECISIONS)
 
 
-def get_compiler(name: str, threads: int, tf32: bool = False) -> SegmentCompiler:
-    """The compiler of that name, one of `COMPILERS`; `tf32` as in `recreplay.capture.precision`."""
+def get_compiler(
+    name: str, threads: int, tf32: bool = False, processor: str = NATIVE
+) -> SegmentCompiler:
+    """The compiler of that name, one of `COMPILERS`; `tf32` as in `recreplay.capture.precision`,
+    `processor` of `PROCESSORS`."""
     if name == "eager":
         return EagerCompiler()
     if name in PRECISIONS:
-        return TensorRTCompiler(name, threads)
-    return InductorCompiler(threads, tf32, name == AUTOTUNED)
+        return TensorRTCompiler(name, threads, processor)
+    return InductorCompiler(threads, tf32, name == AUTOTUNED, processor)

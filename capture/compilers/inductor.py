@@ -20,6 +20,7 @@ from recreplay.capture.generalise import DynamicCode
 from recreplay.capture.sharing import Code
 from recreplay.runtime.devices import open_device
 from recreplay.runtime.manifest import Package
+from recreplay.runtime.processor import NATIVE
 from recreplay.runtime.scratch import drop_scratch, make_scratch
 
 AUTOTUNED = "inductor-max-autotune"
@@ -39,7 +40,9 @@ class InductorCompiler:
     """With `autotune`, matrix products run by the kernel that was fastest here for their sizes:
     a library's or one of inductor's templates, with what surrounds them fused into it."""
 
-    def __init__(self, threads: int, tf32: bool = False, autotune: bool = False) -> None:
+    def __init__(
+        self, threads: int, tf32: bool = False, autotune: bool = False, processor: str = NATIVE
+    ) -> None:
         self.name = AUTOTUNED if autotune else "inductor"
         # What is chosen for its sizes is chosen for one bucket.
         self.dynamic_batch = not autotune
@@ -48,6 +51,7 @@ class InductorCompiler:
             "cpp.threads": threads,
             "max_autotune": autotune,
         }
+        self._processor = processor
 
     def compile(
         self,
@@ -59,7 +63,12 @@ class InductorCompiler:
         target = folder / "segments"
         target.mkdir(parents=True, exist_ok=True)
         described = {key: _to_json(code) for key, code in codes.items()}
-        settings = {"device": device, "tf32": self._tf32, **self._settings}
+        settings = {
+            "device": device,
+            "tf32": self._tf32,
+            "processor": self._processor,
+            **self._settings,
+        }
         cache = PackageCache(_fingerprint(device), settings)
         # Largest first, dealt out in turn, so that no core ends up with all the long ones.
         waiting = [
@@ -92,6 +101,7 @@ class InductorCompiler:
                 "device": device,
                 "settings": self._settings,
                 "tf32": self._tf32,
+                "processor": self._processor,
                 "codes": {k: codes[k] for k in waiting[number::cores]},
                 "target": str(target.absolute()),
             }

@@ -26,10 +26,12 @@ from recreplay.capture.compilers.compile_workers import COMPILED, DONE, PATIENCE
 from recreplay.capture.compilers.input_checks import without_input_checks
 from recreplay.capture.compilers.own_functions import OwnFunctions
 from recreplay.capture.compilers.package_interface import compile_interface_once
+from recreplay.capture.compilers.target_processor import compiling_for
 from recreplay.capture.compilers.unloadable import leave_out_marks, without_destructors
 from recreplay.capture.compilers.views_as_pointers import views_as_pointers
 from recreplay.capture.compilers.wrapper_source import edit_wrappers
 from recreplay.runtime.aten import decode, resolve
+from recreplay.runtime.processor import block_columns, instruction_sets
 
 aten = torch.ops.aten
 _COMPLEX_PARTS = 8  # inductor's max_complex_pointwise_cat_inputs
@@ -169,17 +171,20 @@ class Compiler:
 
     def __init__(self, scratch: str) -> None:
         self._scratch = scratch
-        self._functions: dict[int, OwnFunctions] = {}
+        self._functions: dict[tuple[int, int], OwnFunctions] = {}
         edit_wrappers(views_as_pointers, without_destructors, without_input_checks)
         leave_out_marks()
         compile_interface_once(without_destructors, Path(scratch))
 
     def compile(self, job: dict[str, Any]) -> None:
-        settings = job["settings"]
-        threads = settings["cpp.threads"]
-        if threads not in self._functions:
-            self._functions[threads] = OwnFunctions(threads)
-        functions = self._functions[threads]
+        with compiling_for(job["processor"]) as settings:
+            self._compile(job, job["settings"] | settings)
+
+    def _compile(self, job: dict[str, Any], settings: dict[str, Any]) -> None:
+        made_for = settings["cpp.threads"], block_columns(instruction_sets(job["processor"]))
+        if made_for not in self._functions:
+            self._functions[made_for] = OwnFunctions(*made_for)
+        functions = self._functions[made_for]
         # What Triton kernels of products are made with.
         torch.set_float32_matmul_precision("high" if job["tf32"] else "highest")
         for key, code in job["codes"].items():

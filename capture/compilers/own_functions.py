@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from recreplay.runtime.aten import BYTE_BAGS, JAGGED_BAGS, PACKED_LINEAR, ROW_BAGS, resolve
-from recreplay.runtime.packed_linear import block_columns
 
 _SOURCES = {
     PACKED_LINEAR: "packed_linear.h",
@@ -32,14 +31,15 @@ _SHIMS = "aot_inductor.custom_ops_to_c_shims"
 class OwnFunctions:
     """Made once in a process that compiles, after which inductor can compile the operators."""
 
-    def __init__(self, threads: int) -> None:
-        """`threads`: how many a call runs on, as the loops that inductor writes."""
+    def __init__(self, threads: int, columns: int) -> None:
+        """`threads`: how many a call runs on, as the loops that inductor writes; `columns`: of a
+        block of a packed weight."""
         self._texts = {}
         for target, source in _SOURCES.items():
             text = _text(source)
             for name in _INCLUDED:
                 text = text.replace(f'#include "{name}"\n', _text(name))
-            for name, value in {"THREADS": threads, "COLUMNS": block_columns()}.items():
+            for name, value in {"THREADS": threads, "COLUMNS": columns}.items():
                 text = text.replace(f"RECREPLAY_{name}", str(value))
             self._texts[target] = text
             _register(resolve(target), f"aoti_torch_cpu_recreplay_{Path(source).stem}_out")

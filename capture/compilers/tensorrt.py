@@ -43,10 +43,10 @@ def tensorrt_problem(device: str) -> str | None:
 class TensorRTCompiler:
     dynamic_batch = False  # an engine has static shapes
 
-    def __init__(self, name: str, threads: int) -> None:
+    def __init__(self, name: str, threads: int, processor: str) -> None:
         self.name = name
         self._precision = PRECISIONS[name]
-        self._rest = InductorCompiler(threads)
+        self._rest = InductorCompiler(threads, processor=processor)
 
     def compile(
         self,

@@ -93,7 +93,6 @@ class CpuDevice:
             "torch": torch.__version__.partition("+")[0],
             "device": "cpu",
             "machine": platform.machine(),
-            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
             "instructions": " ".join(instruction_sets()),
         }
 

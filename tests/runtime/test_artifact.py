@@ -172,7 +172,7 @@ def test_a_path_without_an_artifact_is_refused(tmp_path: Path) -> None:
         (b"\xff\xfe\x00", r"manifest\.json is not JSON: "),
         (b"[1, 2]", r"manifest\.json is not a manifest of RecReplay$"),
         (b'{"format": "onnx", "version": 1}', r"manifest\.json is not a manifest of RecReplay$"),
-        (b'{"format": "recreplay", "version": 13}', r"manifest\.json is incomplete: KeyError"),
+        (b'{"format": "recreplay", "version": 14}', r"manifest\.json is incomplete: KeyError"),
     ],
 )
 def test_a_manifest_of_something_else_is_refused(copy: Path, raw: bytes, message: str) -> None:
@@ -186,7 +186,7 @@ def test_a_manifest_of_something_else_is_refused(copy: Path, raw: bytes, message
 @pytest.mark.parametrize("version", [1, 0, "2", None])
 def test_another_format_version_is_refused(copy: Path, version: Any) -> None:
     reseal(copy, lambda data: data.update(version=version))
-    message = rf"copy\.rr has format version {version}; this RecReplay reads version 13; capture"
+    message = rf"copy\.rr has format version {version}; this RecReplay reads version 14; capture"
     with pytest.raises(ArtifactVersionError, match=message):
         Runtime.load(copy)
 
@@ -222,8 +222,8 @@ def test_instructions_that_this_processor_lacks_are_refused(copy: Path) -> None:
     reseal(copy, _compiled_for(f"{here} avx_abacus amx_slide", "inductor"))
     message = (
         r"copy\.rr was captured for another environment \(instructions: this processor lacks "
-        r"amx_slide, avx_abacus\); capture the model again on the processor with the fewest "
-        r"instructions of those that serve it, or load it where it was made for$"
+        r"amx_slide, avx_abacus\); capture the model again with processor='x86-64-v3' or "
+        r"'x86-64-v4', which any of that level runs, or load it where it was made for$"
     )
     with pytest.raises(EnvironmentMismatchError, match=message):
         Runtime.load(copy)

@@ -7,9 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recreplay.runtime.packed_linear import block_columns, pack, packed_linear_operator, unpack
+from recreplay.runtime.packed_linear import pack, packed_linear_operator, unpack
+from recreplay.runtime.processor import block_columns, instruction_sets
 
-COLUMNS = block_columns()
+COLUMNS = block_columns(instruction_sets())
 SIZES = st.sampled_from([1, 2, 3, COLUMNS - 1, COLUMNS, COLUMNS + 1, 3 * COLUMNS + 5])
 
 
