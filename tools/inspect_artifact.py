@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import RenderableType
 
+from recreplay.runtime.processor import NATIVE, PROCESSORS, instruction_sets
 from recreplay.tools import options, tables
 from recreplay.tools.console import print_json, report_notice, show
 
@@ -62,7 +63,7 @@ def inspect(
 
 
 def _overview(summary: dict[str, Any]) -> Iterator[RenderableType]:
-    memory = summary["memory"]
+    memory, environment = summary["memory"], summary["environment"]
     yield tables.pairs(
         f"{summary['model']} ({summary['path']})",
         [
@@ -80,11 +81,7 @@ def _overview(summary: dict[str, Any]) -> Iterator[RenderableType]:
                 f"{tables.size(memory['staging_bytes'])}, buffers "
                 f"{tables.size(memory['buffer_bytes'])}",
             ),
-            *(
-                (f"made for {key}", value)
-                for key, value in summary["environment"].items()
-                if key != "instructions"  # many; the JSON has them
-            ),
+            *((f"made for {key}", _short(key, value)) for key, value in environment.items()),
         ],
     )
     yield tables.table(
@@ -166,6 +163,15 @@ def _overview(summary: dict[str, Any]) -> Iterator[RenderableType]:
                 for s in summary["stacks"]
             ],
         )
+
+
+def _short(key: str, value: str) -> str:
+    """Instruction sets are many: their level, or how many they are. The JSON has them."""
+    if key != "instructions":
+        return value
+    sets = value.split()
+    level = next((p for p in PROCESSORS if p != NATIVE and instruction_sets(p) == sets), None)
+    return f"any {level}" if level else f"the {len(sets)} sets of the processor that captured it"
 
 
 def _precision(summary: dict[str, Any]) -> str:

@@ -39,7 +39,7 @@ def test_inspect(captured: tuple[Path, Any], invoke: Invoke, report: Callable[..
     assert (refused.exit_code, refused.stdout) == (1, "")
     assert "--measure says its times in JSON only: add --json" in refused.stderr
     text = invoke("inspect", out).stdout
-    for word in ("Buckets", "ids_0 … ids_1", "Stacked tables", "made for machine"):
+    for word in ("Buckets", "ids_0 … ids_1", "Stacked tables", "made for instructions"):
         assert word in text
 
 
