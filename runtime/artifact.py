@@ -151,7 +151,8 @@ def check_environment(artifact: Artifact, found: Mapping[str, str]) -> None:
         if expected[k] != found.get(k)
     ]
     advice = f"{_AGAIN} here, or load it where it was made for"
-    missing = compiled - set(found.get("instructions", "").split())
+    here = set(found.get("instructions", "").split())
+    missing = compiled - here if here else set()  # where the system does not say, nothing is known
     if missing and any(p.compiler != "eager" for p in artifact.manifest.packages.values()):
         wrong.append(f"instructions: this processor lacks {', '.join(sorted(missing))}")
         advice = (

@@ -19,7 +19,16 @@ from safetensors.torch import load_file, save_file
 from recreplay.capture import capture
 from recreplay.models import ncf
 from recreplay.runtime import Runtime, engine
-from recreplay.runtime.artifact import CONSTANTS, MANIFEST, SEAL, SELFTEST, WEIGHTS, open_artifact
+from recreplay.runtime.artifact import (
+    CONSTANTS,
+    MANIFEST,
+    SEAL,
+    SELFTEST,
+    WEIGHTS,
+    check_environment,
+    open_artifact,
+)
+from recreplay.runtime.devices import cpu
 from recreplay.runtime.errors import (
     ArtifactCorruptError,
     ArtifactError,
@@ -233,6 +242,16 @@ def test_instructions_that_this_processor_lacks_are_refused(copy: Path) -> None:
 def test_segments_that_are_not_compiled_run_on_any_processor(copy: Path, instructions: str) -> None:
     reseal(copy, _compiled_for(instructions, "eager"))
     Runtime.load(copy).close()
+
+
+def test_where_the_system_does_not_say_what_a_processor_has_it_is_tried(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "instruction_sets", list)
+    Runtime.load(copy).close()
+    reseal(copy, _compiled_for("avx_abacus", "inductor"))
+    opened = open_artifact(copy)
+    check_environment(opened, cpu.CpuDevice().fingerprint())
 
 
 def test_an_artifact_names_the_instructions_it_was_compiled_with(shop_path: Path) -> None:
