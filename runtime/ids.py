@@ -31,6 +31,18 @@ def out_of_range(
 
 def clamp_ids(ids: Array, rows: int) -> None:
     """Take the nearest row of a table in place; what is not a number becomes row 0."""
+    if ids.dtype.kind == "b":  # which numpy does not clip
+        ids &= rows > 1
+        return
+    last: Any = rows - 1
     if ids.dtype.kind == "f":
         np.nan_to_num(ids, copy=False)
-    np.clip(ids, 0, rows - 1, out=ids)
+        last = _last_below(rows, ids.dtype)
+    np.clip(ids, 0, last, out=ids)
+
+
+def _last_below(rows: int, dtype: np.dtype[Any]) -> Any:
+    """The largest number of a float dtype below `rows`: the last row itself may be rounded up."""
+    with np.errstate(over="ignore"):
+        last = dtype.type(rows - 1)
+    return last if float(last) < rows else np.nextafter(last, dtype.type(0))

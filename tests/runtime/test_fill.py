@@ -499,3 +499,19 @@ def test_arrays_of_any_layout_are_filled_as_numpy_would(case: dict[str, Any]) ->
         np.testing.assert_array_equal(view[: case["rows"]], value)
         for row in view[case["rows"] :]:
             np.testing.assert_array_equal(row, value[0])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "ids", "rows", "clamped"),
+    [
+        ("bool", [False, True, True], 1, [0, 0, 0]),
+        ("float16", [2050.0, 2052.0, -1.0], 2052, [2050, 2050, 0]),  # every second one from 2048
+        ("float32", [3e7, float("nan"), 5.0], 16_777_220, [16_777_218, 0, 5]),
+    ],
+)
+def test_ids_are_clamped_to_a_row_that_their_dtype_has(
+    dtype: str, ids: list[float], rows: int, clamped: list[int]
+) -> None:
+    staged = Staged(bucket(4, [("a", dtype, (1,))]), [IdBound("a", 0, rows, "t")], "clamp")
+    assert staged.fill(3, a=np.array(ids, dtype).reshape(3, 1)) == 2
+    np.testing.assert_array_equal(staged.views["a"].ravel(), [*clamped, clamped[0]])
