@@ -42,7 +42,8 @@ def funnel(
         typer.Option(metavar="MODEL=OUTPUT", help="What ranks, of a model with several outputs."),
     ] = None,
     loss: Annotated[
-        float, typer.Option(help="NDCG that may be lost to the last model alone.", min=0)
+        float,
+        typer.Option(help="The share of the last model's NDCG that may be lost.", min=0, max=1),
     ] = 0.001,
     queries: Annotated[int, typer.Option(help="The most queries.", min=1)] = 64,
     runs: Annotated[int, typer.Option(help="Rounds of all funnels.", min=2)] = 200,

@@ -95,8 +95,8 @@ def frontier(found: Sequence[Measured]) -> list[bool]:
 
 
 def fastest(found: Sequence[Measured], loss: float) -> Measured:
-    """The lowest p95 of those whose NDCG is at most `loss` below that of `found[0]`."""
-    good = [item for item in found if item.ndcg >= found[0].ndcg - loss]
+    """The lowest p95 of those that lose at most the share `loss` of the NDCG of `found[0]`."""
+    good = [item for item in found if item.ndcg >= (1 - loss) * found[0].ndcg]
     return min(good, key=lambda item: item.latency().p95)
 
 

@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from recreplay.capture import capture
 from recreplay.runtime.errors import RecReplayError
 from recreplay.tools.cli import app
+from recreplay.tools.funnel.measure import Measured, fastest
 from recreplay.tools.funnel.pipelines import Pipeline, pipelines
 from recreplay.tools.funnel.quality import ndcg, overlap
 
@@ -52,6 +53,18 @@ def test_rows_fall_from_stage_to_stage(models: int, keeps: set[int], top: int) -
         assert one.stages[-1] == models - 1
         assert set(one.keeps) <= useful
         assert all(a > b for a, b in pairwise(one.keeps))
+
+
+def test_a_loss_is_a_share_of_what_the_last_model_alone_reaches() -> None:
+    """As `at most 10 % of NDCG lost` says."""
+    funnel: Any = None
+    alone, good, poor = (
+        Measured(Pipeline((1,), ()), funnel, ndcg=quality, ns=[ns])
+        for quality, ns in ((0.5, 300), (0.46, 200), (0.44, 100))
+    )
+    assert fastest([alone, good, poor], 0.1) is good
+    assert fastest([alone, good, poor], 0.05) is alone
+    assert fastest([alone, good, poor], 1.0) is poor
 
 
 def test_too_many_funnels_are_refused() -> None:
