@@ -23,11 +23,17 @@ def _console(*, stderr: bool = False, markup: bool = True) -> Console:
     return console
 
 
+def printable(text: str) -> str:
+    """A text that moves no cursor of a terminal and changes none of its colours, whatever the names
+    of models and files in it: what is no letter is spelled out."""
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
+
+
 def show(*renderables: RenderableType) -> None:
     """Print results. Brackets in a text are its own: names of models and files have them."""
     console = _console(markup=False)
     for renderable in renderables:
-        console.print(renderable)
+        console.print(printable(renderable) if isinstance(renderable, str) else renderable)
 
 
 def print_json(data: Any) -> None:
@@ -37,13 +43,20 @@ def print_json(data: Any) -> None:
 
 def report_error(message: str, prefix: str = "error: ") -> None:
     """One red line on stderr; soft-wrapped, so that it can be searched for and copied."""
-    _console(stderr=True).print(f"[bold red]{prefix}{escape(message)}[/]", soft_wrap=True)
+    _console(stderr=True).print(f"[bold red]{prefix}{_plain(message)}[/]", soft_wrap=True)
 
 
 def report_notice(message: str) -> None:
     """One yellow line on stderr for what was done otherwise than asked."""
-    text = escape(message.removeprefix(NOTICE))
-    _console(stderr=True).print(f"[yellow]notice: {text}[/]", soft_wrap=True)
+    _console(stderr=True).print(_notice(message), soft_wrap=True)
+
+
+def _plain(text: str) -> str:
+    return escape(printable(text))
+
+
+def _notice(message: str) -> str:
+    return f"[yellow]notice: {_plain(message.removeprefix(NOTICE))}[/]"
 
 
 class Progress:
@@ -75,12 +88,11 @@ class Progress:
 
     def __call__(self, message: str) -> None:
         if message.startswith(NOTICE):
-            text = escape(message.removeprefix(NOTICE))
-            self._console.print(f"[yellow]notice: {text}[/]", soft_wrap=True)
+            self._console.print(_notice(message), soft_wrap=True)
         elif self._status is not None:
-            self._status.update(f"{escape(message)} [dim]({self._elapsed()})[/]")
+            self._status.update(f"{_plain(message)} [dim]({self._elapsed()})[/]")
         else:
-            self._console.print(f"[dim]{self._elapsed():>6}[/] {escape(message)}", soft_wrap=True)
+            self._console.print(f"[dim]{self._elapsed():>6}[/] {_plain(message)}", soft_wrap=True)
 
     def _elapsed(self) -> str:
         return f"{time.perf_counter() - self._begun:.0f} s"

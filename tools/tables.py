@@ -9,29 +9,36 @@ from rich import box
 from rich.console import JustifyMethod
 from rich.table import Table
 
+from recreplay.tools.console import printable
+
 _UNITS = ("B", "KB", "MB", "GB", "TB")
 
 
 def table(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
     """A table whose columns are named in `columns`; a name that ends in `>` is right-aligned."""
-    made = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    made = _titled(title, box=box.SIMPLE_HEAD)
     for column in columns:
         number = column.endswith(">")
         justify: JustifyMethod = "right" if number else "left"
         made.add_column(column.removesuffix(">"), justify=justify, no_wrap=number, overflow="fold")
     for row in rows:
-        made.add_row(*(str(cell) for cell in row))
+        made.add_row(*(printable(str(cell)) for cell in row))
     return made
 
 
 def pairs(title: str | None, rows: Iterable[tuple[str, Any]]) -> Table:
     """A list of names and values."""
-    made = Table(title=title, box=None, show_header=False, title_justify="left", title_style="bold")
+    made = _titled(title, box=None, show_header=False)
     made.add_column(style="cyan", overflow="fold")  # of names, which may be long
     made.add_column(overflow="fold")
     for name, value in rows:
-        made.add_row(name, str(value))
+        made.add_row(printable(name), printable(str(value)))
     return made
+
+
+def _titled(title: str | None, **options: Any) -> Table:
+    text = None if title is None else printable(title)
+    return Table(title=text, title_justify="left", title_style="bold", **options)
 
 
 def size(nbytes: float) -> str:

@@ -10,7 +10,7 @@ from typer.testing import Result
 
 from recreplay.capture.compilers import toolchain
 from recreplay.tools import tables
-from recreplay.tools.console import show
+from recreplay.tools.console import Progress, report_error, report_notice, show
 
 Invoke = Callable[..., Result]
 
@@ -82,6 +82,21 @@ def test_names_with_brackets_are_shown_as_they_are(
         assert "[/x] :100:" in shown
         assert "[dim]" in shown
     assert " float32[n, 4] " in shown  # and no more than the names
+
+
+def test_names_do_not_reach_a_terminal_as_commands(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    name = "a\x1b[2Jb\x9b\x08\u202ec\r"
+    show(tables.pairs(f"of {name}", [(name, name)]), tables.table(name, ("name",), [(name,)]), name)
+    report_notice(f"NOTICE: {name}")
+    report_error(name)
+    with Progress() as progress:
+        progress(name)
+    shown = capsys.readouterr()
+    assert shown.out.count(r"a\x1b[2Jb\x9b\x08\u202ec\r") == 6
+    assert shown.err.count(r"a\x1b[2Jb\x9b\x08\u202ec\r") == 3
+    assert all(c.isprintable() or c == "\n" for c in shown.out + shown.err)
 
 
 def test_inspect_one_bucket(
