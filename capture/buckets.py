@@ -25,6 +25,7 @@ from recreplay.runtime.errors import CaptureError
 
 Array = np.ndarray[Any, Any]
 Cost = Callable[[int], float]  # microseconds of a replay of one bucket size
+_SAME = 1 + 1e-12  # sums of the same costs in another order differ by no more
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +56,11 @@ def best_buckets(
     best: tuple[float, tuple[int, ...]] = (float("inf"), ())
     tops = [largest] if whole else sorted(range(1, largest + 1), key=bounds.__getitem__)
     for top in tops:
-        if bounds[top] > best[0]:
+        if bounds[top] > best[0] * _SAME:
             break
-        best = min(best, _for_largest(rows, counts, top, k, times), key=_order)
+        found = _for_largest(rows, counts, top, k, times)
+        if _is_better(found, best):
+            best = found
     return best[1]
 
 
@@ -181,7 +184,7 @@ def _for_largest(
     for j in range(1, min(k, last) + 1):
         best, before = _layer(best, until, t)
         layers.append(before)
-        if best[last] < found[0]:
+        if best[last] * _SAME < found[0]:
             found = (best[last], j)
     buckets, at = [], last
     for before in reversed(layers[: found[1]]):
@@ -233,5 +236,8 @@ def _useless(
     ) * (until[other] - until[one])
 
 
-def _order(candidate: tuple[float, tuple[int, ...]]) -> tuple[float, int, tuple[int, ...]]:
-    return candidate[0], len(candidate[1]), candidate[1]
+def _is_better(one: tuple[float, tuple[int, ...]], other: tuple[float, tuple[int, ...]]) -> bool:
+    """Whether a cost and its buckets are lower, or as low with fewer, or with smaller ones."""
+    if one[0] * _SAME < other[0] or other[0] * _SAME < one[0]:
+        return one[0] < other[0]
+    return (len(one[1]), one[1]) < (len(other[1]), other[1])

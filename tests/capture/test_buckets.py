@@ -52,6 +52,12 @@ def test_flat_costs_need_one_bucket() -> None:
     assert best_buckets({5: 3, 90: 1}, 8, lambda n: 7.0) == (90,)
 
 
+def test_costs_that_differ_by_rounding_are_equal() -> None:
+    """Nothing runs in 3, whose cost takes part in the sums."""
+    costs = [0.2, 0.2, 0.3, 1.6, 1.7, 3.0, 3.1, 3.1]
+    assert best_buckets({7: 33, 2: 33, 8: 15}, 3, lambda n: costs[n - 1]) == (2,)
+
+
 def test_splitting_wins_where_a_call_costs_nothing() -> None:
     assert best_buckets({100: 1}, 1, lambda n: float(n * n)) == (1,)
     assert best_buckets({100: 1}, 1, lambda n: 50.0 + n) == (100,)
