@@ -13,9 +13,12 @@ import torch
 
 from recreplay.capture.dag import Cost
 
-_COPIED = 1 << 28  # bytes; far larger than any cache
+# By device: bytes that are copied, far more than any cache holds, and rows and columns of the
+# matrices that are multiplied. On a GPU, 1024 rows are too few tiles for all of its
+# multiprocessors, and what a launch takes counts in 256 MB.
+_COPIED = {"cpu": 1 << 28, "cuda": 1 << 30}
+_SIZE = {"cpu": 1024, "cuda": 4096}
 _SENT = 1 << 26  # bytes over the link
-_SIZE = 1024  # rows and columns of the matrices that are multiplied
 _TRIES = 9
 _CALLS = 2000
 _MORE = 32  # operators, to see what one more of them costs
@@ -60,21 +63,22 @@ class Floor:
 def measure_floor(device: str) -> Floor:
     """Measure all of them, the best of several tries each; takes a second or two."""
     target = torch.device(device)
-    source = torch.ones(_COPIED, dtype=torch.uint8, device=target)
+    nbytes, size = _COPIED[target.type], _SIZE[target.type]
+    source = torch.ones(nbytes, dtype=torch.uint8, device=target)
     copy = torch.zeros_like(source)
     with torch.inference_mode():
         copied = _best(lambda: copy.copy_(source), target)
-        multiplied = min(_best(product, target) for product in _products(target))
+        multiplied = min(_best(product, target) for product in _products(target, size))
         call = _best_call(target, 1)
         operator = (_best_call(target, 1 + _MORE) - call) / _MORE
         link = _SENT / _best(_sending(target), target) if target.type == "cuda" else None
-    return Floor(2 * _COPIED / copied, 2 * _SIZE**3 / multiplied, call, operator, link)
+    return Floor(2 * nbytes / copied, 2 * size**3 / multiplied, call, operator, link)
 
 
-def _products(device: torch.device) -> list[Callable[[], object]]:
+def _products(device: torch.device, size: int) -> list[Callable[[], object]]:
     """The same product by all that torch has for it: on a processor of AMD with AVX-512, oneDNN
     takes half of MKL's time."""
-    a = torch.randn(_SIZE, _SIZE, device=device)
+    a = torch.randn(size, size, device=device)
     product = torch.zeros_like(a)
     found: list[Callable[[], object]] = [lambda: torch.mm(a, a, out=product)]
     if device.type == "cpu" and torch._C._has_mkldnn:
