@@ -21,6 +21,16 @@ Array = np.ndarray[Any, Any]
 Call = Callable[[], Any]
 
 
+def on_device(module: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+    """A copy of a module whose weights and buffers are on `device`, without one on the host, where
+    tables of gigabytes would be there twice."""
+    moved: dict[int, Any] = {id(tensor): tensor.to(device) for tensor in module.buffers()}
+    for weight in module.parameters():
+        there = weight.detach().to(device)
+        moved[id(weight)] = torch.nn.Parameter(there, requires_grad=weight.requires_grad)
+    return copy.deepcopy(module, moved)
+
+
 class EagerModel:
     """Calls of the original model, prepared so that naming and nesting of inputs cost nothing.
 
@@ -35,7 +45,7 @@ class EagerModel:
         model = target.model
         self._program = model if isinstance(model, ExportedProgram) else None
         module = model.module() if isinstance(model, ExportedProgram) else model
-        self._module = module if self._on_host else copy.deepcopy(module).to(self._device)
+        self._module = module if self._on_host else on_device(module, self._device)
 
     def prepare(self, request: Mapping[str, Tensor]) -> Call:
         """A call of the model on one request. Run it in `torch.inference_mode`."""

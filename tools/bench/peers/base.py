@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -94,10 +93,12 @@ class Subject:
         import torch
         from torch.export import ExportedProgram
 
+        from recreplay.tools.bench.eager import on_device
+
         model = self.target.model
         module = model.module() if isinstance(model, ExportedProgram) else model
         assert isinstance(module, torch.nn.Module)
-        return module if self.device == "cpu" else copy.deepcopy(module).to(self.device)
+        return module if self.device == "cpu" else on_device(module, torch.device(self.device))
 
     @cached_property
     def ingested(self) -> Ingested:
