@@ -10,8 +10,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+from recreplay.tools.limited_run import end_with_parent
+
 FILE = "RECREPLAY_GPU_REPORT"  # the variable that names it
 _WORDS = 2000  # characters that are kept of a failure
+
+
+def pytest_configure() -> None:
+    end_with_parent()
 
 
 def pytest_runtest_logstart(nodeid: str) -> None:

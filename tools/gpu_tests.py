@@ -10,20 +10,22 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from recreplay.tools import gpu_report
-from recreplay.tools.limited_run import run_limited
+from recreplay.tools.limited_run import Silence, run_limited
 
 SHARES = {"test_cuda_grouped.py": 4, "test_cuda_parity.py": 4}  # processes for one file
 SHARE = "RECREPLAY_GPU_SHARE"  # "I/N": of a file's tests, those of share I (tests/gpu/conftest.py)
 ALONE = "_alone.py"  # how files end that time something
 BROKEN = 7  # what pytest exits with where a context is broken; 0 to 5 are its own
+PATIENCE = 60.0  # seconds without a test that begins or ends: of one whose kernel never does
 _NOTHING_LEFT = 5  # what it exits with where every test is left out
 _TRIES = 5  # processes for one file
 
@@ -40,20 +42,37 @@ class FileRun:
     tail: str
 
 
-def run_tests(root: Path, work: Path, seconds: float) -> dict[str, Any]:
-    """The verdict of `tests/gpu` below `root`: counts, and the failures in their own words."""
+def run_tests(
+    root: Path,
+    work: Path,
+    seconds: float,
+    keep: Callable[[dict[str, Any]], None] = lambda verdict: None,
+) -> dict[str, Any]:
+    """The verdict of `tests/gpu` below `root`: counts, and the failures in their own words. What it
+    is so far is kept whenever a file is done."""
     files = sorted((root / "tests" / "gpu").glob("test_*.py"))
     end = time.monotonic() + seconds
+    runs: list[FileRun] = []
+    keeping = threading.Lock()
 
-    def run(job: tuple[Path, str]) -> FileRun:
-        return run_file(root, *job, work, end)
+    def run(job: tuple[Path, str]) -> None:
+        done = run_file(root, *job, work, end)
+        with keeping:
+            runs.append(done)
+            keep(_verdicts(runs))
 
     beside = [(f, s) for f in files if not f.name.endswith(ALONE) for s in _shares(f)]
     # The longest first.
     beside.sort(key=lambda job: job[0].name not in SHARES)
     with ThreadPoolExecutor(os.cpu_count()) as side_by_side:
-        runs = list(side_by_side.map(run, beside))
-    runs += [run((file, "0/1")) for file in files if file.name.endswith(ALONE)]
+        list(side_by_side.map(run, beside))
+    for file in files:
+        if file.name.endswith(ALONE):
+            run((file, "0/1"))
+    return _verdicts(runs)
+
+
+def _verdicts(runs: Sequence[FileRun]) -> dict[str, Any]:
     cases = [case for run in runs for case in run.cases]
     count = {kind: sum(c["outcome"] == kind for c in cases) for kind in ("passed", "skipped")}
     return {
@@ -86,14 +105,21 @@ def run_file(root: Path, file: Path, share: str, work: Path, end: float) -> File
     name = file.name if share == "0/1" else f"{file.name} {share}"
     report = work / f"{name.replace('/', '-')}.jsonl"
     told = {gpu_report.FILE: str(report), SHARE: share, "OMP_NUM_THREADS": "2"}
+    told["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # of whatever else is installed there
     cases: dict[str, dict[str, str]] = {}
     code: int | None = BROKEN
     tail, tried = "", 0
     while tried < _TRIES and _goes_on(code):
+        if time.monotonic() > end:
+            code = None
+            break
         tried += 1
         command = [sys.executable, "-m", "pytest", "-q", "-p", gpu_report.__name__, str(path)]
         command += [f"--deselect={case}" for case in cases]
-        code, tail = run_limited(command, end - time.monotonic(), root, {**os.environ, **told})
+        left = end - time.monotonic()
+        code, tail = run_limited(
+            command, left, root, {**os.environ, **told}, Silence(report, PATIENCE)
+        )
         known, cases = len(cases), gpu_report.read_report(report)
         if len(cases) == known:
             break  # it ends before any test begins, or all have run

@@ -26,12 +26,12 @@ from recreplay.runtime.artifact import open_artifact
 from recreplay.runtime.errors import RecReplayError
 from recreplay.tools.bench.stamp import stamp
 from recreplay.tools.captured_graph import CapturedGraph, WatchedDevice, compare_with_plan
-from recreplay.tools.gpu_check import rewrites_of
+from recreplay.tools.gpu_bench import rewrites_of
 from recreplay.tools.target import load_target
 from recreplay.tools.view.measured import lane_on
 
 MODELS = ("dlrm", "streamrec", "ncf", "mt_wide_deep", "dlrm_rmc1", "microrec_47", "rm_small")
-WAYS = {  # strategy, streams, rewrites as `gpu_check` names them
+WAYS = {  # strategy, streams, rewrites as `gpu_bench` names them
     "as it is": ("matching", 8, "none"),
     "stacked": ("matching", 8, "default"),
     "stacked, one stream": ("single", 1, "default"),

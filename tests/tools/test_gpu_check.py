@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from processes import wait_until_gone
 
 from recreplay.capture import capture
-from recreplay.tools import gpu_check, gpu_tests
+from recreplay.tools import gpu_bench, gpu_check, gpu_peers, gpu_tests
 from recreplay.tools.bench.compare import Session
 from recreplay.tools.gpu_tests import run_tests
 from recreplay.tools.target import load_target
@@ -28,7 +35,7 @@ def test_requests_cost_time_of_cores_and_calls(tmp_path: Path) -> None:
     target = load_target("recreplay.models:ncf", ["rows_scale=0.001"])
     capture(target.model, out=tmp_path / "ncf.rr", buckets=[4], compiler="eager")
     with Session(target, tmp_path / "ncf.rr") as session:
-        found = gpu_check.costs(session, 4)
+        found = gpu_bench.costs(session, 4)
     for side in ("eager_cost", "replay_cost"):
         assert 0 < found[side]["cpu_us"] < 1e6
         assert found[side]["calls"] == {}  # of CUDA
@@ -65,10 +72,79 @@ def test_every_way_is_one_that_can_be_captured() -> None:
     from recreplay.capture import REWRITES
     from recreplay.capture.assign import STRATEGIES
 
-    for strategy, streams, way in gpu_check.WAYS:
+    for strategy, streams, way in (*gpu_bench.WAYS, gpu_peers.WAY, *gpu_peers.OTHERS):
         assert strategy in STRATEGIES
         assert streams >= 1
-        assert set(gpu_check.rewrites_of(way)) <= set(REWRITES)
+        assert set(gpu_bench.rewrites_of(way)) <= set(REWRITES)
+
+
+def test_ways_without_rewrites_are_on_one_two_four_and_eight_streams() -> None:
+    plain = {s for strategy, s, way in gpu_bench.WAYS if way == "none" and strategy != "feature"}
+    assert plain == {1, 2, 4, 8}
+
+
+def test_what_matters_most_is_measured_first() -> None:
+    first, *_ = gpu_bench.jobs(["inductor", "eager"])
+    assert (first["compiler"], first["way"]) == ("inductor", "default")
+    beside, alone = gpu_peers.jobs("inductor", 0.0)
+    assert {job["model"] for job in beside} >= {
+        *("ncf", "wide_deep", "mt_wide_deep", "dlrm_rmc1", "dlrm_rmc2", "dlrm_rmc3"),
+        *("din", "dien", "microrec_47", "microrec_98"),
+    }
+    for job in (*beside, *alone):
+        assert job["batches"][0] == 1
+        assert job["arguments"] == [] or job["model"] == "microrec_98"
+    assert {job["model"] for job in alone} == {job["model"] for job in beside}
+    assert gpu_peers.jobs("eager", 0.0)[1] == []  # what compiles cannot be there
+
+
+STAND_IN = """
+import os, time
+from recreplay.tools.gpu_jobs import do_jobs
+
+def do(job, say, turns):
+    say({"model": "own", "pid": os.getpid()})
+    time.sleep(600)
+
+if __name__ == "__main__":
+    do_jobs(do)
+"""
+ON_NO_GPU = """
+import sys
+import torch
+from recreplay.tools import gpu_check, gpu_peers
+
+torch.cuda.is_available = lambda: True
+torch.cuda.get_device_name = lambda: "none"
+gpu_peers.__name__, gpu_peers.jobs = "stand_in", lambda *_: ([{"model": "own"}], [])
+sys.argv += ["--out", "out", "--parts", "peers,sanitizer", "--seconds", "900", "--commit", "c0ffee"]
+raise SystemExit(gpu_check.main())
+"""
+
+
+@pytest.mark.parametrize("ended_by", [signal.SIGTERM, signal.SIGINT])
+def test_what_was_found_is_kept_when_it_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended_by: signal.Signals
+) -> None:
+    """At once, and with all that it started."""
+    there = os.environ.get("PYTHONPATH")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{there}" if there else str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    (tmp_path / "stand_in.py").write_text(STAND_IN)
+    found = tmp_path / "out" / "gpu-peers.json"
+    with subprocess.Popen([sys.executable, "-c", ON_NO_GPU], cwd=tmp_path) as process:
+        while not found.exists():
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(ended_by)
+        assert process.wait(30) == 128 + ended_by
+    told = json.loads(found.read_text())
+    (row,) = told["peers"]
+    assert row["model"] == "own"
+    assert told["device"] == "none"
+    assert told["commit"]
+    wait_until_gone(row["pid"])
+    assert list(tmp_path.glob("gpu-check-*")) == []
 
 
 # Tests in processes of their own. Where there is no GPU, files of the same form stand for them.
@@ -140,9 +216,33 @@ def test_without_time_nothing_is_claimed(tmp_path: Path) -> None:
     assert found["files"]["test_slow.py"]["tail"].startswith("no time")
 
 
+def test_a_test_that_never_ends_takes_no_other_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_tests, "PATIENCE", 20.0)  # and a process begins within
+    hangs = "import time\n\ndef test_a():\n    time.sleep(600)\n\ndef test_b():\n    pass\n"
+    found = run_tests(checkout(tmp_path / "root", hangs=hangs), tmp_path, 120)
+    assert (found["passed"], found["exit_code"]) == (1, 1)
+    assert found["not_passed"] == [
+        {
+            "id": "tests/gpu/test_hangs.py::test_a",
+            "outcome": "failed",
+            "message": "the process ended meanwhile",
+        }
+    ]
+
+
+def test_what_is_known_so_far_is_kept_whenever_a_file_is_done(tmp_path: Path) -> None:
+    files = dict.fromkeys(("a", "b", "c_alone"), "def test_it():\n    pass\n")
+    kept: list[int] = []
+    root = checkout(tmp_path / "root", **files)
+    run_tests(root, tmp_path, 60, lambda verdict: kept.append(verdict["passed"]))
+    assert kept == [1, 2, 3]
+
+
 def test_what_ran_before_the_time_was_up_is_kept(tmp_path: Path) -> None:
     slow = "import time\n\ndef test_it():\n    pass\n\ndef test_slow():\n    time.sleep(90)\n"
-    found = run_tests(checkout(tmp_path / "root", slow=slow), tmp_path, 6)
+    found = run_tests(checkout(tmp_path / "root", slow=slow), tmp_path, 15)
     assert found["passed"] == 1
     assert found["exit_code"] == 1
 

@@ -6,7 +6,9 @@ Each model is measured in a process of its own where there are several: see `apa
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -39,11 +41,17 @@ if TYPE_CHECKING:
 
 WARM_UP = 20  # rounds before the first that counts, at most
 OURS, EAGER = "ours", "eager"
+Tell = Callable[[str], object]
 
 
 @dataclass(frozen=True)
 class Ring:
-    """Who is measured, for how long, and under which conditions."""
+    """Who is measured, for how long, and under which conditions.
+
+    Where several models are measured side by side, contenders get ready inside of `beside()`, and
+    are timed inside of `alone()`. Peers in processes of their own have `patience` seconds to load,
+    and for each batch size; None: as long as it takes.
+    """
 
     peers: tuple[Peer, ...]
     runs: int
@@ -51,6 +59,9 @@ class Ring:
     settings: dict[str, Any]  # of capture
     example: dict[str, Tensor] | None
     strict_mode: bool
+    beside: Callable[[], AbstractContextManager[object]] = nullcontext
+    alone: Callable[[], AbstractContextManager[object]] = nullcontext
+    patience: float | None = None
 
     @property
     def device(self) -> str:
@@ -103,10 +114,10 @@ def _measure_one(
         if ring.strict_mode:
             strict.refuse(model.notices())
         subject = Subject(model.target, model.path, ring.device, model.folder)
-        contenders, absent = _enter(subject, ring, progress, stack)
+        contenders, absent = enter(subject, ring, progress, stack)
         batches = []
         for batch in benchmark.batches:
-            found, left_out = _measure_batch(subject, contenders, batch, ring, floor, progress)
+            found, left_out = measure_batch(subject, contenders, batch, ring, floor, progress)
             batches.append(found)
             absent |= {f"{name} at batch {batch}": why for name, why in left_out.items()}
     return {
@@ -117,42 +128,52 @@ def _measure_one(
     }
 
 
-def _enter(
-    subject: Subject, ring: Ring, progress: Progress, stack: contextlib.ExitStack
+def enter(
+    subject: Subject, ring: Ring, progress: Tell, stack: contextlib.ExitStack
 ) -> tuple[list[Contender], dict[str, str]]:
-    """Load every peer that can be loaded, and say why the others cannot."""
+    """Load every peer that can be loaded, and say why the others cannot. Those in processes of
+    their own get ready at the same time."""
     contenders: list[Contender] = []
     absent: dict[str, str] = {}
-    for peer in ring.peers:
-        if peer.absent(ring.device) is not None:
-            continue  # the report says so once for all models
+    pool = stack.enter_context(ThreadPoolExecutor())
+    there = [p for p in ring.peers if p.absent(ring.device) is None]  # the report names the others
+    loading: dict[str, Future[ProcessContender]] = {}
+    for peer in there:
+        if peer.records_graphs and ring.device.startswith("cuda"):
+            asked = pool.submit(ProcessContender, peer.name, subject, ring.patience)
+            stack.callback(_close_loaded, asked)
+            loading[peer.name] = asked
+    for peer in there:
         progress(f"{subject.target.name}: loading {peer.name}")
+        contender: Contender
         try:
-            with quiet():
-                contender = _contender(peer, subject)
+            if peer.name in loading:
+                contender = loading[peer.name].result()
+            else:
+                with quiet():
+                    contender = LocalContender(peer, subject)
+                stack.callback(contender.close)
         except Exception as error:
             if peer.name in (OURS, EAGER):
                 raise
             absent[peer.name] = _reason(error)
             continue
-        stack.callback(contender.close)
         contenders.append(contender)
     return contenders, absent
 
 
-def _contender(peer: Peer, subject: Subject) -> Contender:
-    if peer.records_graphs and subject.device.startswith("cuda"):
-        return ProcessContender(peer.name, subject)
-    return LocalContender(peer, subject)
+def _close_loaded(asked: Future[ProcessContender]) -> None:
+    if asked.exception() is None:
+        asked.result().close()
 
 
-def _measure_batch(
+def measure_batch(
     subject: Subject,
     contenders: Sequence[Contender],
     batch: int,
     ring: Ring,
     floor: Floor,
-    progress: Progress,
+    progress: Tell,
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """One batch size, and why peers are left out of it."""
     tensors = random_requests(subject.target, subject.captured, batch, COUNT, 7)
@@ -162,11 +183,19 @@ def _measure_batch(
     ready: list[Contender] = []
     errors: dict[str, float] = {}
     want: list[Arrays] = []
-    with quiet():
+    with quiet(), ring.beside(), ThreadPoolExecutor() as pool:
+        elsewhere = {
+            c.name: pool.submit(c.prepare, theirs)
+            for c in contenders
+            if isinstance(c, ProcessContender)
+        }
         for contender in contenders:  # eager is the first
             progress(f"{subject.target.name}: batch {batch}, preparing {contender.name}")
             try:
-                contender.prepare(ours if contender.name == OURS else theirs)
+                if contender.name in elsewhere:
+                    elsewhere[contender.name].result()
+                else:
+                    contender.prepare(ours if is_ours(contender.name) else theirs)
                 answers = [contender.answer(i) for i in range(COUNT)]
                 want = want or answers
                 errors[contender.name] = _largest(answers, want)
@@ -176,6 +205,7 @@ def _measure_batch(
                 left_out[contender.name] = _reason(error)
                 continue
             ready.append(contender)
+    with quiet(), ring.alone():
         progress(f"{subject.target.name}: batch {batch}, {ring.runs} rounds of {len(ready)}")
         evict = evictor(ring.device)[0] if ring.cold else None
         play(ready, COUNT, min(ring.runs, WARM_UP), evict)
@@ -183,6 +213,11 @@ def _measure_batch(
         for contender in ready:  # what was measured still answers right
             largest_difference(contender.answer(0), want[0])
     return _batch(subject, batch, found, errors, floor), left_out
+
+
+def is_ours(name: str) -> bool:
+    """Of ours there may be several: `ours`, and `ours, ...` captured in another way."""
+    return name.partition(",")[0] == OURS
 
 
 def _batch(
@@ -200,7 +235,9 @@ def _batch(
 
     percentiles = latencies(found)
     ours = found[OURS]
-    best = min((name for name in found if name != OURS), key=lambda name: percentiles[name].p50)
+    best = min(
+        (name for name in found if not is_ours(name)), key=lambda name: percentiles[name].p50
+    )
     model = subject.ingested_as_captured
     program = specialise(model, batch)
     split_linears(program)  # what it saves can be avoided

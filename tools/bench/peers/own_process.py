@@ -20,8 +20,11 @@ from recreplay.tools.bench.peers.base import Arrays, Subject
 class ProcessContender:
     """`name` of a peer, loaded in a new process from what made the model here."""
 
-    def __init__(self, name: str, subject: Subject) -> None:
+    def __init__(self, name: str, subject: Subject, patience: float | None = None) -> None:
+        """`patience`: seconds to load, and to prepare; then it is ended. None: any time."""
         self.name = name
+        self._patience = patience
+        self._idle = True  # it waits to be asked
         spawn = multiprocessing.get_context("spawn")  # a forked process cannot use CUDA
         self._pipe, theirs = spawn.Pipe()
         target = subject.target
@@ -34,13 +37,13 @@ class ProcessContender:
         self._process.start()
         theirs.close()
         try:
-            self._ask("load", None)
+            self._ask("load", None, self._patience)
         except BaseException:
             self.close()
             raise
 
     def prepare(self, requests: Sequence[Arrays]) -> None:
-        self._ask("prepare", list(requests))
+        self._ask("prepare", list(requests), self._patience)
 
     def time(self, index: int) -> int:
         return int(self._ask("time", index))
@@ -51,15 +54,20 @@ class ProcessContender:
 
     def close(self) -> None:
         self._pipe.close()  # which ends the other side's wait
-        self._process.join(timeout=30)
+        self._process.join(timeout=30 if self._idle else 0)
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
 
-    def _ask(self, word: str, value: Any) -> Any:
+    def _ask(self, word: str, value: Any, patience: float | None = None) -> Any:
         try:
             self._pipe.send((word, value))
+            self._idle = False
+            if not self._pipe.poll(patience):
+                self._process.kill()
+                raise RecReplayError(f"peer {self.name!r} did not {word} in {patience:.0f} s")
             ok, found = self._pipe.recv()
+            self._idle = True
         except (EOFError, OSError) as error:
             raise RecReplayError(
                 f"the process of peer {self.name!r} ended during {word}"

@@ -1,0 +1,164 @@
+"""Eager against replay on a GPU, each model captured in several ways: what each of them is worth.
+
+`gpu_check` runs this module in processes of its own; see `gpu_jobs`.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recreplay.tools.files import temporary_folder
+from recreplay.tools.gpu_jobs import Row, Say, Turns, do_jobs
+
+if TYPE_CHECKING:
+    from recreplay.tools.bench.compare import Session
+
+BATCHES = (1, 4, 16, 64, 256, 1024, 4096)
+RUNS = 200  # pairs of eager and replay
+# Those whose ways differ most first.
+MODELS = (
+    *("dlrm", "streamrec", "microrec_98", "mt_wide_deep"),
+    *("dlrm_rmc1", "microrec_47", "wide_deep", "dlrm_rmc3"),
+)
+ROWS_SCALE = "rows_scale=0.05"
+# Strategy, streams, and what is done to the model, so that each way has one that differs in one
+# thing: one stream, lookups grouped or each by itself, no rewrites, fewer streams, epilogues, and
+# each branch on a stream of its own, where no order is left but that of the data.
+WAYS: tuple[tuple[str, int, str], ...] = (
+    ("matching", 8, "default"),
+    ("single", 1, "default"),
+    ("matching", 8, "grouped"),
+    ("single", 1, "grouped"),
+    ("matching", 8, "lookups apart"),
+    ("matching", 8, "none"),
+    ("single", 1, "none"),
+    ("matching", 2, "none"),
+    ("matching", 4, "none"),
+    ("matching", 8, "no epilogues"),
+    ("feature", 8, "none"),
+    ("feature", 512, "none"),
+)
+_COSTS = "costs"  # in place of a way: what requests take of the host
+
+
+def rewrites_of(way: str) -> tuple[str, ...]:
+    """The rewrites that a way of `WAYS` means."""
+    from recreplay.capture import DEFAULT_REWRITES
+
+    sets = {
+        "default": DEFAULT_REWRITES,
+        "grouped": ("group_lookups", *DEFAULT_REWRITES),
+        "lookups apart": tuple(r for r in DEFAULT_REWRITES if r != "stack_lookups"),
+        "no epilogues": tuple(r for r in DEFAULT_REWRITES if r != "fuse_epilogues"),
+        "none": (),
+    }
+    return sets[way]
+
+
+def jobs(compilers: list[str]) -> list[Row]:
+    """All of the first compiler before the next; one way of all models before the next of any, so
+    that little time tells something of each. Costs of the host come last."""
+    ways = [(compiler, *way) for compiler in compilers for way in WAYS]
+    strategy, streams, _ = WAYS[0]
+    ways.append((compilers[0], strategy, streams, _COSTS))
+    size = {"arguments": [ROWS_SCALE], "batches": [*BATCHES], "runs": RUNS}
+    return [
+        {
+            "model": name,
+            "strategy": strategy,
+            "streams": streams,
+            "way": way,
+            "compiler": compiler,
+            **size,
+        }
+        for compiler, strategy, streams, way in ways
+        for name in MODELS
+    ]
+
+
+def measure(job: Row, say: Say, turns: Turns) -> None:
+    """One model in one way: a row of times at every batch size, of the memory it takes, and of
+    copies inside and outside of the graph; or of what requests take of the host."""
+    from recreplay.capture import capture
+    from recreplay.tools.bench.compare import Session
+    from recreplay.tools.target import load_target
+
+    way = WAYS[0][2] if job["way"] == _COSTS else job["way"]
+    row, batches = dict(job), job["batches"]
+    with temporary_folder() as folder:
+        out = folder / f"{job['model']}.rr"
+        with turns.beside():
+            target = load_target(f"recreplay.models:{job['model']}", job["arguments"])
+            manifest = capture(
+                target.model,
+                out=out,
+                buckets=batches,
+                device="cuda",
+                strategy=job["strategy"],
+                streams=job["streams"],
+                compiler=job["compiler"],
+                rewrites=rewrites_of(way),
+            )
+            begun = time.perf_counter()
+            session = Session(target, out, "cuda")
+            row["capture_seconds"] = manifest.capture_seconds
+            row["ready_seconds"] = round(time.perf_counter() - begun, 3)
+        with session, turns.alone():
+            if job["way"] == _COSTS:
+                row["costs"] = {str(batch): costs(session, batch) for batch in batches}
+            else:
+                row["results"] = [
+                    session.compare(batch, job["runs"]).to_json() for batch in batches
+                ]
+        say(row)
+        if job["way"] == "default":
+            with turns.alone():
+                more = {
+                    **memory(out),
+                    "copies": _copies(out, job["runs"]) if job["streams"] > 1 else {},
+                }
+            say({**{key: job[key] for key in ("model", "strategy", "way", "compiler")}, **more})
+
+
+def memory(path: Path) -> dict[str, int]:
+    """Bytes of the device that a loaded artifact takes, and of its weights among them."""
+    import torch
+
+    from recreplay.runtime import Runtime
+    from recreplay.runtime.artifact import WEIGHTS
+
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info()
+    with Runtime.load(path):
+        left, _ = torch.cuda.mem_get_info()
+    return {"loaded_bytes": free - left, "weights_bytes": (path / WEIGHTS).stat().st_size}
+
+
+def _copies(path: Path, runs: int) -> dict[str, Any]:
+    from recreplay.runtime.artifact import open_artifact
+    from recreplay.tools.bench.copies import compare_copies
+
+    found = compare_copies(open_artifact(path), runs)
+    return {str(size): copies.to_json() for size, copies in found.items()}
+
+
+def costs(session: Session, batch: int) -> dict[str, Any]:
+    """What a request of so many rows takes of the host, by eager and by replay. By a profiler,
+    which may slow down all calls of CUDA after it."""
+    import torch
+
+    from recreplay.tools.bench.request_cost import request_cost
+    from recreplay.tools.bench.requests import as_arrays
+
+    request = session.requests(batch, 1)[0]
+    call, arrays = session.eager.prepare(request), as_arrays(request)
+    with torch.inference_mode():
+        eager = request_cost(call).to_json()
+    replay = request_cost(lambda: session.runtime.run(arrays)).to_json()
+    return {"eager_cost": eager, "replay_cost": replay}
+
+
+if __name__ == "__main__":
+    do_jobs(measure)
