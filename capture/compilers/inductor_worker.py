@@ -22,6 +22,7 @@ import torch._inductor
 from torch import fx
 from torch.export import Dim
 
+from recreplay.capture.compilers.checked_calls import with_checked_calls
 from recreplay.capture.compilers.compile_workers import COMPILED, DONE, PATIENCE
 from recreplay.capture.compilers.input_checks import without_input_checks
 from recreplay.capture.compilers.own_functions import OwnFunctions
@@ -172,7 +173,9 @@ class Compiler:
     def __init__(self, scratch: str) -> None:
         self._scratch = scratch
         self._functions: dict[tuple[int, int], OwnFunctions] = {}
-        edit_wrappers(views_as_pointers, without_destructors, without_input_checks)
+        edit_wrappers(
+            with_checked_calls, views_as_pointers, without_destructors, without_input_checks
+        )
         leave_out_marks()
         compile_interface_once(without_destructors, Path(scratch))
 
