@@ -27,7 +27,14 @@ _ALONG = {
     aten.gather.default,
     aten.scatter.src,
     aten.scatter.value,
+    aten.scatter.reduce,
+    aten.scatter.value_reduce,
     aten.scatter_add.default,
+    aten.scatter_reduce.two,
+    aten.index_add.default,
+    aten.index_copy.default,
+    aten.index_fill.int_Scalar,
+    aten.index_reduce.default,
 }
 
 
