@@ -53,30 +53,31 @@ _INPUT = "input:"
 _Place = tuple[str, int | None]  # an input, and its column where it has columns
 
 
-def columns_of(ids: fx.Node) -> tuple[_Place, ...] | None:
-    """The inputs `[B]`, and columns of inputs `[B, C]`, that `ids` are taken from, or None.
+def columns_of(ids: fx.Node, rows: int) -> tuple[_Place, ...] | None:
+    """The inputs `[B]`, and columns of inputs `[B, C]`, that `ids` of a table of so many rows are
+    taken from, or None.
 
     Found by taking the numbers of these places in the place of ids. Inputs of other shapes are
     None.
     """
     places: list[_Place] = []
-    taken = _take(ids, places)
+    taken = _take(ids, rows, places)
     if not isinstance(taken, torch.Tensor):
         return None
     return tuple(places[i] for i in sorted(set(taken.flatten().tolist())))
 
 
-def _take(node: fx.Node, places: list[_Place]) -> object:
+def _take(node: fx.Node, rows: int, places: list[_Place]) -> object:
     """What `node` gives where each id is the number of its place, which is added to `places`."""
     if node.op == "placeholder":
         return _numbers(node, places)
-    if node.target not in TAKES | _KEEPS | JOINS:
+    if node.target not in TAKES | _KEEPS | JOINS or changes_ids(node, rows):
         return None
     given = node.args[0]
     before = [given] if isinstance(given, fx.Node) else given
     if not isinstance(before, (list, tuple)):
         return None
-    taken = [_take(b, places) if isinstance(b, fx.Node) else None for b in before]
+    taken = [_take(b, rows, places) if isinstance(b, fx.Node) else None for b in before]
     if not taken or any(t is None for t in taken):
         return None
     if node.target in _KEEPS:
@@ -97,6 +98,19 @@ def _numbers(node: fx.Node, places: list[_Place]) -> torch.Tensor | None:
         return torch.full(tuple(value.shape), begin)
     places += [(name, column) for column in range(value.shape[1])]
     return torch.arange(begin, len(places)).expand(*value.shape)
+
+
+def changes_ids(node: fx.Node, rows: int) -> bool:
+    """Whether a copy in another type makes ids of a table of so many rows ids that it has not:
+    negative ones, as int8 makes of 200, or the next larger ones, as float16 of 2,049."""
+    value = node.meta.get("val")
+    if node.target not in COPIES or not isinstance(value, torch.Tensor):
+        return False
+    if value.is_complex():
+        return True
+    if value.dtype.is_signed and not value.is_floating_point():
+        return rows - 1 > torch.iinfo(value.dtype).max
+    return float(torch.tensor(rows - 1).to(value.dtype)) >= rows
 
 
 def picks_rows(node: fx.Node) -> bool:

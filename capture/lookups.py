@@ -9,7 +9,14 @@ from typing import Any, Literal
 import torch
 from torch import fx
 
-from recreplay.capture.id_columns import COPIES, RESHAPES, columns_of, never_beyond, picks_rows
+from recreplay.capture.id_columns import (
+    COPIES,
+    RESHAPES,
+    changes_ids,
+    columns_of,
+    never_beyond,
+    picks_rows,
+)
 from recreplay.capture.jagged_axis import bag_arguments
 from recreplay.capture.specialise import Program
 from recreplay.capture.views import base, slice_arguments
@@ -101,7 +108,7 @@ def _indexing(node: fx.Node) -> list[Lookup]:
         Lookup(node, node, _table_name(base(table)), 0, int(shape[dim]), ids, "none", 1, False)
         for dim, ids in indices
         if not _is_user_index(ids)  # checked against the users of the request
-        and (rows or weight or (not wraps and _origins(ids)))
+        and (rows or weight or (not wraps and _origins(ids, int(shape[dim]))))
     ]
 
 
@@ -186,8 +193,8 @@ def _embedding_bag(program: Program, node: fx.Node) -> Lookup:
     )
 
 
-def origin(ids: fx.Node) -> Origin | None:
-    """Walk back from ids to the input they are, or None where arithmetic made them."""
+def origin(ids: fx.Node, rows: int) -> Origin | None:
+    """Walk back from ids of a table to the input they are, or None where arithmetic made them."""
     column: int | None = None
     node = ids
     while node.op == "call_function":
@@ -210,6 +217,8 @@ def origin(ids: fx.Node) -> Origin | None:
             else:
                 return None
         elif node.target not in _MOVES and not picks_rows(node):
+            return None
+        if changes_ids(node, rows):
             return None
         node = before
     target = str(node.target)
@@ -246,7 +255,7 @@ def id_bounds(program: Program, largest: Program | None = None) -> tuple[list[Id
     for lookup in find_lookups(program):
         if _is_constant(lookup.ids):
             continue  # the same rows whatever the request
-        found = _origins(lookup.ids)
+        found = _origins(lookup.ids, lookup.rows)
         grows = (lookup.weight, lookup.rows) not in there
         if (grows or not found) and not never_beyond(lookup.ids, lookup.rows):
             unchecked.append(lookup.weight)
@@ -262,16 +271,17 @@ def stays_in_table(lookup: Lookup) -> bool:
     """Whether no request gets a lookup to read beyond its table: where tables lie end to end, what
     is beyond one is another."""
     ids = lookup.ids
-    return _is_constant(ids) or bool(_origins(ids)) or never_beyond(ids, lookup.rows)
+    return _is_constant(ids) or bool(_origins(ids, lookup.rows)) or never_beyond(ids, lookup.rows)
 
 
 def _is_constant(ids: fx.Node) -> bool:
     return str(base(ids).target).startswith("const:")
 
 
-def _origins(ids: fx.Node) -> list[Origin]:
-    """The columns of inputs that ids are, all of which have to be checked."""
-    at = origin(ids)
+def _origins(ids: fx.Node, rows: int) -> list[Origin]:
+    """The columns of inputs that ids of a table of so many rows are, all of which have to be
+    checked."""
+    at = origin(ids, rows)
     if at is not None:
         return [at]
-    return [Origin(name, column) for name, column in columns_of(ids) or ()]
+    return [Origin(name, column) for name, column in columns_of(ids, rows) or ()]

@@ -131,6 +131,32 @@ def test_computed_ids_never_read_another_table(captured: Capture, how: str) -> N
                 runtime.run(given)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "rows", "wrong"), [(torch.int8, 300, 200), (torch.float16, 2052, 2051)]
+)
+def test_ids_that_a_cast_changes_are_not_the_input_s(
+    captured: Capture, dtype: torch.dtype, rows: int, wrong: int
+) -> None:
+    """In a stack, the row before a table or behind it is one of another table."""
+
+    class Cast(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tables = nn.ModuleList(nn.Embedding(rows, 4) for _ in range(3))
+
+        def forward(self, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+            ids = (a, b.to(dtype).long(), c)
+            return torch.cat([t(i) for t, i in zip(self.tables, ids, strict=True)], 1)
+
+    model, given = Cast(), {name: torch.tensor([3, 7, 5]) for name in "abc"}
+    with Runtime.load(captured(model, given, rewrites=("stack_lookups",))) as runtime:
+        assert runtime.manifest.unchecked == ("tables.1.weight",)
+        got = runtime.run(given)["output"]
+        np.testing.assert_array_equal(got, model(**given).detach().numpy())
+        with pytest.raises(ReplayError, match="index out of range"):
+            runtime.run(given | {"b": torch.tensor([3, wrong, 5])})
+
+
 def test_ids_of_an_operator_with_several_results(captured: Capture) -> None:
     model = Tables(lambda x: [*x.topk(2, 1).indices.unbind(1), x.max(1).indices])
     given = {"x": torch.tensor([[7, 49, 3], [8, 1, 49], [4, 0, 0]])}
