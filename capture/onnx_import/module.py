@@ -59,7 +59,8 @@ class OnnxModel(NamedInputs):
         return {name: call.tensor(at) for at, name in enumerate(self._outputs)}
 
     def example_inputs(self, batch: int) -> dict[str, torch.Tensor]:
-        """Inputs `[batch, ...]`: zeros where they may be ids, else uniform in [0, 1).
+        """Inputs `[batch, ...]`: zeros where they may be ids, true where they are bool, which a
+        row mask is, else uniform in [0, 1).
 
         Zero is a valid id of any table, and so is what is left of the others when they are cast.
         Raises `CaptureError` where a file does not say what real inputs look like.
@@ -78,7 +79,8 @@ class OnnxModel(NamedInputs):
             if spec.dtype.is_floating_point:
                 example[spec.name] = torch.rand(shape, generator=generator).to(spec.dtype)
             else:
-                example[spec.name] = torch.zeros(shape, dtype=spec.dtype)
+                value = spec.dtype == torch.bool
+                example[spec.name] = torch.full(shape, value, dtype=spec.dtype)
         return example
 
     def try_out(self) -> None:

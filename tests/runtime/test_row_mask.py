@@ -399,8 +399,7 @@ def test_to_onnx_and_back(artifact: Path, tmp_path: Path) -> None:
     export_onnx(artifact, tmp_path / "m.onnx")
     out = tmp_path / "back.rr"
     capture(
-        load_onnx(tmp_path / "m.onnx"),
-        example(6),
+        load_onnx(tmp_path / "m.onnx"),  # whose own example it is
         out=out,
         buckets=BUCKETS,
         row_mask="mask",
