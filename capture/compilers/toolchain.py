@@ -38,24 +38,34 @@ def triton_problem() -> str | None:
     return None
 
 
-def _cuda_problem() -> str | None:
-    """torch's wheels carry the CUDA libraries but not all headers that generated code includes."""
-    nvcc = shutil.which("nvcc")  # where torch looks, too
+def cuda_root() -> Path | None:
+    """Where CUDA's headers are: torch's wheels carry its libraries but not all headers that
+    generated code includes."""
+    nvcc = shutil.which("nvcc")
     beside = str(Path(nvcc).parent.parent) if nvcc else None
     roots = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), beside, "/usr/local/cuda"]
-    for root in filter(None, roots):
-        if (Path(root) / "include" / "cuda.h").is_file():
-            return None
-    return "no CUDA headers were found (cuda.h below CUDA_HOME/include)"
+    found = (Path(root) for root in roots if root)
+    return next((root for root in found if (root / "include" / "cuda.h").is_file()), None)
+
+
+def _cuda_problem() -> str | None:
+    if cuda_root() is None:
+        return "no CUDA headers were found (cuda.h below CUDA_HOME/include)"
+    return None
 
 
 def cuda_link_environment(folder: Path) -> dict[str, str]:
-    """The environment for compiling for CUDA, in which `-lcuda` is found.
+    """The environment for compiling for CUDA, in which headers and `-lcuda` are found.
 
-    A driver brings `libcuda.so.1`, which this process has loaded. Toolkits bring `libcuda.so` to
-    link against, but not all of them do: `folder` is given a link of that name.
+    torch looks for headers in one place alone, which is beside `nvcc` if there is one and may be
+    that of a script which calls it; they are where `CUDA_HOME` says. A driver brings
+    `libcuda.so.1`, which this process has loaded. Toolkits bring `libcuda.so` to link against, but
+    not all of them do: `folder` is given a link of that name.
     """
     found = dict(os.environ)
+    root = cuda_root()
+    if root is not None:
+        found["CUDA_HOME"] = str(root)
     for line in Path("/proc/self/maps").read_text().splitlines():
         if "/libcuda.so." in line:
             folder.mkdir(exist_ok=True)

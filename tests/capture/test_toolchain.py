@@ -41,6 +41,26 @@ def test_what_is_loaded_is_what_is_linked_against(loaded: str, tmp_path: Path) -
     assert (tmp_path / "driver" / "libcuda.so").exists() == (loaded == "loaded")
 
 
-def test_without_a_driver_nothing_changes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("home", [None, "elsewhere"])
+def test_headers_are_looked_for_where_they_are(
+    home: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`nvcc` may be a script that calls the one of a toolkit, and torch looks beside it alone."""
+    script, header = tmp_path / "bin" / "nvcc", tmp_path / "toolkit" / "include" / "cuda.h"
+    for file in (script, header):
+        file.parent.mkdir(parents=True)
+        file.touch(0o755)
+    monkeypatch.setenv("PATH", f"{script.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("CUDA_PATH", str(tmp_path / "toolkit"))
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    if home is not None:
+        monkeypatch.setenv("CUDA_HOME", str(tmp_path / home))
+    assert cuda_link_environment(tmp_path / "driver")["CUDA_HOME"] == str(tmp_path / "toolkit")
+
+
+def test_without_a_driver_or_headers_nothing_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("recreplay.capture.compilers.toolchain.cuda_root", lambda: None)
     assert cuda_link_environment(tmp_path / "driver") == dict(os.environ)
     assert not (tmp_path / "driver").exists()
