@@ -24,6 +24,11 @@ from recreplay.runtime.processor import NATIVE
 from recreplay.runtime.scratch import drop_scratch, make_scratch
 
 AUTOTUNED = "inductor-max-autotune"
+# Inductor's variables, for processes that compile for CUDA. Whether vectors of the CPU can be used
+# torch 2.11 finds out by a process that imports torch, for each kind of them, in each process that
+# compiles, one after the other; code for a GPU has none. And it begins with as many processes for
+# kernels as there are cores, in each of ours, of which there are as many.
+_VECTORS, _THREADS = "TORCHINDUCTOR_VEC_ISA_OK", "TORCHINDUCTOR_COMPILE_THREADS"
 
 
 def autotune_problem(device: str) -> str | None:
@@ -113,6 +118,8 @@ class InductorCompiler:
         scratch = make_scratch()
         try:
             environment = cuda_link_environment(scratch / "driver")
+            environment[_VECTORS] = "0"
+            environment.setdefault(_THREADS, str(max(1, usable_cores() // len(jobs))))
             compile_in_processes(jobs, environment, False, progress, len(codes))
         finally:
             drop_scratch(scratch)

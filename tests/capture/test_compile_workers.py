@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from recreplay.capture.compilers import compile_workers
+from recreplay.capture.compilers import compile_workers, inductor
 from recreplay.capture.compilers.compile_workers import compile_in_processes
+from recreplay.capture.compilers.inductor import InductorCompiler
 from recreplay.runtime.errors import CompilerError
 
 # In the place of the one with inductor in it. Its package is the number of its process.
@@ -110,3 +111,22 @@ def test_a_fork_of_this_process_leaves_them_alone(compile_keys: Compile) -> None
         os._exit(0)
     os.waitpid(child, 0)
     assert compile_keys(["b"]) == [process]
+
+
+@pytest.mark.parametrize(("device", "threads"), [("cpu", None), ("cuda", None), ("cuda", "3")])
+def test_for_cuda_they_look_for_no_vectors_and_share_the_cores(
+    device: str, threads: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of torch 2.11 each would ask for itself what vectors the CPU has, one after the other."""
+    names = "TORCHINDUCTOR_VEC_ISA_OK", "TORCHINDUCTOR_COMPILE_THREADS"
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    if threads is not None:
+        monkeypatch.setenv(names[1], threads)
+    told: list[dict[str, str]] = []
+    monkeypatch.setattr(inductor, "compile_in_processes", lambda *job: told.append(job[1]))
+    monkeypatch.setattr(inductor, "usable_cores", lambda: 8)
+    InductorCompiler(1)._compile({"a": {}, "b": {}}, tmp_path, device, print)
+    (environment,) = told
+    wanted = (None, None) if device == "cpu" else ("0", threads or "4")
+    assert tuple(map(environment.get, names)) == wanted
