@@ -22,6 +22,7 @@ aten = torch.ops.aten
 # Items from which on it pays: making a weight takes as long as writing and reading it, and what is
 # saved are two of three products for each item.
 _SHORTEST = 16
+_RESHAPES = (aten.view.default, aten.reshape.default)
 _SIGNS: dict[Any, int] = {aten.add.Tensor: 1, aten.sub.Tensor: -1}
 
 
@@ -40,7 +41,7 @@ class _Term:
 def split_linears(program: Program) -> None:
     """Rewrite `program` in place."""
     for node in list(program.graph.find_nodes(op="call_function", target=aten.linear.default)):
-        terms = _terms(node)
+        terms = _terms(_lists(node))
         items = {term.item for term in terms if term.item is not None}
         if len(items) == 1 and any(term.item and term.vector for term in terms):
             _split(program, node, items.pop(), terms)
@@ -48,10 +49,21 @@ def split_linears(program: Program) -> None:
     program.prune()
 
 
-def _terms(node: fx.Node) -> list[_Term]:
-    """The terms of a layer over lists, each part of its concatenation being one or two."""
+def _lists(node: fx.Node) -> fx.Node:
+    """What a layer reads, `[B, T, in]` where it takes the items of all lists as rows."""
     source = node.args[0]
     assert isinstance(source, fx.Node)
+    while source.target in _RESHAPES:
+        before = source.args[0]
+        assert isinstance(before, fx.Node)
+        if before.meta["val"].shape[-1] != source.meta["val"].shape[-1]:
+            break
+        source = before
+    return source
+
+
+def _terms(source: fx.Node) -> list[_Term]:
+    """The terms of a layer over lists, each part of its concatenation being one or two."""
     shape = source.meta["val"].shape
     if source.target is not aten.cat.default or len(shape) != 3 or shape[1] < _SHORTEST:
         return []
@@ -120,9 +132,12 @@ def _split(program: Program, node: fx.Node, item: fx.Node, terms: list[_Term]) -
     if row is None:
         result = call(aten.bmm.default, item, matrix)
     else:
-        lists, _, out = node.meta["val"].shape
+        lists, out = item.meta["val"].shape[0], node.meta["val"].shape[-1]
         each = call(aten.expand.default, row, [lists, out])
         result = call(aten.baddbmm.default, call(aten.unsqueeze.default, each, 1), item, matrix)
+    shape = node.meta["val"].shape
+    if result.meta["val"].shape != shape:
+        result = call(aten.view.default, result, list(shape))
     program.replace(node, result)
 
 

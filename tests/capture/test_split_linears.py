@@ -93,6 +93,15 @@ class Unit(nn.Module):
         return self.score(torch.relu(self.hidden(wide))).flatten(1)
 
 
+class OfRows(Unit):
+    """A unit that takes the items of all lists as the rows of one matrix, as batch norms want."""
+
+    def forward(self, items: Tensor, vector: Tensor) -> Tensor:
+        wide = torch.cat(self.parts(items, vector), dim=-1)
+        hidden = self.hidden(wide.view(-1, wide.shape[2]))
+        return self.score(torch.relu(hidden)).view(-1, items.shape[1])
+
+
 def example(rows: int) -> dict[str, Tensor]:
     draw = torch.Generator().manual_seed(rows)
     return {
@@ -123,10 +132,11 @@ WHOLE = [
 ]
 
 
+@pytest.mark.parametrize("unit", [Unit, OfRows])
 @pytest.mark.parametrize("parts", SPLIT)
 @pytest.mark.parametrize("bucket", [1, 4])
-def test_each_list_meets_a_weight_of_its_own(parts: Parts, bucket: int) -> None:
-    made = split(Unit(parts), bucket)
+def test_each_list_meets_a_weight_of_its_own(unit: type[Unit], parts: Parts, bucket: int) -> None:
+    made = split(unit(parts), bucket)
     assert products(made) == [(bucket, WIDTH, 5)]
     assert not made.graph.find_nodes(op="call_function", target=aten.cat.default)
 
@@ -194,10 +204,13 @@ def test_units_that_are_alike_are_split_and_stacked(captured: Capture) -> None:
         check(runtime, model)
 
 
+@pytest.mark.parametrize("unit", [Unit, OfRows])
 @pytest.mark.parametrize("parts", SPLIT)
 @pytest.mark.parametrize("bias", [True, False])
-def test_scores_are_the_models(captured: Capture, parts: Parts, bias: bool) -> None:
-    model = Unit(parts, bias=bias)
+def test_scores_are_the_models(
+    captured: Capture, unit: type[Unit], parts: Parts, bias: bool
+) -> None:
+    model = unit(parts, bias=bias)
     path = captured(model, example(3), buckets=[1, 4])
     with Runtime.load(path) as runtime:
         check(runtime, model)
