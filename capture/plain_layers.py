@@ -1,7 +1,9 @@
 """Linear layers as rewrites take them: a weight `[out, in]` and, if any, a bias `[out]`.
 
 Torch's `linear` also takes a weight `[in]`, and a bias of whatever shape its result is broadcast
-with: one number for all units, or a row for each item.
+with: one number for all units, or a row for each item. And models write layers as products, of rows
+with a weight `[in, out]`, or of a weight with columns, which stacked as they are would repeat the
+weight for each row of the batch.
 """
 
 from __future__ import annotations
@@ -10,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
+
+from recreplay.capture.views import base
 
 if TYPE_CHECKING:
     from recreplay.capture.specialise import Program
@@ -28,3 +32,72 @@ def spell_out(program: Program, source: fx.Node, weight: fx.Node, bias: Any = No
     multiply = aten.linear.default if weight.meta["val"].ndim == 2 else aten.matmul.default
     product = program.call(multiply, source, weight)
     return product if bias is None else program.call(aten.add.Tensor, product, bias)
+
+
+def as_layer(program: Program, target: Any, args: Any, kwargs: Any) -> fx.Node | None:
+    """The product of what a request makes and a weight as a linear layer; None for anything
+    else."""
+    factors = None if kwargs else _factors(target, args)
+    if factors is None:
+        return None
+    left, right = factors
+    if _is_weight(left) == _is_weight(right) or not left.meta["val"].is_floating_point():
+        return None
+    dims = left.meta["val"].ndim, right.meta["val"].ndim
+    if _is_weight(left):
+        return _of_columns(program, left, right) if dims[0] == 2 < dims[1] else None
+    if dims[1] == 2 <= dims[0]:
+        return _of_rows(program, left, right, args[0] if target is aten.addmm.default else None)
+    return None
+
+
+def _factors(target: Any, args: Any) -> tuple[fx.Node, fx.Node] | None:
+    """What a product of matrices multiplies, in the order of `matmul`."""
+    if target in (aten.matmul.default, aten.mm.default):
+        return args[0], args[1]
+    if target is aten.addmm.default:
+        return args[1], args[2]
+    if target is aten.tensordot.default:
+        left, right, of_left, of_right = args
+        last = left.meta["val"].ndim - 1
+        if list(of_left) in ([-1], [last]) and list(of_right) in ([0], [-right.meta["val"].ndim]):
+            return left, right
+    return None
+
+
+def _is_weight(node: fx.Node) -> bool:
+    return str(base(node).target).startswith("weight:")
+
+
+def _of_rows(program: Program, rows: fx.Node, weight: fx.Node, bias: fx.Node | None) -> fx.Node:
+    """`[bias +] rows @ weight`, `[..., in]` and `[in, out]` to `[..., out]`."""
+    turned = _turned(program, weight)
+    if bias is None:
+        return program.call(aten.linear.default, rows, turned)
+    if is_plain_layer(turned, bias):
+        return program.call(aten.linear.default, rows, turned, bias)
+    return spell_out(program, rows, turned, bias)
+
+
+def _turned(program: Program, weight: fx.Node) -> fx.Node:
+    """`[out, in]` of `[in, out]`: what was turned already as it was before."""
+    is_turned = weight.target is aten.t.default or (
+        weight.target is aten.transpose.int and {d % 2 for d in weight.args[1:]} == {0, 1}  # type: ignore[operator]
+    )
+    if is_turned:
+        return weight.args[0]  # type: ignore[return-value]
+    return program.call(aten.t.default, weight)
+
+
+def _of_columns(program: Program, weight: fx.Node, columns: fx.Node) -> fx.Node:
+    """`weight @ columns`, `[out, in]` and `[..., in, k]` to `[..., out, k]`."""
+    if columns.meta["val"].shape[-1] == 1:
+        rows = program.call(aten.squeeze.dims, columns, [-1])
+        return program.call(
+            aten.unsqueeze.default, program.call(aten.linear.default, rows, weight), -1
+        )
+    rows = program.call(aten.transpose.int, columns, -2, -1)
+    result = program.call(aten.linear.default, rows, weight)
+    turned = program.call(aten.transpose.int, result, -2, -1)
+    # As a product leaves it, which what follows may view.
+    return program.call(aten.clone.default, turned, memory_format=torch.contiguous_format)

@@ -29,7 +29,7 @@ from recreplay.capture.ingest import Ingested
 from recreplay.capture.jagged_axis import bag_arguments, first_symbol, name_bag_arguments
 from recreplay.capture.jagged_bags import bag_with_room
 from recreplay.capture.one_row import SQUEEZES, VIEWS, squeezed, viewable
-from recreplay.capture.plain_layers import is_plain_layer, spell_out
+from recreplay.capture.plain_layers import as_layer, is_plain_layer, spell_out
 from recreplay.capture.user_side import CandidateValues, number, user_operators, user_sizes
 from recreplay.capture.views import base
 from recreplay.runtime.spec import InputSpec
@@ -260,6 +260,9 @@ def _emit(
     key = _cse_key(target, args, kwargs)
     if key in seen:
         return seen[key]
+    if (layer := as_layer(program, target, args, kwargs)) is not None:
+        seen[key] = layer
+        return layer
     if target is operator.getitem and not isinstance(args[0], fx.Node):
         return args[0][args[1]]
     with program.fake_mode:
