@@ -1,10 +1,10 @@
 """Copies of weights as matrix products want them, beside the stored ones.
 
-`packed:NAME` is `weight:NAME` in the blocks of `packed_linear`; `turned:NAME` is it transposed,
-`[in, out]`. `wide:NAME`, `wide_packed:NAME` and `wide_turned:NAME` are the same in float32, for
-buckets that multiply so what is stored in a lower type. Made when an artifact is loaded and again
-when a weight is refreshed, always at the same address. NAME may be a storage in which several
-weights lie.
+`packed:NAME` is `weight:NAME` in the blocks of `packed_linear`; `turned:NAME` is it transposed, and
+`turned_packed:NAME` that in blocks, of a weight that is stored `[in, out]`. `wide:NAME`,
+`wide_packed:NAME` and so on are the same in float32, for buckets that multiply so what is stored in
+a lower type. Made when an artifact is loaded and again when a weight is refreshed, always at the
+same address. NAME may be a storage in which several weights lie.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from recreplay.runtime.huge_pages import HugePages
 from recreplay.runtime.manifest import Manifest
 from recreplay.runtime.packed_linear import pack
 
-KINDS = ("packed", "turned", "wide", "wide_packed", "wide_turned")
+KINDS = (
+    *("packed", "turned", "turned_packed"),
+    *("wide", "wide_packed", "wide_turned", "wide_turned_packed"),
+)
 
 
 def copy_names(manifest: Manifest) -> list[str]:
@@ -36,8 +39,8 @@ def copy_names(manifest: Manifest) -> list[str]:
 def make_copies(
     names: Iterable[str], weights: Mapping[str, torch.Tensor], columns: int
 ) -> dict[str, torch.Tensor]:
-    """Each named copy of a weight `[out, in]`, in the dtype that it is stored in or float32; packed
-    ones in blocks of so many columns."""
+    """Each named copy of a matrix, in the dtype that it is stored in or float32; packed ones in
+    blocks of so many columns."""
     memory = HugePages()
 
     def place(made: torch.Tensor) -> torch.Tensor:
@@ -57,8 +60,10 @@ def refresh_copies(
 
 
 def _make(name: str, weight: torch.Tensor, columns: int) -> torch.Tensor:
-    kind = name.partition(":")[0]
-    values = weight.detach().float() if kind.startswith("wide") else weight.detach()
-    if kind.endswith("packed"):
-        return pack(values, columns)
-    return values.t().contiguous() if kind.endswith("turned") else values
+    steps = name.partition(":")[0].split("_")
+    values = weight.detach()
+    if "wide" in steps:
+        values = values.float()
+    if "turned" in steps:
+        values = values.t().contiguous()
+    return pack(values, columns) if "packed" in steps else values

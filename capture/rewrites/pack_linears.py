@@ -52,7 +52,7 @@ def pack_linears(program: Program, even: bool = False) -> None:
 
 def _layers(program: Program, even: bool) -> list[fx.Node]:
     layers = program.graph.find_nodes(op="call_function", target=aten.linear.default)
-    found = [node for node in layers if float_layer(node)]
+    found = [node for node in layers if float_layer(node) or _reads_turned(node)]
     return [n for n in found if not (even and n.args[1].meta["val"].shape[1] % 2)]
 
 
@@ -64,13 +64,26 @@ def _is_large(node: fx.Node) -> bool:
 
 def float_layer(node: fx.Node) -> bool:
     """Whether a linear layer takes matrices of float32 and reads a stored weight as it is."""
-    source, weight = node.args[0], node.args[1]
-    assert isinstance(source, fx.Node)
+    return _takes_matrices(node) and _is_stored(node.args[1])
+
+
+def _reads_turned(node: fx.Node) -> bool:
+    """Whether it reads one that is stored `[in, out]`."""
+    weight = node.args[1]
     assert isinstance(weight, fx.Node)
+    turned = weight.target is aten.t.default and _is_stored(weight.args[0])
+    return turned and _takes_matrices(node)
+
+
+def _takes_matrices(node: fx.Node) -> bool:
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
     value = source.meta["val"]
-    return bool(
-        value.ndim > 1 and value.dtype == torch.float32 and str(weight.target).startswith("weight:")
-    )
+    return bool(value.ndim > 1 and value.dtype == torch.float32)
+
+
+def _is_stored(weight: object) -> bool:
+    return isinstance(weight, fx.Node) and str(weight.target).startswith("weight:")
 
 
 def _pack(program: Program, node: fx.Node) -> None:
@@ -139,12 +152,16 @@ def _storage(turned: fx.Node) -> fx.Node | None:
     storage = view.all_input_nodes[0]
     stored, shares = storage.meta["val"].shape, view.meta["val"].shape
     whole = len(stored) == 2 and len(shares) == 3 and stored[1] == shares[2]
-    return storage if whole and str(storage.target).startswith("weight:") else None
+    return storage if whole and _is_stored(storage) else None
 
 
-def _packed(program: Program, storage: fx.Node) -> fx.Node:
-    name = str(storage.target).partition(":")[2]
-    return program.source("packed", name, storage.meta["val"])
+def _packed(program: Program, weight: fx.Node) -> fx.Node:
+    """The copy of a stored weight, or of one that is read transposed."""
+    kind, stored = "packed", weight
+    if weight.target is aten.t.default:
+        kind, stored = "turned_packed", weight.all_input_nodes[0]
+    name, value = str(stored.target).partition(":")[2], weight.meta["val"]
+    return program.source(kind, name, program.fake(value.shape, value.dtype))
 
 
 def _replace(

@@ -10,7 +10,9 @@ from collections.abc import Set as AbstractSet
 
 from recreplay.capture.specialise import Program
 
-_WIDE = {"weight": "wide", "packed": "wide_packed", "turned": "wide_turned"}
+_WIDE = {"weight": "wide"} | {
+    kind: f"wide_{kind}" for kind in ("packed", "turned", "turned_packed")
+}
 
 
 def widen_weights(program: Program, stored: AbstractSet[str]) -> None:

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from recreplay.capture.ingest import ingest
+from recreplay.capture.rewrites.pack_linears import pack_linears
 from recreplay.capture.specialise import Program, specialise
 from recreplay.runtime import Runtime
+from recreplay.runtime.packed_linear import packed_linear_operator
 
 Capture = Callable[..., Path]
 Run = Callable[[nn.Module, Tensor], Tensor]
@@ -96,6 +98,20 @@ def test_a_product_that_is_written_twice_is_one_layer() -> None:
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_products_stay_as_they_are(name: str) -> None:
     assert aten.linear.default not in targets(specialised(OTHERS[name]))
+
+
+def test_layers_with_weights_that_lie_turned_are_packed() -> None:
+    def run(m: nn.Module, x: Tensor) -> Tensor:
+        return torch.relu(x @ m.inward) + x @ m.outward.t()
+
+    made = specialised(run)
+    pack_linears(made)
+    found = [n for n in made.graph.nodes if n.target is packed_linear_operator()]
+    assert {str(n.args[1].target) for n in found} == {
+        "turned_packed:inward",
+        "packed:outward",
+    }
+    assert {tuple(n.args[1].meta["val"].shape) for n in found} == {(4, 6)}
 
 
 def check(path: Path, model: nn.Module) -> None:
