@@ -19,7 +19,12 @@ from recreplay.capture.specialise import Program
 from recreplay.capture.views import row_from_front, slice_arguments
 
 aten = torch.ops.aten
-_RESHAPES = {aten.view.default, aten.reshape.default, aten.unsqueeze.default}
+_RESHAPES = {
+    aten.view.default,
+    aten.reshape.default,
+    aten.unsqueeze.default,
+    aten.squeeze.dims,
+}
 
 
 @dataclass(frozen=True)
@@ -38,13 +43,27 @@ class _Piece:
 def join_pieces(program: Program) -> None:
     """Rewrite `program` in place."""
     for node in list(program.graph.nodes):
-        if node.target in (aten.cat.default, aten.stack.default) and _dimension(node) == 1:
-            parts: list[fx.Node] = list(node.args[0])
+        if node.target in (aten.cat.default, aten.stack.default):
+            parts = _side_by_side(program, node)
             runs = _runs([_piece(part) for part in parts])
-            if len(runs) <= len(parts) // 2:
+            if parts and len(runs) <= len(parts) // 2:
                 program.replace(node, _join(program, node, parts, runs))
     program.sort()
     program.prune()
+
+
+def _side_by_side(program: Program, joint: fx.Node) -> list[fx.Node]:
+    """Its parts as `[rows, *row]` to be laid along the second dimension; none where they are laid
+    along another one, other than one behind dimensions of 1 (`[rows, 1, width]`)."""
+    dim, parts = _dimension(joint), list(joint.args[0])  # type: ignore[arg-type]
+    shapes = [list(part.meta["val"].shape) for part in parts]
+    if dim == 1:
+        return parts
+    behind_ones = dim > 1 and all(shape[1:dim] == [1] * (dim - 1) for shape in shapes)
+    if joint.target is aten.stack.default or not behind_ones:
+        return []
+    flat = [[shape[0], *shape[dim:]] for shape in shapes]
+    return [program.call(aten.view.default, *pair) for pair in zip(parts, flat, strict=True)]
 
 
 def _dimension(joint: fx.Node) -> int:
@@ -81,7 +100,7 @@ def _first_row(cut: fx.Node) -> int | None:
 
 def _runs(pieces: Sequence[_Piece]) -> list[list[_Piece]]:
     """Pieces of one shape that adjoin, together."""
-    runs = [[pieces[0]]]
+    runs = [[piece] for piece in pieces[:1]]
     for piece in pieces[1:]:
         last = runs[-1][-1]
         if (piece.source, piece.start, piece.shape) == (last.source, last.end, last.shape):

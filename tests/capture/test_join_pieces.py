@@ -49,8 +49,11 @@ PIECES = st.lists(
 )
 
 
-def build(pieces: list[tuple[bool, int, str] | None], widths: tuple[int, int, int]) -> Program:
-    """`cat` along the columns of lanes of `[6, ROWS, width]` and `[6 * ROWS, width]`."""
+def build(
+    pieces: list[tuple[bool, int, str] | None], widths: tuple[int, int, int], apart: bool = False
+) -> Program:
+    """`cat` along the columns of lanes of `[6, ROWS, width]` and `[6 * ROWS, width]`, each as
+    `[ROWS, 1, width]` if `apart`."""
     made = program()
     stacks = [
         made.source("input", name, made.fake((6, ROWS, width), torch.float32))
@@ -74,14 +77,16 @@ def build(pieces: list[tuple[bool, int, str] | None], widths: tuple[int, int, in
         else:
             begin = lane * ROWS
             parts.append(made.call(aten.slice.Tensor, flat[second], 0, begin, begin + ROWS))
-    made.outputs["out"] = made.call(aten.cat.default, parts, 1)
+    if apart:
+        parts = [made.call(aten.unsqueeze.default, part, 1) for part in parts]
+    made.outputs["out"] = made.call(aten.cat.default, parts, -1)
     return made
 
 
 @settings(max_examples=300, deadline=None)
-@given(PIECES, st.sampled_from([(2, 2, 2), (2, 4, 6), (3, 2, 5), (4, 4, 6)]))
+@given(PIECES, st.sampled_from([(2, 2, 2), (2, 4, 6), (3, 2, 5), (4, 4, 6)]), st.booleans())
 def test_the_same_rows_whatever_is_joined(
-    pieces: list[tuple[bool, int, str] | None], widths: tuple[int, int, int]
+    pieces: list[tuple[bool, int, str] | None], widths: tuple[int, int, int], apart: bool
 ) -> None:
     values = {
         f"input:{name}": torch.randn(shape)
@@ -91,7 +96,7 @@ def test_the_same_rows_whatever_is_joined(
             "dense": (ROWS, widths[2]),
         }.items()
     }
-    made = build(pieces, widths)
+    made = build(pieces, widths, apart)
     before = run(made, values)
     operands = [len(n.args[0]) for n in joints(made)]
     join_pieces(made)
@@ -117,10 +122,14 @@ LANES = [(False, lane, "select") for lane in range(6)]
         ([LANES[0], LANES[1], None, LANES[3]], (2, 2, 2), [4]),  # too little to gain
     ],
 )
+@pytest.mark.parametrize("apart", [False, True])
 def test_what_adjoins_is_one_operand(
-    pieces: list[tuple[bool, int, str] | None], widths: tuple[int, int, int], operands: list[int]
+    pieces: list[tuple[bool, int, str] | None],
+    widths: tuple[int, int, int],
+    operands: list[int],
+    apart: bool,
 ) -> None:
-    made = build(pieces, widths)
+    made = build(pieces, widths, apart)
     join_pieces(made)
     assert [len(n.args[0]) for n in joints(made)] == operands
 
