@@ -22,7 +22,13 @@ from recreplay.runtime import Runtime, Serving
 from recreplay.runtime.artifact import open_artifact
 from recreplay.runtime.errors import LanesLostError, RecReplayError
 from recreplay.tools.serve.http_app import HEADER, header_length
-from recreplay.tools.serve.protocol import parse_infer, render_infer, select, tensors
+from recreplay.tools.serve.protocol import (
+    check_outputs,
+    parse_infer,
+    render_infer,
+    select,
+    tensors,
+)
 from recreplay.tools.serve.service import http_status, message
 
 _ARGUMENTS = {
@@ -53,6 +59,8 @@ class Replica:
             return JSONResponse({"name": self._name, "inputs": inputs, "outputs": outputs})
         try:
             asked = parse_infer(await request.body(), header_length(request))
+            outputs = [spec.name for spec in self._runtime.manifest.outputs]
+            check_outputs(asked.outputs, outputs, self._name)
             scores = await self._runtime.arun(asked.inputs, deadline_us=asked.deadline_us)
             chosen = select(scores, asked.outputs, self._name)
             body, head = render_infer(asked, self._name, "1", chosen)

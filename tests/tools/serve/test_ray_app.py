@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,6 +60,31 @@ def test_replicas_answer_as_eager_does(deployed: Any, shop: Any) -> None:
     bad = httpx.post(url, content=b"{}", headers=headers, timeout=60)
     assert (bad.status_code, "expected a number of bytes" in bad.json()["error"]) == (400, True)
     assert httpx.get(url).json()["name"] == "shop"
+
+
+def test_an_output_that_there_is_not_is_refused_before_a_replay(
+    shop_path: Path, shop: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from starlette.requests import Request
+
+    from recreplay.runtime import Runtime
+    from recreplay.tools.serve.ray_app import Replica
+
+    replica = Replica(str(shop_path), "shop", {})
+    monkeypatch.setattr(Runtime, "arun", None)  # which would be called in vain
+    inputs = [
+        {"name": "dense", "datatype": "FP32", "shape": list(x.shape), "data": x.tolist()}
+        for x in [shop.request(2)["dense"]]
+    ]
+    body = json.dumps({"inputs": inputs, "outputs": [{"name": "nope"}]}).encode()
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    request = Request({"type": "http", "method": "POST", "headers": [], "path": "/"}, receive)
+    answer = asyncio.run(replica(request))
+    assert answer.status_code == 400
+    assert b"unexpected inference output 'nope' for model 'shop'" in answer.body
 
 
 def test_arguments_are_checked() -> None:
