@@ -104,6 +104,15 @@ def test_queries_beyond_the_largest_bucket(
     assert "queries have up to 16 rows; the largest bucket holds 8, and requests" in result.stderr
 
 
+def test_a_funnel_says_which_stage_is_asked_for_too_much(artifact: Path, invoke: Invoke) -> None:
+    """The last model alone is measured, too, on all that is ranked."""
+    result = invoke("funnel", artifact, "--items", "16", "--top", "2")
+    assert result.exit_code == 1
+    name = artifact.stem
+    said = f"{name} would rank 16 rows in the funnel {name}; its largest bucket holds 8, and requ"
+    assert said in result.stderr
+
+
 def test_a_schedule_leaves_queries_whole(artifact: Path, tmp_path: Path, report: Report) -> None:
     asked = ("--target-ms", "50", "--sizes", "fixed:6", "--windows", "0", "--cores", "1")
     found = report("schedule", artifact, *asked, "--out", tmp_path / "serving.json")["report"]

@@ -83,6 +83,7 @@ def funnel(
             Stage(runtime, items, scores.get(name))
             for runtime, name in zip(runtimes, names, strict=True)
         ]
+        _check_whole(chosen, items, runtimes, names)
         for notice in [*_unused(kept, items, top), *_padded(chosen, runtimes, names)]:
             report_notice(notice)
         whole = Funnel(models)
@@ -151,6 +152,21 @@ def _unanswered(name: str, load: dict[str, Any]) -> list[str]:
         f"{name} at {load['rate']:g}/s: {missing} of {load['offered']} queries were not answered "
         "and are not in its latency"
     ]
+
+
+def _check_whole(chosen: list[Any], items: int, runtimes: list[Any], names: list[str]) -> None:
+    """Raise RecReplayError where a stage would have to cut what it cannot."""
+    for pipeline in chosen:
+        for at, rows in zip(pipeline.stages, (items, *pipeline.keeps), strict=True):
+            manifest = runtimes[at].manifest
+            most = manifest.buckets[-1].size
+            if manifest.row_mask is not None and rows > most:
+                raise RecReplayError(
+                    f"{names[at]} would rank {rows} rows in the funnel "
+                    f"{pipeline.describe(names)}; its largest bucket holds {most}, and requests of "
+                    "a model that compares rows cannot be cut; ask for fewer (--items, --keep), or "
+                    "capture it with a larger bucket"
+                )
 
 
 def _padded(chosen: list[Any], runtimes: list[Any], names: list[str]) -> list[str]:
