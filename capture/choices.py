@@ -68,6 +68,7 @@ def _rewrite_sets(given: tuple[str, ...], tune: Tune) -> list[tuple[str, ...]]:
     if tune == "full":
         sets += [
             _without(given, "inline_linears"),
+            _without(given, "inline_columns"),
             _without(given, "stack_branches", "stack_lookups", "group_lookups"),
         ]
         sets.append(())

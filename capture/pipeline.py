@@ -54,6 +54,7 @@ REWRITES = (
     "stack_branches",
     "join_pieces",
     "inline_linears",
+    "inline_columns",
     "turn_linears",
     "spread_bags",
     "fuse_epilogues",
@@ -302,7 +303,7 @@ def _useless_rewrites(compiler: str, device: str) -> set[str]:
     # A fused loop needs a compiler that fuses; operator by operator, it is only more operators.
     # Functions of our own are compiled into packages.
     own = {"pack_linears", "pool_bytes", "pool_rows"}
-    fused = {"inline_linears", "spread_bags"}
+    fused = {"inline_linears", "inline_columns", "spread_bags"}
     useless = set() if compiler in ("inductor", AUTOTUNED) else fused | own
     if device != "cpu":
         useless |= {"turn_linears", *own}
@@ -310,7 +311,7 @@ def _useless_rewrites(compiler: str, device: str) -> set[str]:
         useless.add("pack_linears")  # torch has oneDNN's batch-reduce product there alone
     if device != "cuda":
         # A kernel for CUDA, what torch does better on a CPU, and a call of CUDA's library.
-        useless |= {"group_lookups", "spread_bags", "fuse_epilogues"}
+        useless |= {"group_lookups", "spread_bags", "inline_columns", "fuse_epilogues"}
     elif compiler in (AUTOTUNED, *PRECISIONS):
         useless.add("fuse_epilogues")  # their kernels of layers have what follows in them
     return useless

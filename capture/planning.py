@@ -20,7 +20,7 @@ from recreplay.capture.operator_graph import all_strategies, operator_graph
 from recreplay.capture.precision import FULL, Precision
 from recreplay.capture.rewrites.fuse_epilogues import fuse_epilogues
 from recreplay.capture.rewrites.group_lookups import group_lookups
-from recreplay.capture.rewrites.inline_linears import inline_linears
+from recreplay.capture.rewrites.inline_linears import inline_columns, inline_linears
 from recreplay.capture.rewrites.join_pieces import join_pieces
 from recreplay.capture.rewrites.lower_products import lower_products
 from recreplay.capture.rewrites.lower_tables import lower_tables
@@ -183,6 +183,8 @@ def _rewrite(program: Program, choice: Choice, known: Survey, smallest: bool) ->
     # It pays in the smallest bucket only, which has packages of its own; the others share.
     if "inline_linears" in choice.rewrites and smallest:
         inline_linears(program)
+    if "inline_columns" in choice.rewrites:
+        inline_columns(program)
     # After all that reads linear layers, because what it leaves is none any more.
     if "turn_linears" in choice.rewrites:
         turn_linears(program)

@@ -41,6 +41,24 @@ def inline_linears(program: Program) -> None:
     program.prune()
 
 
+def inline_columns(program: Program) -> None:
+    """Rewrite `program` in place, for CUDA alone: what has one column, whatever its size.
+
+    Such a layer reads its rows once and has nothing to reuse, like those of one row. The library is
+    a launch of its own for it, and what comes before it, as the bias and ReLU of stacked layers,
+    and after it, as the sigmoid of a score, one more each; a loop of inductor's is one for all.
+    What is launched was counted (`tests/emulated`), how long it takes was not measured on a device
+    yet.
+    """
+    for node in list(program.graph.nodes):
+        if node.target is aten.linear.default and node.meta["val"].shape[-1] == 1:
+            _inline(program, node)
+        elif node.target in _BATCHED and not node.kwargs and node.meta["val"].shape[2] == 1:
+            _inline_batched(program, node)
+    program.sort()
+    program.prune()
+
+
 def _is_small(node: fx.Node) -> bool:
     source, weight = node.args[0], node.args[1]
     assert isinstance(source, fx.Node)
