@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recreplay.tools.files import temporary_folder
-from recreplay.tools.gpu_jobs import Row, Say, Turns, do_jobs
+from recreplay.tools.gpu_jobs import LAST, Row, Say, Turns, do_jobs
 
 if TYPE_CHECKING:
     from recreplay.tools.bench.compare import Session
@@ -24,8 +24,8 @@ MODELS = (
 )
 ROWS_SCALE = "rows_scale=0.05"
 # Strategy, streams, and what is done to the model, so that each way has one that differs in one
-# thing: one stream, lookups grouped or each by itself, no rewrites, fewer streams, epilogues, and
-# each branch on a stream of its own, where no order is left but that of the data.
+# thing: one stream, lookups grouped or each by itself, no rewrites, fewer streams, epilogues,
+# columns, and each branch on a stream of its own, where no order is left but that of the data.
 WAYS: tuple[tuple[str, int, str], ...] = (
     ("matching", 8, "default"),
     ("single", 1, "default"),
@@ -37,10 +37,11 @@ WAYS: tuple[tuple[str, int, str], ...] = (
     ("matching", 2, "none"),
     ("matching", 4, "none"),
     ("matching", 8, "no epilogues"),
+    ("matching", 8, "no inlined columns"),
     ("feature", 8, "none"),
     ("feature", 512, "none"),
 )
-_COSTS = "costs"  # in place of a way: what requests take of the host
+_COSTS = "costs"  # in place of a way: what requests take of the host, and run on the GPU
 
 
 def rewrites_of(way: str) -> tuple[str, ...]:
@@ -52,6 +53,7 @@ def rewrites_of(way: str) -> tuple[str, ...]:
         "grouped": ("group_lookups", *DEFAULT_REWRITES),
         "lookups apart": tuple(r for r in DEFAULT_REWRITES if r != "stack_lookups"),
         "no epilogues": tuple(r for r in DEFAULT_REWRITES if r != "fuse_epilogues"),
+        "no inlined columns": tuple(r for r in DEFAULT_REWRITES if r != "inline_columns"),
         "none": (),
     }
     return sets[way]
@@ -59,10 +61,10 @@ def rewrites_of(way: str) -> tuple[str, ...]:
 
 def jobs(compilers: list[str]) -> list[Row]:
     """All of the first compiler before the next; one way of all models before the next of any, so
-    that little time tells something of each. Costs of the host come last."""
-    ways = [(compiler, *way) for compiler in compilers for way in WAYS]
+    that little time tells something of each. Behind the first way is what its requests cost."""
     strategy, streams, _ = WAYS[0]
-    ways.append((compilers[0], strategy, streams, _COSTS))
+    ways = [(compiler, *way) for compiler in compilers for way in WAYS]
+    ways.insert(1, (compilers[0], strategy, streams, _COSTS))
     size = {"arguments": [ROWS_SCALE], "batches": [*BATCHES], "runs": RUNS}
     return [
         {
@@ -72,6 +74,7 @@ def jobs(compilers: list[str]) -> list[Row]:
             "way": way,
             "compiler": compiler,
             **size,
+            **({LAST: True} if way == _COSTS else {}),
         }
         for compiler, strategy, streams, way in ways
         for name in MODELS
@@ -145,19 +148,21 @@ def _copies(path: Path, runs: int) -> dict[str, Any]:
 
 
 def costs(session: Session, batch: int) -> dict[str, Any]:
-    """What a request of so many rows takes of the host, by eager and by replay. By a profiler,
-    which may slow down all calls of CUDA after it."""
+    """What a request of so many rows takes of the host, by eager and by replay, and what a replay
+    runs. By a profiler, which may slow down all calls of CUDA after it."""
     import torch
 
     from recreplay.tools.bench.request_cost import request_cost
     from recreplay.tools.bench.requests import as_arrays
+    from recreplay.tools.gpu_profile import ran_by
 
     request = session.requests(batch, 1)[0]
     call, arrays = session.eager.prepare(request), as_arrays(request)
     with torch.inference_mode():
         eager = request_cost(call).to_json()
     replay = request_cost(lambda: session.runtime.run(arrays)).to_json()
-    return {"eager_cost": eager, "replay_cost": replay}
+    ran = ran_by(lambda: session.runtime.run(arrays))
+    return {"eager_cost": eager, "replay_cost": replay, "replay_ran": ran}
 
 
 if __name__ == "__main__":

@@ -115,7 +115,7 @@ def measure_serving(work: Path, compiler: str, seconds: float, note: Callable[[R
 def main() -> int:
     import torch
 
-    from recreplay.capture.compilers.toolchain import inductor_problem
+    from recreplay.capture.compilers.toolchain import cuda_root, inductor_problem
     from recreplay.tools.bench.stamp import stamp
 
     parser = argparse.ArgumentParser(prog="recreplay.tools.gpu_check", description=__doc__)
@@ -140,6 +140,12 @@ def main() -> int:
     if problem is not None:
         print(f"NOTICE: {problem}; only eager segments are checked", file=sys.stderr)
     compilers = ["eager"] if problem else ["inductor", "eager"]
+    # Peers compile as well, side by side: torch is not to ask each time, one after the other, what
+    # vectors this processor has, nor to begin with a process for each core in each of them.
+    os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "4")
+    if (root := cuda_root()) is not None:
+        os.environ["CUDA_HOME"] = str(root)
     arguments.out.mkdir(parents=True, exist_ok=True)
     stamped = stamp(torch.get_num_threads())
     heading: dict[str, Any] = {

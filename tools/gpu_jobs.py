@@ -27,6 +27,7 @@ from recreplay.tools.limited_run import end_with_parent
 
 Row = dict[str, Any]  # what JSON holds
 Say = Callable[[Row], None]
+LAST = "last"  # of a job: true where it leaves a process that nothing else should be measured in
 _GLANCE = 0.5  # seconds between looks at what processes said
 _LAST_WORDS = 1500  # characters of a process that ended
 _LATE = "no time"
@@ -170,7 +171,8 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 def do_jobs(do: Callable[[Row, Say, Turns], None]) -> None:
     """The main of a module that `run_jobs` runs: `do(job, say, turns)` for one job after the other.
 
-    A job that raises is a row with an `error`. Where it broke the CUDA context the process ends.
+    A job that raises is a row with an `error`. Where it broke the CUDA context the process ends, as
+    it does after a job that is marked as its `LAST`.
     """
     folder, parent = Path(sys.argv[1]), os.getppid()
     end_with_parent()
@@ -191,7 +193,7 @@ def do_jobs(do: Callable[[Row, Say, Turns], None]) -> None:
                 failed = True
                 tell(_ROW, {**job, "error": f"{type(error).__name__}: {error}"[:2000]})
             tell(_ENDED, number)
-            if failed and _broken():
+            if job.get(LAST) or (failed and _broken()):
                 return
 
 

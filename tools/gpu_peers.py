@@ -13,9 +13,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recreplay.tools.bench.peers.base import Subject
 from recreplay.tools.files import folder_size, temporary_folder
 from recreplay.tools.gpu_bench import BATCHES, rewrites_of
-from recreplay.tools.gpu_jobs import Row, Say, Turns, do_jobs
+from recreplay.tools.gpu_jobs import LAST, Row, Say, Turns, do_jobs
 
 if TYPE_CHECKING:
     from recreplay.runtime.manifest import Manifest
@@ -49,6 +50,8 @@ def jobs(compiler: str, end: float) -> tuple[list[Row], list[Row]]:
     found = []
     for peers, sizes in ((PEERS, _ordered(BATCHES)), (MEASURED, list(MEASURED_ROWS))):
         told = {"peers": [*peers], "batches": sizes, "compiler": compiler, "runs": RUNS, "end": end}
+        told[LAST] = True  # a profiler has been in it
+
         found.append([{"model": name, "arguments": [*given], **told} for name, given in MODELS])
     return found[0], found[1] if compiler == "inductor" else []
 
@@ -62,7 +65,6 @@ def measure(job: Row, say: Say, turns: Turns) -> None:
     from recreplay.tools.bench import against_peers
     from recreplay.tools.bench.captured import Captured
     from recreplay.tools.bench.peers import find_peers
-    from recreplay.tools.bench.peers.base import Subject
     from recreplay.tools.bench.suites import Benchmark
     from recreplay.tools.target import load_target
 
@@ -105,6 +107,23 @@ def measure(job: Row, say: Say, turns: Turns) -> None:
                 subject, [*some, *others], batch, ring, floor, _quietly
             )
             say({**told, **found, "left_out": left_out})
+        with turns.alone():
+            say({"name": captured.target.name, "replays_ran": _ran(subject, contenders, batches)})
+
+
+def _ran(subject: Subject, contenders: list[Contender], batches: tuple[int, ...]) -> Row:
+    """What ours ran at each batch size, kernel by kernel."""
+    from recreplay.tools.bench.requests import as_arrays, random_requests
+    from recreplay.tools.gpu_profile import ran_by
+
+    (ours,) = (contender for contender in contenders if contender.name == "ours")
+    found = {}
+    for batch in batches:
+        ours.prepare(
+            [as_arrays(r) for r in random_requests(subject.target, subject.captured, batch, 1, 7)]
+        )
+        found[str(batch)] = ran_by(lambda: ours.answer(0))
+    return found
 
 
 def _capture(

@@ -34,7 +34,9 @@ def test_beside_peers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = {**SMALL, "model": "ncf", "peers": ["cuda_graph"], "batches": [1, 128]}
     jobs = [{**job, "end": time.time() + 900}, {**job, "model": "none", "end": 0.0}]
     found = rows("gpu_peers", jobs, tmp_path, monkeypatch)
-    small, large = sorted((r for r in found if "name" in r), key=lambda row: row["batch"])
+    (ran,) = (row for row in found if "replays_ran" in row)
+    assert {*ran["replays_ran"]} == {"1", "128"}
+    small, large = sorted((r for r in found if "contenders" in r), key=lambda row: row["batch"])
     assert [c["name"] for c in small["contenders"]] == [
         *("eager", "cuda_graph", "ours", "ours, single, default")
     ]
@@ -61,4 +63,5 @@ def test_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert more["weights_bytes"] > 0
     (costs,) = (row for row in found if "costs" in row)
     assert {*costs["costs"]} == {"1", "8"}
+    assert {*costs["costs"]["1"]} == {"eager_cost", "replay_cost", "replay_ran"}
     assert [row["error"] for row in found if "error" in row] == ["KeyError: 'unknown'"]

@@ -39,6 +39,7 @@ def test_requests_cost_time_of_cores_and_calls(tmp_path: Path) -> None:
     for side in ("eager_cost", "replay_cost"):
         assert 0 < found[side]["cpu_us"] < 1e6
         assert found[side]["calls"] == {}  # of CUDA
+    assert found["replay_ran"] == []
 
 
 def test_where_there_is_no_sanitizer_it_says_so(

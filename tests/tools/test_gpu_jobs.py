@@ -68,6 +68,12 @@ def test_a_job_that_ends_its_process_is_told_and_another_process_goes_on(run: Ru
     assert found[2]["tail"] == "last words\nlast words\n"
 
 
+def test_a_job_may_be_the_last_of_its_process(run: Run) -> None:
+    doing = "say({'pid': os.getpid()})"
+    first, second, third = run(doing, [{}, {"last": True}, {}])
+    assert first == second != third
+
+
 def test_a_job_that_is_silent_is_ended_and_another_process_goes_on(run: Run) -> None:
     doing = "if job['at'] == 0:\n    time.sleep(600)\nsay(job)"
     found = run(doing, numbered(2), patience=3)
