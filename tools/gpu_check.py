@@ -108,7 +108,12 @@ def measure_ways(
 def measure_serving(work: Path, compiler: str, seconds: float, note: Callable[[Row], None]) -> None:
     """What lanes, batching and coroutines give."""
     end = time.monotonic() + seconds
-    job = {"compiler": compiler, "seconds": seconds}
+    job = {
+        "arguments": [gpu_bench.ROWS_SCALE],
+        "sizes": gpu_serving.SIZES,
+        "compiler": compiler,
+        "seconds": seconds,
+    }
     in_processes(gpu_serving.__name__, [job], work, end, 1, note)
 
 
@@ -186,7 +191,7 @@ def main() -> int:
             elif part == "serving":
                 measure_serving(work, compilers[0], seconds, note)
             else:
-                sanitize(work, seconds, partial(write, part))
+                write(part, sanitize(work, seconds, partial(write, part)))
             print(f"{part}: {arguments.out / f'gpu-{part}.json'}", flush=True)
     return int(wrong)
 

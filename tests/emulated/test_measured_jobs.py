@@ -65,3 +65,16 @@ def test_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {*costs["costs"]} == {"1", "8"}
     assert {*costs["costs"]["1"]} == {"eager_cost", "replay_cost", "replay_ran"}
     assert [row["error"] for row in found if "error" in row] == ["KeyError: 'unknown'"]
+
+
+def test_serving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row for each kind of measurement, as it ends."""
+    job = {"arguments": ["rows_scale=0.001"], "sizes": [1], "compiler": "eager"}
+    job |= {"seconds": 1.0}
+    found = rows("gpu_serving", [job], tmp_path, monkeypatch)
+    assert [{*row} - {*job} for row in found] == [
+        {"lanes"},
+        {"batching"},
+        {"coroutines"},
+        {"beside"},
+    ]

@@ -117,8 +117,9 @@ from recreplay.tools import gpu_check, gpu_peers
 
 torch.cuda.is_available = lambda: True
 torch.cuda.get_device_name = lambda: "none"
+gpu_check._path_with_cuda = lambda: ""
 gpu_peers.__name__, gpu_peers.jobs = "stand_in", lambda *_: ([{"model": "own"}], [])
-sys.argv += ["--out", "out", "--parts", "peers,sanitizer", "--seconds", "900", "--commit", "c0ffee"]
+sys.argv += ["--out", "out", "--parts", "sanitizer,peers", "--seconds", "900", "--commit", "c0ffee"]
 raise SystemExit(gpu_check.main())
 """
 
@@ -141,6 +142,8 @@ def test_what_was_found_is_kept_when_it_is_ended(
         assert process.wait(30) == 128 + ended_by
     told = json.loads(found.read_text())
     (row,) = told["peers"]
+    absent = json.loads(found.with_name("gpu-sanitizer.json").read_text())
+    assert absent["sanitizer"] == {"absent": "compute-sanitizer is not on this machine"}
     assert row["model"] == "own"
     assert told["device"] == "none"
     assert told["commit"]

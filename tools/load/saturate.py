@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from math import isfinite
 from pathlib import Path
@@ -75,6 +75,18 @@ def measure(
 ) -> dict[str, Any]:
     """Requests of `sizes` rows by `counts` lanes, by `waits` (batching delays in microseconds), by
     coroutines, and beside a thread of Python; `seconds` for each."""
+    return dict(measured(artifact, sizes, counts, waits, seconds, progress))
+
+
+def measured(
+    artifact: Path,
+    sizes: Sequence[int],
+    counts: list[int],
+    waits: list[int | None],
+    seconds: float,
+    progress: Callable[[str], None],
+) -> Iterator[tuple[str, Any]]:
+    """The same one after the other, each with its name."""
     from recreplay.runtime.artifact import open_artifact
     from recreplay.runtime.dispatch import can_pack
     from recreplay.tools.load.beside import beside_python
@@ -89,12 +101,10 @@ def measure(
     if not packs:
         progress("requests of this model are not packed: no delay is measured")
         waits = [None]
-    return {
-        "lanes": by_lanes(artifact, requests, counts, seconds, progress),
-        "batching": by_delay(artifact, requests, waits, seconds, progress),
-        "coroutines": by_coroutine(artifact, requests, packs, seconds, progress),
-        "beside": beside_python(artifact, requests, seconds, progress),
-    }
+    yield "lanes", by_lanes(artifact, requests, counts, seconds, progress)
+    yield "batching", by_delay(artifact, requests, waits, seconds, progress)
+    yield "coroutines", by_coroutine(artifact, requests, packs, seconds, progress)
+    yield "beside", beside_python(artifact, requests, seconds, progress)
 
 
 def by_lanes(
