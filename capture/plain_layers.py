@@ -3,7 +3,7 @@
 Torch's `linear` also takes a weight `[in]`, and a bias of whatever shape its result is broadcast
 with: one number for all units, or a row for each item. And models write layers as products, of rows
 with a weight `[in, out]`, or of a weight with columns, which stacked as they are would repeat the
-weight for each row of the batch.
+weight for each row of the batch; and as convolutions that see one item at a time.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ def spell_out(program: Program, source: fx.Node, weight: fx.Node, bias: Any = No
 def as_layer(program: Program, target: Any, args: Any, kwargs: Any) -> fx.Node | None:
     """The product of what a request makes and a weight as a linear layer; None for anything
     else."""
+    if target is aten.conv1d.default and not kwargs:
+        return _of_items(program, *args)
     factors = None if kwargs else _factors(target, args)
     if factors is None:
         return None
@@ -101,3 +103,23 @@ def _of_columns(program: Program, weight: fx.Node, columns: fx.Node) -> fx.Node:
     turned = program.call(aten.transpose.int, result, -2, -1)
     # As a product leaves it, which what follows may view.
     return program.call(aten.clone.default, turned, memory_format=torch.contiguous_format)
+
+
+def _of_items(
+    program: Program,
+    source: fx.Node,
+    weight: fx.Node,
+    bias: fx.Node | None = None,
+    stride: Any = (1,),
+    padding: Any = (0,),
+    dilation: Any = (1,),
+    groups: int = 1,
+) -> fx.Node | None:
+    """`[B, in, T]` to `[B, out, T]` by a weight `[out, in, 1]`; None of any other convolution."""
+    one = weight.meta["val"].shape[2] == groups == 1 and _is_weight(weight)
+    if not one or [*stride, *padding] != [1, 0] or source.meta["val"].ndim != 3:
+        return None
+    rows = program.call(aten.transpose.int, source, 1, 2)
+    layer = (rows, program.call(aten.squeeze.dims, weight, [2]), *([bias] if bias else []))
+    result = program.call(aten.linear.default, *layer)
+    return program.call(aten.transpose.int, result, 1, 2)

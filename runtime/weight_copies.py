@@ -66,4 +66,5 @@ def _make(name: str, weight: torch.Tensor, columns: int) -> torch.Tensor:
         values = values.float()
     if "turned" in steps:
         values = values.t().contiguous()
-    return pack(values, columns) if "packed" in steps else values
+    # Of a convolution of single items, `[out, in, 1]`, too.
+    return pack(values.flatten(1), columns) if "packed" in steps else values

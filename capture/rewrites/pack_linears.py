@@ -52,7 +52,7 @@ def pack_linears(program: Program, even: bool = False) -> None:
 
 def _layers(program: Program, even: bool) -> list[fx.Node]:
     layers = program.graph.find_nodes(op="call_function", target=aten.linear.default)
-    found = [node for node in layers if float_layer(node) or _reads_turned(node)]
+    found = [node for node in layers if _takes_matrices(node) and _copy(node.args[1])]
     return [n for n in found if not (even and n.args[1].meta["val"].shape[1] % 2)]
 
 
@@ -67,19 +67,22 @@ def float_layer(node: fx.Node) -> bool:
     return _takes_matrices(node) and _is_stored(node.args[1])
 
 
-def _reads_turned(node: fx.Node) -> bool:
-    """Whether it reads one that is stored `[in, out]`."""
-    weight = node.args[1]
-    assert isinstance(weight, fx.Node)
-    turned = weight.target is aten.t.default and _is_stored(weight.args[0])
-    return turned and _takes_matrices(node)
-
-
 def _takes_matrices(node: fx.Node) -> bool:
     source = node.args[0]
     assert isinstance(source, fx.Node)
     value = source.meta["val"]
     return bool(value.ndim > 1 and value.dtype == torch.float32)
+
+
+def _copy(weight: object) -> tuple[str, fx.Node] | None:
+    """The kind of copy that takes the place of a weight, and the stored one that it is made of: as
+    it is, transposed, or of a convolution of single items."""
+    assert isinstance(weight, fx.Node)
+    kind, stored = "packed", weight
+    if weight.target in (aten.t.default, aten.squeeze.dims):
+        kind = "turned_packed" if weight.target is aten.t.default else "packed"
+        stored = weight.all_input_nodes[0]
+    return (kind, stored) if _is_stored(stored) else None
 
 
 def _is_stored(weight: object) -> bool:
@@ -156,10 +159,9 @@ def _storage(turned: fx.Node) -> fx.Node | None:
 
 
 def _packed(program: Program, weight: fx.Node) -> fx.Node:
-    """The copy of a stored weight, or of one that is read transposed."""
-    kind, stored = "packed", weight
-    if weight.target is aten.t.default:
-        kind, stored = "turned_packed", weight.all_input_nodes[0]
+    copy = _copy(weight)
+    assert copy is not None
+    kind, stored = copy
     name, value = str(stored.target).partition(":")[2], weight.meta["val"]
     return program.source(kind, name, program.fake(value.shape, value.dtype))
 

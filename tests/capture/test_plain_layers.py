@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recreplay.capture.ingest import ingest
@@ -34,6 +35,8 @@ class Products(nn.Module):
         self.many = nn.Parameter(torch.randn(2, 2, 4, 6))
         self.each = nn.Parameter(torch.randn(3, 6, 4))
         self.bias = nn.Parameter(torch.randn(4))
+        self.single = nn.Parameter(torch.randn(4, 6, 1))
+        self.pairs = nn.Parameter(torch.randn(4, 6, 2))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.run(self, x)
@@ -63,12 +66,18 @@ LAYERS: dict[str, Run] = {
     "columns": columns,
     "wide columns": wide_columns,
     "experts": experts,
+    "single items": lambda m, x: F.conv1d(x.transpose(1, 2), m.single).transpose(1, 2),
+    "biased single items": lambda m, x: F.conv1d(x.transpose(1, 2), m.single, m.bias).relu(),
 }
 OTHERS: dict[str, Run] = {
     "scaled": lambda m, x: torch.addmm(m.bias, x[:, 0], m.inward, beta=2.0),
     "two requests": lambda m, x: x @ x.transpose(1, 2),
     "contracted otherwise": lambda m, x: torch.tensordot(x, m.outward, dims=([-1], [1])),
     "a weight for each": lambda m, x: torch.matmul(x.unsqueeze(2), m.each).squeeze(2),
+    "pairs of items": lambda m, x: F.conv1d(x.transpose(1, 2), m.pairs),
+    "padded items": lambda m, x: F.conv1d(x.transpose(1, 2), m.single, padding=1),
+    "every other item": lambda m, x: F.conv1d(x.transpose(1, 2), m.single, stride=2),
+    "items by group": lambda m, x: F.conv1d(x.transpose(1, 2), m.single[:, :3], groups=2),
     "one vector": lambda m, x: x @ m.outward[0],
     "whole numbers": lambda m, x: (x.long() @ m.inward.long()).float(),
 }
@@ -102,7 +111,8 @@ def test_other_products_stay_as_they_are(name: str) -> None:
 
 def test_layers_with_weights_that_lie_turned_are_packed() -> None:
     def run(m: nn.Module, x: Tensor) -> Tensor:
-        return torch.relu(x @ m.inward) + x @ m.outward.t()
+        items = F.conv1d(x.transpose(1, 2), m.single).transpose(1, 2)
+        return torch.relu(x @ m.inward) + x @ m.outward.t() + items
 
     made = specialised(run)
     pack_linears(made)
@@ -110,6 +120,7 @@ def test_layers_with_weights_that_lie_turned_are_packed() -> None:
     assert {str(n.args[1].target) for n in found} == {
         "turned_packed:inward",
         "packed:outward",
+        "packed:single",
     }
     assert {tuple(n.args[1].meta["val"].shape) for n in found} == {(4, 6)}
 
@@ -137,7 +148,8 @@ def test_scores_are_the_models(captured: Capture, name: str) -> None:
 @pytest.mark.parametrize("options", [{}, {"precision": "bf16"}])
 def test_compiled_scores_are_the_models(captured: Capture, options: dict[str, str]) -> None:
     def run(m: nn.Module, x: Tensor) -> Tensor:
-        parts = [x @ m.inward, wide_columns(m, x).view(-1, 4, 3).transpose(1, 2)]
+        items = F.conv1d(x.transpose(1, 2), m.single, m.bias).transpose(1, 2)
+        parts = [x @ m.inward, items, wide_columns(m, x).view(-1, 4, 3).transpose(1, 2)]
         return torch.cat([*parts, experts(m, x).transpose(1, 2)], dim=1).flatten(1)
 
     model = Products(run).eval()
