@@ -59,8 +59,8 @@ class Replica:
             return JSONResponse({"name": self._name, "inputs": inputs, "outputs": outputs})
         try:
             asked = parse_infer(await request.body(), header_length(request))
-            outputs = [spec.name for spec in self._runtime.manifest.outputs]
-            check_outputs(asked.outputs, outputs, self._name)
+            known = [spec.name for spec in self._runtime.manifest.outputs]
+            check_outputs(asked.outputs, known, self._name)
             scores = await self._runtime.arun(asked.inputs, deadline_us=asked.deadline_us)
             chosen = select(scores, asked.outputs, self._name)
             body, head = render_infer(asked, self._name, "1", chosen)
