@@ -179,7 +179,7 @@ def test_an_interrupted_capture_leaves_nothing(tmp_path: Path) -> None:
     time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     try:
-        stdout, stderr = process.communicate(timeout=30)
+        stdout, stderr = process.communicate(timeout=120)
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGABRT)  # so that it says where it hangs
         stdout, stderr = process.communicate()

@@ -319,7 +319,7 @@ def test_floor_of_this_machine() -> None:
     from recreplay.capture.dag import Cost
 
     floor = measure_floor("cpu")
-    assert 1 < floor.bytes_per_us / 1e3 < 2000  # GB/s
+    assert 0.1 < floor.bytes_per_us / 1e3 < 2000  # GB/s; a shared machine may have 0.9
     assert 0.1 < floor.flops_per_us / 1e3 < 10_000  # GFLOP/s
     a, taken = torch.randn(1024, 1024), []
     for _ in range(9):
