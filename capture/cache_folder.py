@@ -1,4 +1,4 @@
-"""Where captures keep what later ones need not find out again, and what it depends on."""
+"""Where captures keep what later ones need not find out again."""
 
 from __future__ import annotations
 

@@ -115,8 +115,7 @@ static void product(const c10::BFloat16 *x, const c10::BFloat16 *block, const fl
     weight.last = (const char *)weight_last, weight.last_stride = 4 * kStep * 2;
   }
   written(x); /* and the weight, and the bias */
-  Shapes told;
-  bool any = false;
+  Shapes told; /* of no rows, which none that is needed has */
   for (int64_t i = 0, height; i < M; i += height) {
     height = std::min(2 * kTile, M - i);
     const int64_t upper = std::min(kTile, height), lower = height - upper;
@@ -133,8 +132,8 @@ static void product(const c10::BFloat16 *x, const c10::BFloat16 *block, const fl
       width = wide ? 4 * kTile : std::min(2 * kTile, columns - j);
       const int64_t across = (width + kTile - 1) / kTile;
       const Shapes needed = shapes(upper, lower, across, width - (across - 1) * kTile);
-      if (!any || memcmp(&told, &needed, sizeof told) != 0) {
-        told = needed, any = true;
+      if (memcmp(&told, &needed, sizeof told) != 0) {
+        told = needed;
         written(&told);
         _tile_loadconfig(&told);
       }

@@ -54,7 +54,7 @@ def saturate(
             "kind": "recreplay-saturate",
             "artifact": artifact.name,
             "seconds": seconds,
-            **measure(artifact, sizes, counts, waits, seconds, progress),
+            **dict(measured(artifact, sizes, counts, waits, seconds, progress)),
             "stamp": stamp(threads=1),
         }
     if out is not None:
@@ -65,19 +65,6 @@ def saturate(
     _show(report)
 
 
-def measure(
-    artifact: Path,
-    sizes: Sequence[int],
-    counts: list[int],
-    waits: list[int | None],
-    seconds: float,
-    progress: Callable[[str], None],
-) -> dict[str, Any]:
-    """Requests of `sizes` rows by `counts` lanes, by `waits` (batching delays in microseconds), by
-    coroutines, and beside a thread of Python; `seconds` for each."""
-    return dict(measured(artifact, sizes, counts, waits, seconds, progress))
-
-
 def measured(
     artifact: Path,
     sizes: Sequence[int],
@@ -86,7 +73,9 @@ def measured(
     seconds: float,
     progress: Callable[[str], None],
 ) -> Iterator[tuple[str, Any]]:
-    """The same one after the other, each with its name."""
+    """Requests of `sizes` rows by `counts` lanes, by `waits` (batching delays in microseconds), by
+    coroutines, and beside a thread of Python; `seconds` for each. One after the other, each with
+    its name."""
     from recreplay.runtime.artifact import open_artifact
     from recreplay.runtime.dispatch import can_pack
     from recreplay.tools.load.beside import beside_python
