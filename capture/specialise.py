@@ -30,6 +30,7 @@ from recreplay.capture.jagged_axis import bag_arguments, first_symbol, name_bag_
 from recreplay.capture.jagged_bags import bag_with_room
 from recreplay.capture.one_row import SQUEEZES, VIEWS, squeezed, viewable
 from recreplay.capture.plain_layers import as_layer, is_plain_layer, spell_out
+from recreplay.capture.plain_norms import as_factors
 from recreplay.capture.user_side import CandidateValues, number, user_operators, user_sizes
 from recreplay.capture.views import base
 from recreplay.runtime.spec import InputSpec
@@ -150,7 +151,7 @@ def specialise(model: Ingested, bucket: int) -> Program:
     values = CandidateValues(
         program, model.users, by_user.values
     )  # old node -> new node or Python value
-    seen: dict[Any, fx.Node] = {}
+    seen: dict[Any, Any] = {}
     specs = iter(exported.graph_signature.input_specs)
     state = {**exported.state_dict, **exported.constants}
     for node in exported.graph.nodes:
@@ -210,7 +211,7 @@ class _UserSide:
         self._inputs = inputs
         self._sizes = user_sizes(inputs, model.users) if model.users else {}
 
-    def visit(self, node: fx.Node, mine: bool, seen: dict[Any, fx.Node]) -> None:
+    def visit(self, node: fx.Node, mine: bool, seen: dict[Any, Any]) -> None:
         """Emit `node` if it is of this side or depends on no input, and know it if a number."""
         value = node.meta.get("val")
         if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool, int, float, bool)):
@@ -263,6 +264,9 @@ def _emit(
     if (layer := as_layer(program, target, args, kwargs)) is not None:
         seen[key] = layer
         return layer
+    if (normalised := as_factors(program, target, args)) is not None:
+        seen[key] = normalised
+        return normalised
     if target is operator.getitem and not isinstance(args[0], fx.Node):
         return args[0][args[1]]
     with program.fake_mode:
