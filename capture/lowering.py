@@ -78,24 +78,32 @@ def _tables(program: Program) -> tuple[list[str], list[str]]:
     for lookup in find_lookups(program):
         lookups.setdefault(lookup.weight, []).append(lookup.stackable or lookup.jagged)
         nodes.setdefault(lookup.weight, set()).add(lookup.node)
+    makes = _sources(program)
     good: list[str] = []
     left: list[str] = []
     for node in _weights(program):
         name = str(node.target).partition(":")[2]
         if name in lookups and node.meta["val"].ndim == 2:
-            fits = all(lookups[name]) and set(node.users) == nodes[name]
+            alone = set(node.users) == nodes[name] and name not in makes
+            fits = all(lookups[name]) and alone
             (good if fits else left).append(name)
     return good, left
 
 
 def _factors(program: Program) -> list[str]:
     """Float32 weights that are operands of matrix products, perhaps turned, and nothing else."""
+    makes = _sources(program)
     found = []
     for node in _weights(program):
-        reads = list(readers(node))
-        if reads and all(is_factor(view, user) for user, view in reads):
-            found.append(str(node.target).partition(":")[2])
+        name, reads = str(node.target).partition(":")[2], list(readers(node))
+        if reads and name not in makes and all(is_factor(view, user) for user, view in reads):
+            found.append(name)
     return found
+
+
+def _sources(program: Program) -> set[str]:
+    """What other weights are made of, in float32."""
+    return {name for made in program.made.values() for name in made.weights}
 
 
 def _weights(program: Program) -> Iterator[fx.Node]:

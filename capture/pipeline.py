@@ -46,6 +46,7 @@ from recreplay.runtime.mixed import make_checker
 from recreplay.runtime.processor import NATIVE
 
 REWRITES = (
+    "fold_weights",
     "narrow_ids",
     "stack_lookups",
     "group_lookups",

@@ -84,9 +84,10 @@ def survey(
     """`size` is the smallest bucket, `largest` the largest if there are others. `rewrites`: all
     that any choice applies. How weights are stored follows from them. `instructions`: those that
     packages may use."""
-    program = specialise(model, size)
+    folds = "fold_weights" in rewrites
+    program = specialise(model, size, folds)
     lowering = find_lowering(program, precision)
-    last = None if largest is None or largest == size else specialise(model, largest)
+    last = None if largest is None or largest == size else specialise(model, largest, folds)
     bounds, unchecked = id_bounds(program, last)
     narrow = narrowed(model.inputs, bounds, device)
     if "narrow_ids" in rewrites:
@@ -125,7 +126,7 @@ def plan_buckets(
     """The plan of every bucket, in ascending order."""
     planned = []
     for size in sizes:
-        program = specialise(model, size)
+        program = specialise(model, size, "fold_weights" in choice.rewrites)
         before = _described(program, choice) if choice.rewrites else None
         _rewrite(program, choice, known, smallest=size == sizes[0])
         dag, nodes = to_dag(program)

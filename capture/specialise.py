@@ -24,6 +24,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
+from recreplay.capture.fold_weights import fold
 from recreplay.capture.freeze import freeze
 from recreplay.capture.ingest import Ingested
 from recreplay.capture.jagged_axis import bag_arguments, first_symbol, name_bag_arguments
@@ -33,6 +34,7 @@ from recreplay.capture.plain_layers import as_layer, is_plain_layer, spell_out
 from recreplay.capture.plain_norms import as_factors
 from recreplay.capture.user_side import CandidateValues, number, user_operators, user_sizes
 from recreplay.capture.views import base
+from recreplay.runtime.made_weights import Made
 from recreplay.runtime.spec import InputSpec
 
 aten = torch.ops.aten
@@ -53,6 +55,7 @@ class Program:
     several inputs that lie side by side), `weight:NAME`, copies of a weight such as `packed:NAME`
     (see `recreplay.runtime.weight_copies`) or `const:HASH`. `meta["val"]` of each node is
     its fake tensor. `outputs` are the nodes that hold the model's outputs, each a node of its own.
+    `made` are the weights that the model computes of others.
     """
 
     bucket: int
@@ -62,6 +65,8 @@ class Program:
     fake_mode: FakeTensorMode
     staged: dict[str, tuple[str, ...]] = field(default_factory=dict)
     dividers: frozenset[str] = frozenset()
+    made: dict[str, Made] = field(default_factory=dict)
+    folds: bool = True  # whether what is computed of weights alone becomes a weight
 
     def source(self, kind: str, name: str, value: FakeTensor) -> fx.Node:
         """The placeholder `kind:name`, made when it is first asked for."""
@@ -135,12 +140,17 @@ class Program:
             if node not in kept and not node.users:
                 self.graph.erase_node(node)
         live = {str(n.target) for n in self.graph.find_nodes(op="placeholder")}
+        live |= {source for made in self.made.values() for source in made.sources}
         self.constants = {k: v for k, v in self.constants.items() if f"const:{k}" in live}
 
 
-def specialise(model: Ingested, bucket: int) -> Program:
-    """The program of `model` for exactly `bucket` rows, and as many users as a request may have."""
-    program = Program(bucket, fx.Graph(), {}, {}, FakeTensorMode(allow_non_fake_inputs=True))
+def specialise(model: Ingested, bucket: int, folds: bool = True) -> Program:
+    """The program of `model` for exactly `bucket` rows, and as many users as a request may have.
+
+    `folds`: what it computes of weights alone becomes a weight, see `fold_weights`.
+    """
+    fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
+    program = Program(bucket, fx.Graph(), {}, {}, fake_mode, folds=folds)
     program.dividers = frozenset(
         s.name for s in model.inputs if s.kind not in ("rows", "values", "mask")
     )
@@ -181,6 +191,10 @@ def specialise(model: Ingested, bucket: int) -> Program:
             results = [a for a, k in zip(args, kinds, strict=True) if k.name == "USER_OUTPUT"]
             for out, value in zip(model.outputs, results, strict=True):
                 program.outputs[out.name] = _own_node(program, value)
+    program.prune()
+    # On the way to others, or bound to nothing that is read.
+    live = {str(n.target) for n in program.graph.find_nodes(op="placeholder")}
+    program.made = {k: made for k, made in program.made.items() if f"weight:{k}" in live}
     program.prune()
     return program
 
@@ -264,7 +278,7 @@ def _emit(
     if (layer := as_layer(program, target, args, kwargs)) is not None:
         seen[key] = layer
         return layer
-    if (normalised := as_factors(program, target, args)) is not None:
+    if (normalised := as_factors(program, node, args)) is not None:
         seen[key] = normalised
         return normalised
     if target is operator.getitem and not isinstance(args[0], fx.Node):
@@ -285,6 +299,9 @@ def _emit(
             (args, kwargs),
         )
         return program.constant(target(*real_args, **real_kwargs))
+    if _is_static(node) and (folded := fold(program, target, args, kwargs, fake)) is not None:
+        seen[key] = folded
+        return folded
     new = program.graph.create_node("call_function", target, args, kwargs, name=node.name)
     new.meta = {
         "val": fake,
@@ -293,6 +310,13 @@ def _emit(
     }
     seen[key] = new
     return new
+
+
+def _is_static(node: fx.Node) -> bool:
+    """Whether an exported operator is the same for any number of rows."""
+    values = [n.meta.get("val") for n in (node, *node.all_input_nodes)]
+    shapes = (v.shape if isinstance(v, torch.Tensor) else [v] for v in values)
+    return not any(isinstance(d, torch.SymInt) for shape in shapes for d in shape)
 
 
 def _division(bag: fx.Node, inputs: Mapping[fx.Node, InputSpec]) -> InputSpec | None:

@@ -21,11 +21,14 @@ def is_view(node: fx.Node) -> bool:
     """True for an alias of another tensor, or one element of a tuple."""
     if node.target is operator.getitem:
         return True
-    if not isinstance(node.target, torch._ops.OpOverload):
+    return isinstance(node.target, torch._ops.OpOverload) and aliases(node.target)
+
+
+def aliases(target: torch._ops.OpOverload) -> bool:
+    """Whether what an operator gives is memory of what it reads."""
+    if target.overloadpacket in _MAY_COPY:
         return False
-    if node.target.overloadpacket in _MAY_COPY:
-        return False
-    returns = node.target._schema.returns
+    returns = target._schema.returns
     return len(returns) > 0 and returns[0].alias_info is not None
 
 

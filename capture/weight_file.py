@@ -1,4 +1,5 @@
-"""The weights of an artifact: each stored once, stacked ones inside of their stack."""
+"""The weights of an artifact: each stored once, stacked ones inside of their stack, and those that
+are made of others beside what they are made of."""
 
 from __future__ import annotations
 
@@ -13,9 +14,10 @@ from recreplay.capture.lowering import Lowering
 from recreplay.capture.planning import Planned, Survey, sources
 from recreplay.capture.weight_stacks import WeightStack
 from recreplay.capture.writer import save_tensors
-from recreplay.runtime.artifact import WEIGHTS
+from recreplay.runtime.artifact import MADE, WEIGHTS
 from recreplay.runtime.errors import CaptureError
 from recreplay.runtime.lowered import SCALES, lower, part_names, unfit
+from recreplay.runtime.made_weights import WEIGHT, Made, write_made
 from recreplay.runtime.manifest import Manifest, TableView
 from recreplay.runtime.weight_copies import KINDS
 from recreplay.runtime.weights import memory_of, with_views
@@ -26,9 +28,11 @@ def write_weights(
 ) -> Manifest:
     """Write what the planned buckets read, and say in the manifest which weights are views of a
     stack, which are stored as something else than float32, which have several names, and which
-    nothing reads."""
-    stored, tables = _lay_out(model, planned, known)
+    nothing reads; and beside it, how those are made that the model computes of others."""
+    stored, tables, made = _lay_out(model, planned, known)
     save_tensors(folder / WEIGHTS, stored)
+    if made:
+        write_made(folder / MADE, made)
     names = {*stored, *tables}
     kinds: Mapping[str, str] = known.lowering.stored()
     lowered = {name: kinds[name] for name in sorted(kinds) if name in names}
@@ -44,7 +48,7 @@ def weight_tensors(
     model: Ingested, planned: Sequence[Planned], known: Survey, device: torch.device
 ) -> dict[str, torch.Tensor]:
     """The weights as a runtime would have them on `device`."""
-    stored, tables = _lay_out(model, planned, known)
+    stored, tables, _ = _lay_out(model, planned, known)
     return with_views({name: value.detach().to(device) for name, value in stored.items()}, tables)
 
 
@@ -86,10 +90,17 @@ def _extent(tensor: torch.Tensor) -> tuple[int, int]:
 
 def _lay_out(
     model: Ingested, planned: Sequence[Planned], known: Survey
-) -> tuple[dict[str, torch.Tensor], dict[str, TableView]]:
-    state: Mapping[str, torch.Tensor] = {**model.exported.state_dict, **model.exported.constants}
+) -> tuple[dict[str, torch.Tensor], dict[str, TableView], dict[str, Made]]:
+    """What is stored, which weights are views of it, and how those are made that are made."""
+    state: dict[str, torch.Tensor] = {**model.exported.state_dict, **model.exported.constants}
     everything = {name for p in planned for name in sources(p.program.graph, "weight", *KINDS)}
     read = {name for name in everything if not name.startswith(SCALES)}
+    made = _made(planned, known, read)
+    if made:
+        constants = {f"const:{k}": v for p in planned for k, v in p.program.constants.items()}
+        given = {f"{WEIGHT}{name}": state[name].cpu() for m in made.values() for name in m.weights}
+        state |= {name: how.make(constants | given) for name, how in made.items()}
+        read |= {name for how in made.values() for name in how.weights}
     tables: dict[str, TableView] = {}
     stored: dict[str, torch.Tensor] = {}
     grouped: set[str] = set()
@@ -107,7 +118,15 @@ def _lay_out(
         stored |= _stack_parts(stack, state, known.lowering)
     for name in sorted(read - set(stored) - set(tables)):
         stored |= _parts(name, state[name], known.lowering)
-    return stored, tables
+    return stored, tables, made
+
+
+def _made(planned: Sequence[Planned], known: Survey, read: Collection[str]) -> dict[str, Made]:
+    """The weights among those that are read, or lie in what is, that are made of others."""
+    stacks = [*known.tables, *known.branches, *(group.flat for group in known.groups)]
+    laid = {name for stack in stacks if stack.name in read for name in stack.members}
+    made = {name: how for p in planned for name, how in p.program.made.items()}
+    return {name: how for name, how in sorted(made.items()) if name in read or name in laid}
 
 
 def _stack_parts(

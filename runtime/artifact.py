@@ -25,6 +25,7 @@ SEAL = "manifest.sha256"
 WEIGHTS = "weights.safetensors"
 CONSTANTS = "constants.safetensors"
 SELFTEST = "selftest.safetensors"
+MADE = "made.json"  # how weights are made of others, where any are
 # Only where capture had a C compiler:
 LAUNCHER = "launch.so"  # calls AOTInductor packages on the CPU, which need it, and CUDA's graphs
 FILLER = "fill.so"  # fills staging memory

@@ -10,6 +10,7 @@ from recreplay.runtime.artifact import (
     CONSTANTS,
     FILLER,
     LAUNCHER,
+    MADE,
     SELFTEST,
     WEIGHTS,
     Artifact,
@@ -31,6 +32,7 @@ class LaneLoader:
 
     def __init__(self, artifact: Artifact, wanted: str, check: Check, wait: Wait = "spin") -> None:
         from recreplay.runtime.devices import open_device
+        from recreplay.runtime.made_weights import read_made
         from recreplay.runtime.modes import no_modes
         from recreplay.runtime.weight_copies import copy_names, make_copies
         from recreplay.runtime.weights import load_tensors, with_views
@@ -43,8 +45,9 @@ class LaneLoader:
             try:
                 check_environment(artifact, device.fingerprint())
                 target = device.torch_device
+                self.made = read_made(root / MADE)
                 self.weights = with_views(load_tensors(root / WEIGHTS, target), manifest.tables)
-                self._constants = load_tensors(root / CONSTANTS, target)
+                self.constants = load_tensors(root / CONSTANTS, target)
                 self.copies = make_copies(
                     copy_names(manifest), self.weights, manifest.block_columns
                 )
@@ -53,12 +56,12 @@ class LaneLoader:
 
     def close(self) -> None:
         """Let go of the weights; lanes that are left keep what they read."""
-        for held in (self.weights, self._constants, self.copies):
+        for held in (self.weights, self.constants, self.copies):
             held.clear()
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What segments read besides requests, under the names that they use."""
-        return as_segments_name(self.weights, self._constants, self.copies)
+        return as_segments_name(self.weights, self.constants, self.copies)
 
     def lane(self) -> Lane:
         """One more lane: graphs, buffers, streams and packages of its own.

@@ -6,9 +6,10 @@ requests wait for no more than the write itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -55,6 +56,9 @@ class _Weight:
         return tuple(part.to(device) for part in lower(values, self.lowered))
 
 
+_New: TypeAlias = "tuple[_Weight, tuple[torch.Tensor, ...]]"  # a weight and what it will hold
+
+
 class Refresher:
     """Writes weights while no lane replays."""
 
@@ -66,14 +70,20 @@ class Refresher:
         self._storages = {name: view.storage for name, view in manifest.tables.items()}
         weights = {} if loader is None else loader.weights
         self._tensors = weights
+        self._made = {} if loader is None else loader.made
+        self._constants = {} if loader is None else loader.constants
         self._copies = {} if loader is None else loader.copies
         # A storage of several tables is written through its tables only.
-        self._weights = {
+        found = {
             name: _Weight(tuple(weights[part] for part in part_names(name, kind)), kind)
             for name in weights
             if name not in storages and not name.startswith(SCALES)
             for kind in [manifest.lowered.get(name)]
         }
+        self._weights = {k: weight for k, weight in found.items() if k not in self._made}
+        self._results = {k: found[k] for k in self._made}  # as what they are made of says
+        # One update at a time, where something is made of what two of them write.
+        self._turn = threading.Lock()
         self.count = 0
         self._closed = False
 
@@ -111,14 +121,17 @@ class Refresher:
         where = where.to(weight.parts[0].device)
         new = weight.stored(what, rows)
 
-        def write() -> None:
-            for part, written in zip(weight.parts, new, strict=True):
-                part.index_copy_(0, where, written)
+        def written() -> dict[str, torch.Tensor]:
+            return {own: weight.parts[0].index_copy(0, where, new[0])}
 
-        self._write(write, [own], [where, *new])
+        def write() -> None:
+            for part, values in zip(weight.parts, new, strict=True):
+                part.index_copy_(0, where, values)
+
+        self._write(write, [own], [where, *new], written)
 
     def update_weights(self, weights: Mapping[str, Any]) -> None:
-        found: dict[str, tuple[_Weight, tuple[torch.Tensor, ...]]] = {}
+        found: dict[str, _New] = {}
         given: dict[str, tuple[str, torch.Tensor]] = {}
         for name, value in weights.items():
             if name in self._unread:
@@ -138,31 +151,59 @@ class Refresher:
                     "different values; give one of them, or capture a model that has both"
                 )
 
-        def write() -> None:
-            for weight, written in found.values():
-                for part, values in zip(weight.parts, written, strict=True):
-                    part.copy_(values)
+        def written() -> dict[str, torch.Tensor]:
+            return {name: values[0] for name, (_, values) in found.items()}
 
-        self._write(write, list(found), [v for _, written in found.values() for v in written])
+        def write() -> None:
+            _copy(found.values())
+
+        values = [v for _, parts in found.values() for v in parts]
+        self._write(write, list(found), values, written)
 
     def _write(
-        self, write: Callable[[], None], names: Sequence[str], values: Sequence[torch.Tensor]
+        self,
+        write: Callable[[], None],
+        names: Sequence[str],
+        values: Sequence[torch.Tensor],
+        written: Callable[[], Mapping[str, torch.Tensor]],
     ) -> None:
         """Do it, and what follows of it for weights of these names, while no lane replays; wholly,
-        whoever is interrupted meanwhile. `values` are what is written."""
+        whoever is interrupted meanwhile. `values` are what is written, and `written` gives the
+        weights as they will be."""
         import torch
 
-        _, wait = settle(values)
+        with self._turn:
+            made = self._remade(names, written)
+            parts = [part for _, parts in made.values() for part in parts]
+            _, wait = settle([*values, *parts])
 
-        def idle() -> None:
-            with self._lanes.all_idle(), torch.no_grad():
-                if wait is not None:
-                    wait()
-                self.count += 1  # stored answers say nothing from the first byte on
-                write()
-                self._settle(names)
+            def idle() -> None:
+                with self._lanes.all_idle(), torch.no_grad():
+                    if wait is not None:
+                        wait()
+                    self.count += 1  # stored answers say nothing from the first byte on
+                    write()
+                    _copy(made.values())
+                    self._settle([*names, *made])
 
-        not_interrupted(idle)
+            not_interrupted(idle)
+
+    def _remade(
+        self, names: Collection[str], written: Callable[[], Mapping[str, torch.Tensor]]
+    ) -> dict[str, _New]:
+        """The weights that are made of those of these names, and what they are from now on."""
+        asked = {k: how for k, how in self._made.items() if not set(names).isdisjoint(how.weights)}
+        if not asked:
+            return {}
+        from recreplay.runtime.loading import as_segments_name
+
+        tensors = as_segments_name({**self._tensors, **written()}, self._constants, {})
+        found = {}
+        for name, how in asked.items():
+            weight = self._results[name]
+            what = f"weight {name!r}, which is made of {', '.join(how.weights)}"
+            found[name] = weight, weight.stored(what, how.make(tensors))
+        return found
 
     def _settle(self, names: Sequence[str]) -> None:
         """Bring up to date what was made of weights, and of the storages that they lie in, each
@@ -182,6 +223,7 @@ class Refresher:
         """Let go of the weights; those of the loader are the loader's to let go of."""
         self._closed = True
         self._weights.clear()
+        self._results.clear()
 
     def _find(self, name: str) -> tuple[str, _Weight]:
         """The weight's own name, and the weight."""
@@ -195,6 +237,12 @@ class Refresher:
             raise RefreshError(
                 f"the captured model has no weight {name!r}; it has {known}"
             ) from None
+
+
+def _copy(new: Iterable[_New]) -> None:
+    for weight, values in new:
+        for part, written in zip(weight.parts, values, strict=True):
+            part.copy_(written)
 
 
 def _tensor(value: Any, what: str) -> torch.Tensor:

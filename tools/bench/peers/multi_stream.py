@@ -43,7 +43,7 @@ class MultiStreamModel:
 
     def prepare(self, example: Mapping[str, Array]) -> Call:
         rows = len(next(iter(example.values())))
-        program = specialise(self._subject.ingested, rows)
+        program = specialise(self._subject.ingested, rows, folds=False)
         dag, nodes = to_dag(program)
         order = issue_order(program, assign(dag, "feature", _STREAMS), nodes)
         device = torch.device(self._subject.device)

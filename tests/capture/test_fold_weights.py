@@ -1,0 +1,320 @@
+"""What a model computes of its weights alone is made once, and again when one is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+from recreplay.capture import capture
+from recreplay.capture.ingest import ingest
+from recreplay.capture.specialise import Program, specialise
+from recreplay.runtime import Runtime
+from recreplay.runtime.errors import ArtifactCorruptError, RefreshError
+
+Capture = Callable[..., Path]
+aten = torch.ops.aten
+
+
+class Normalised(nn.Module):
+    """Layers with a normalisation behind them, one of them with a weight of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Linear(6, 8), nn.BatchNorm1d(8)
+        self.second, self.plain = nn.Linear(8, 4, bias=False), nn.BatchNorm1d(4, affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.plain(self.second(self.norm(self.first(x)).relu()))
+        return found
+
+
+class Adapted(nn.Module):
+    """A sum of low rank beside a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(5, 6))
+        self.down, self.up = nn.Parameter(torch.randn(2, 6)), nn.Parameter(torch.randn(5, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight + 0.5 * self.up @ self.down)
+
+
+class Gated(nn.Module):
+    """Weights that are a function of weights, one of them a single number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.share = nn.Parameter(torch.randn(6)), nn.Parameter(torch.tensor(0.3))
+        self.layer = parametrizations.weight_norm(nn.Linear(6, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.layer(x * self.gate.softmax(0)) * self.share.sigmoid()
+        return found
+
+
+class Placed(nn.Module):
+    """Positions that are looked up, and a relative bias in the order of pairs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.position, self.bias = nn.Embedding(9, 6), nn.Embedding(3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        items = x.unsqueeze(1) + self.position(torch.arange(3))
+        ahead = torch.arange(3)[:, None] - torch.arange(3)[None, :]
+        scores = items @ items.transpose(1, 2) + self.bias(ahead.clamp(-1, 1) + 1).squeeze(-1)
+        return (scores.softmax(-1) @ items).flatten(1)
+
+
+class Cosine(nn.Module):
+    """Rows of unit length, of a table that is looked up as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.items = nn.Embedding(20, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        own: Tensor = self.items((x[:, 0].abs() * 3).long().clamp(max=19))
+        return (x + own) @ F.normalize(self.items.weight, dim=-1).t()
+
+
+class Cast(nn.Module):
+    """Exported under autocast: weights are cast for each request."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found: Tensor = self.layer(x)
+        return found.float()
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "normalised": Normalised,
+    "adapted": Adapted,
+    "gated": Gated,
+    "placed": Placed,
+    "cosine": Cosine,
+    "cast": Cast,
+}
+
+
+def trained(name: str, seed: int = 0) -> nn.Module:
+    """A model whose every weight and statistic is drawn."""
+    torch.manual_seed(seed)
+    model = MODELS[name]().eval()
+    with torch.no_grad():
+        for key, value in model.state_dict().items():
+            if value.is_floating_point():
+                value.uniform_(0.2, 2) if "var" in key else value.normal_()
+    return model
+
+
+def specialised(model: nn.Module, bucket: int = 4, folds: bool = True) -> Program:
+    return specialise(ingest(model, {"x": torch.randn(3, 6)}), bucket, folds)
+
+
+def operators(program: Program) -> list[object]:
+    return [n.target for n in program.graph.nodes if n.op == "call_function"]
+
+
+def agree(runtime: Runtime, model: nn.Module, x: Tensor, tolerance: float) -> None:
+    for rows in (1, 3, 5):
+        with torch.no_grad():
+            want = model(x[:rows]).numpy()
+        got = runtime.run({"x": x[:rows]})["output"]
+        scale = max(float(np.abs(want).max()), 1e-3)
+        np.testing.assert_allclose(got, want, rtol=0, atol=tolerance * scale)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_weight_that_is_written_is_followed(name: str, captured: Capture) -> None:
+    model, x = trained(name), torch.randn(5, 6)
+    tolerance = 0.02 if name == "cast" else 1e-4
+    with Runtime.load(captured(model, {"x": x}, buckets=[1, 4])) as runtime:
+        agree(runtime, model, x, tolerance)
+        other = trained(name, seed=1)
+        for key, value in other.state_dict().items():  # one by one
+            if key in runtime.weights():
+                runtime.update_weights({key: value})
+                model.load_state_dict({**model.state_dict(), key: value})
+                agree(runtime, model, x, tolerance)
+        agree(runtime, other, x, tolerance)
+        again = trained(name, seed=2)
+        runtime.update_weights(again.state_dict())  # all at once
+        agree(runtime, again, x, tolerance)
+
+
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [
+        ("normalised", [aten.linear.default, aten.relu.default, aten.linear.default]),
+        ("adapted", [aten.linear.default]),
+        ("gated", [aten.mul.Tensor, aten.linear.default, aten.mul.Tensor]),
+    ],
+)
+@pytest.mark.parametrize("bucket", [1, 4])
+def test_what_is_left_for_requests(name: str, left: list[object], bucket: int) -> None:
+    assert operators(specialised(trained(name), bucket)) == left
+    assert len(operators(specialised(trained(name), bucket, folds=False))) > len(left)
+
+
+def test_rows_of_a_table_that_another_is_made_of(captured: Capture) -> None:
+    model, x = trained("cosine"), torch.randn(5, 6)
+    with Runtime.load(captured(model, {"x": x})) as runtime:
+        ids, rows = torch.tensor([3, 0]), torch.randn(2, 6)
+        runtime.update_rows("items.weight", ids, rows)
+        with torch.no_grad():
+            model.items.weight[ids] = rows  # type: ignore[index,union-attr]
+        agree(runtime, model, x, 1e-4)
+
+
+def test_what_is_made_is_no_weight_of_the_model(captured: Capture) -> None:
+    model, x = trained("normalised"), torch.randn(5, 6)
+    with Runtime.load(captured(model, {"x": x})) as runtime:
+        assert set(runtime.weights()) == {
+            key for key, value in model.state_dict().items() if value.is_floating_point()
+        }
+        made = next(name for name in specialised(model).made if name.startswith("first.weight"))
+        with pytest.raises(RefreshError, match=r"the captured model has no weight 'first\.weight#"):
+            runtime.update_weights({made: torch.zeros(8, 6)})
+
+
+def test_what_a_bucket_says_the_size_of_stays() -> None:
+    class Ranked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.place = nn.Parameter(torch.randn(1, 6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.place.expand(x.shape[0], 6).exp()
+
+    assert not specialised(Ranked().eval()).made
+
+
+def test_what_takes_more_memory_than_a_cache_and_its_weights_stays() -> None:
+    class Pairs(nn.Module):
+        def __init__(self, items: int) -> None:
+            super().__init__()
+            self.items = nn.Parameter(torch.randn(items, 6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            gaps = self.items.unsqueeze(0) - self.items.unsqueeze(1)
+            return x + gaps.abs().sum((0, 1))
+
+    few, many = (specialised(Pairs(n).eval()) for n in (30, 600))
+    assert operators(few) == [aten.add.Tensor]
+    assert not many.made
+
+
+def test_branches_over_made_weights_are_stacked(captured: Capture) -> None:
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.heads = nn.ModuleList(Adapted() for _ in range(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([head(x).relu() for head in self.heads], 1)
+
+    torch.manual_seed(0)
+    model, other, x = Heads().eval(), Heads().eval(), torch.randn(5, 6)
+    with Runtime.load(captured(model, {"x": x})) as runtime:
+        stacks = {view.storage for view in runtime.manifest.tables.values()}
+        assert len(stacks) == 1
+        agree(runtime, model, x, 1e-4)
+        runtime.update_weights(other.state_dict())
+        agree(runtime, other, x, 1e-4)
+
+
+@pytest.mark.inductor
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_packed_and_lowered(precision: str, captured: Capture) -> None:
+    """Blocks of made weights, in bfloat16 too, follow what they are made of."""
+
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.normalised, self.adapted = Normalised(), Adapted()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([self.normalised(x), self.adapted(x)], 1)
+
+    def drawn(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        model = Both().eval()
+        model.normalised.load_state_dict(trained("normalised", seed).state_dict())
+        return model
+
+    model, other, x = drawn(0), drawn(1), torch.randn(5, 6)
+    options: dict[str, Any] = {"precision": precision, "compiler": "inductor"}
+    if precision != "fp32":
+        options["max_error"] = 0.05
+    tolerance = 1e-4 if precision == "fp32" else 0.05
+    with Runtime.load(captured(model, {"x": x}, buckets=[1, 4], **options)) as runtime:
+        agree(runtime, model, x, tolerance)
+        runtime.update_weights(other.state_dict())
+        agree(runtime, other, x, tolerance)
+
+
+def test_a_table_in_int8_is_not_what_others_are_made_of(captured: Capture) -> None:
+    class Scored(Cosine):
+        def forward(self, x: Tensor, ids: Tensor) -> Tensor:
+            return (x + self.items(ids)) @ F.normalize(self.items.weight, dim=-1).t()
+
+    torch.manual_seed(0)
+    model, x, ids = Scored().eval(), torch.randn(5, 6), torch.randint(0, 20, (5,))
+    messages: list[str] = []
+    path = captured(model, {"x": x, "ids": ids}, table_precision="int8", progress=messages.append)
+    assert any("table items.weight stays in fp32" in message for message in messages)
+    with Runtime.load(path) as runtime, torch.no_grad():
+        got = runtime.run({"x": x, "ids": ids})["output"]
+        np.testing.assert_allclose(got, model(x, ids), rtol=1e-4, atol=1e-5)
+
+
+def test_without_the_rewrite_nothing_is_made(captured: Capture) -> None:
+    model, x = trained("normalised"), torch.randn(5, 6)
+    path = captured(model, {"x": x}, rewrites=[])
+    assert not (path / "made.json").exists()
+    with Runtime.load(path) as runtime:
+        agree(runtime, model, x, 1e-4)
+
+
+def test_a_stored_recipe_that_is_none(tmp_path: Path) -> None:
+    from recreplay.runtime.made_weights import read_made
+
+    path = tmp_path / "made.json"
+    path.write_text(json.dumps({"weight": 3}))
+    with pytest.raises(ArtifactCorruptError, match="does not say how weights are made"):
+        read_made(path)
+
+
+def test_updates_side_by_side_are_both_in_what_is_made(tmp_path: Path) -> None:
+    from threading import Thread
+
+    model, x = trained("adapted"), torch.randn(5, 6)
+    capture(model, {"x": x}, out=tmp_path / "m.rr", buckets=[4], compiler="eager")
+    with Runtime.load(tmp_path / "m.rr") as runtime:
+        for seed in range(20):
+            state = trained("adapted", seed).state_dict()
+            writers = [
+                Thread(target=runtime.update_weights, args=({key: value},))
+                for key, value in state.items()
+            ]
+            for writer in writers:
+                writer.start()
+            for writer in writers:
+                writer.join()
+            model.load_state_dict(state)
+            agree(runtime, model, x, 1e-4)
