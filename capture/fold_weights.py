@@ -23,6 +23,7 @@ from recreplay.runtime.made_weights import WEIGHT, Made
 if TYPE_CHECKING:
     from recreplay.capture.specialise import Program
 
+aten = torch.ops.aten
 _SMALL = 4 << 20  # bytes that stay in a last cache, beside the other weights of a bucket
 
 
@@ -52,6 +53,23 @@ def fold(program: Program, target: Any, args: Any, kwargs: Any, fake: Any) -> fx
     name = f"{largest}#{hashlib.sha256(text.encode()).hexdigest()[:8]}"
     program.made[name] = made
     return program.source("weight", name, program.fake(fake.shape, fake.dtype))
+
+
+def whole(program: Program, read: fx.Node) -> fx.Node:
+    """A part of a weight (one of several matrices in a parameter, rows of one) as a weight of its
+    own, which rewrites may lay out as products want it; anything else as it is.
+
+    Rows of a table are not doubled: there may be many.
+    """
+    stored, value = base(read), read.meta["val"]
+    if not str(stored.target).startswith(WEIGHT) or stored.meta.get("looked_up", False):
+        return read
+    if value.numel() == stored.meta["val"].numel():
+        return read
+    with program.fake_mode:
+        fake = value.contiguous()
+    options = {"memory_format": torch.contiguous_format}
+    return fold(program, aten.clone.default, (read,), options, fake) or read
 
 
 def _bytes(value: torch.Tensor) -> int:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
+from recreplay.capture.fold_weights import whole
 from recreplay.capture.views import base
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def _is_weight(node: fx.Node) -> bool:
 
 def _of_rows(program: Program, rows: fx.Node, weight: fx.Node, bias: fx.Node | None) -> fx.Node:
     """`[bias +] rows @ weight`, `[..., in]` and `[in, out]` to `[..., out]`."""
-    turned = _turned(program, weight)
+    turned = _turned(program, whole(program, weight))
     if bias is None:
         return program.call(aten.linear.default, rows, turned)
     if is_plain_layer(turned, bias):
@@ -93,6 +94,7 @@ def _turned(program: Program, weight: fx.Node) -> fx.Node:
 
 def _of_columns(program: Program, weight: fx.Node, columns: fx.Node) -> fx.Node:
     """`weight @ columns`, `[out, in]` and `[..., in, k]` to `[..., out, k]`."""
+    weight = whole(program, weight)
     if columns.meta["val"].shape[-1] == 1:
         rows = program.call(aten.squeeze.dims, columns, [-1])
         return program.call(

@@ -24,7 +24,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
-from recreplay.capture.fold_weights import fold
+from recreplay.capture.fold_weights import fold, whole
 from recreplay.capture.freeze import freeze
 from recreplay.capture.ingest import Ingested
 from recreplay.capture.jagged_axis import bag_arguments, first_symbol, name_bag_arguments
@@ -45,6 +45,7 @@ _ASSERTS = {
     aten.sym_constrain_range.default,
     aten.sym_constrain_range_for_size.default,
 }
+_LOOKUPS = {aten.embedding.default, aten.embedding_bag.padding_idx}
 
 
 @dataclass
@@ -179,6 +180,7 @@ def specialise(model: Ingested, bucket: int, folds: bool = True) -> Program:
                 values[node] = program.source(
                     "weight", spec.target, program.fake(weight.shape, weight.dtype)
                 )
+                values[node].meta["looked_up"] = any(u.target in _LOOKUPS for u in node.users)
             by_user.values[node] = values[node]
         elif node.op == "call_function":
             if side:
@@ -267,6 +269,8 @@ def _emit(
             return [bag]
     if node.target is aten.linear.default and not is_plain_layer(*args[1:]):
         return spell_out(program, *args)
+    if node.target is aten.linear.default:
+        args = (args[0], whole(program, args[1]), *args[2:])
     if target in SQUEEZES:
         target, args = aten.squeeze.dims, (args[0], squeezed(node))
     if target in VIEWS:

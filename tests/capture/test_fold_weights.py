@@ -17,6 +17,7 @@ from torch.nn.utils import parametrizations
 from recreplay.capture import capture
 from recreplay.capture.ingest import ingest
 from recreplay.capture.specialise import Program, specialise
+from recreplay.capture.views import base
 from recreplay.runtime import Runtime
 from recreplay.runtime.errors import ArtifactCorruptError, RefreshError
 
@@ -101,6 +102,25 @@ class Cast(nn.Module):
         return found.float()
 
 
+class Parts(nn.Module):
+    """Matrices of one parameter, in two orders, and layers that lie in one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernels = nn.Parameter(torch.randn(2, 6, 6))
+        self.inward = nn.Parameter(torch.randn(2, 6, 4))
+        self.seen = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        crossed = x
+        for i in range(2):
+            crossed = x * torch.matmul(self.kernels[i], crossed.unsqueeze(2)).squeeze(2) + crossed
+        query, key = (crossed @ self.inward[i] for i in range(2))
+        items = torch.stack([query, key], 1)
+        found: Tensor = self.seen(query.unsqueeze(1), items, items, need_weights=False)[0]
+        return found.squeeze(1)
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "normalised": Normalised,
     "adapted": Adapted,
@@ -108,6 +128,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "placed": Placed,
     "cosine": Cosine,
     "cast": Cast,
+    "parts": Parts,
 }
 
 
@@ -217,6 +238,30 @@ def test_what_takes_more_memory_than_a_cache_and_its_weights_stays() -> None:
     few, many = (specialised(Pairs(n).eval()) for n in (30, 600))
     assert operators(few) == [aten.add.Tensor]
     assert not many.made
+
+
+def test_parts_that_are_multiplied_with_are_weights_of_their_own() -> None:
+    program = specialised(trained("parts"))
+    layers = program.graph.find_nodes(op="call_function", target=aten.linear.default)
+    weights = [base(layer.args[1]) for layer in layers]
+    assert len(weights) == 7
+    assert all(
+        w.meta["val"].numel() == layer.args[1].meta["val"].numel()
+        for w, layer in zip(weights, layers, strict=True)
+    )
+
+
+def test_rows_of_what_is_looked_up_are_not_doubled() -> None:
+    class Scored(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.items = nn.Embedding(20, 6, padding_idx=0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            own: Tensor = self.items((x[:, 0].abs() * 3).long().clamp(max=19))
+            return (x + own) @ self.items.weight[1:].t()
+
+    assert not specialised(Scored().eval()).made
 
 
 def test_branches_over_made_weights_are_stacked(captured: Capture) -> None:

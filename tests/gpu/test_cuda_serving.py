@@ -132,6 +132,36 @@ def test_a_refresh_is_seen_by_the_next_replay_and_by_none_before(artifact: Path)
         check(runtime, models[0])
 
 
+class Adapted(torch.nn.Module):
+    """A layer with a sum of low rank in its weight and a normalisation behind it."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.layer, self.norm = torch.nn.Linear(6, 5), torch.nn.BatchNorm1d(5)
+        self.down = torch.nn.Parameter(torch.randn(2, 6))
+        self.up = torch.nn.Parameter(torch.randn(5, 2))
+        self.norm.running_var.uniform_(0.2, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.layer.weight + self.up @ self.down
+        found: torch.Tensor = self.norm(torch.nn.functional.linear(x, weight, self.layer.bias))
+        return found
+
+
+def test_what_is_made_of_weights_follows_them(tmp_path: Path) -> None:
+    models = [Adapted(seed).eval() for seed in (0, 1)]
+    x = torch.randn(9, 6)
+    options = {"device": "cuda", "compiler": "eager", "buckets": [1, 8]}
+    capture(models[0], {"x": x}, out=tmp_path / "m.rr", **options)
+    with Runtime.load(tmp_path / "m.rr") as runtime, torch.no_grad():
+        for model in (*models, models[0]):
+            runtime.update_weights(model.state_dict())
+            for rows in (1, 3, 9):
+                got = runtime.run({"x": x[:rows].numpy()})["output"]
+                np.testing.assert_allclose(got, model(x[:rows]), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "options",
     [
