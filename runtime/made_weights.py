@@ -45,10 +45,14 @@ class Made:
     def make(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The weight, contiguous. `tensors`: at least the sources, all on one device."""
         values = {name: tensors[name].detach() for name in self.sources}
-        device = next(iter(values.values())).device
+        home = next(iter(values.values())).device
+        # By ids that are weights: a wrong one would end every use of a GPU.
+        by_ids = any(not values[WEIGHT + name].is_floating_point() for name in self.weights)
+        device = torch.device("cpu") if by_ids else home
         with no_modes(), torch.no_grad():
+            values = {name: value.to(device) for name, value in values.items()}
             made = bind(self.operators, values, [self.operators[-1].name], device)()[0]
-            return made.contiguous()
+            return made.contiguous().to(home)
 
 
 def write_made(path: Path, made: Mapping[str, Made]) -> None:

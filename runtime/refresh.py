@@ -202,7 +202,11 @@ class Refresher:
         for name, how in asked.items():
             weight = self._results[name]
             what = f"weight {name!r}, which is made of {', '.join(how.weights)}"
-            found[name] = weight, weight.stored(what, how.make(tensors))
+            try:
+                made = how.make(tensors)
+            except (IndexError, RuntimeError) as error:
+                raise RefreshError(f"{what}: {error}; nothing was written") from error
+            found[name] = weight, weight.stored(what, made)
         return found
 
     def _settle(self, names: Sequence[str]) -> None:

@@ -240,6 +240,30 @@ def test_what_takes_more_memory_than_a_cache_and_its_weights_stays() -> None:
     assert not many.made
 
 
+def test_what_cannot_be_made_is_not_written(captured: Capture) -> None:
+    class Placed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.position = nn.Embedding(9, 6)
+            self.register_buffer("at", torch.tensor([4]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = x + self.position(self.at)
+            return found
+
+    model, x = Placed().eval(), torch.randn(5, 6)
+    with Runtime.load(captured(model, {"x": x})) as runtime:
+        message = (
+            r"which is made of position\.weight, at: index out of range.*; nothing was written"
+        )
+        with pytest.raises(RefreshError, match=message):
+            runtime.update_weights({"at": torch.tensor([9])})
+        agree(runtime, model, x, 1e-5)
+        runtime.update_weights({"at": torch.tensor([8])})
+        model.load_state_dict({**model.state_dict(), "at": torch.tensor([8])})
+        agree(runtime, model, x, 1e-5)
+
+
 def test_parts_that_are_multiplied_with_are_weights_of_their_own() -> None:
     program = specialised(trained("parts"))
     layers = program.graph.find_nodes(op="call_function", target=aten.linear.default)

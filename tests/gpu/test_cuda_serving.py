@@ -17,6 +17,7 @@ from recreplay.capture import capture
 from recreplay.models import dlrm
 from recreplay.runtime import Runtime, Serving
 from recreplay.runtime.artifact import LAUNCHER
+from recreplay.runtime.errors import RefreshError
 
 MODEL = {"tables": 8, "rows_scale": 0.01}
 ROWS = (1, 2, 7, 8, 9, 40)
@@ -142,9 +143,12 @@ class Adapted(torch.nn.Module):
         self.down = torch.nn.Parameter(torch.randn(2, 6))
         self.up = torch.nn.Parameter(torch.randn(5, 2))
         self.norm.running_var.uniform_(0.2, 2)
+        self.places = torch.nn.Embedding(4, 6)
+        self.register_buffer("place", torch.tensor([seed]))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         weight = self.layer.weight + self.up @ self.down
+        x = x + self.places(self.place)
         found: torch.Tensor = self.norm(torch.nn.functional.linear(x, weight, self.layer.bias))
         return found
 
@@ -160,6 +164,10 @@ def test_what_is_made_of_weights_follows_them(tmp_path: Path) -> None:
             for rows in (1, 3, 9):
                 got = runtime.run({"x": x[:rows].numpy()})["output"]
                 np.testing.assert_allclose(got, model(x[:rows]), rtol=1e-4, atol=1e-5)
+        with pytest.raises(RefreshError, match=r"index out of range.*; nothing was written"):
+            runtime.update_weights({"place": np.array([4])})
+        got = runtime.run({"x": x.numpy()})["output"]
+        np.testing.assert_allclose(got, models[0](x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
