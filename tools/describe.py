@@ -7,13 +7,16 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from recreplay.runtime.artifact import CONSTANTS, WEIGHTS, Artifact
+from recreplay.runtime.artifact import CONSTANTS, MADE, WEIGHTS, Artifact
 from recreplay.runtime.errors import RecReplayError
+from recreplay.runtime.made_weights import read_made
 from recreplay.runtime.manifest import Bucket, Manifest
 from recreplay.runtime.portions import best_portion, measured_us
 from recreplay.runtime.spec import total_bytes
+from recreplay.runtime.weight_copies import copy_names
 from recreplay.tools.files import folder_size
 from recreplay.tools.strict import remarks
+from recreplay.tools.weight_sizes import weight_sizes
 
 
 def describe(path: Path, manifest: Manifest) -> dict[str, Any]:
@@ -110,13 +113,18 @@ def describe_plan(bucket: Bucket) -> list[dict[str, Any]]:
 
 
 def _memory(path: Path, manifest: Manifest) -> dict[str, int]:
-    """What a runtime holds. Buckets of a lane share their memory, so the largest counts."""
+    """What a runtime holds: weights, of which some are made of others, copies of them as products
+    read them, and so much a lane. Buckets of a lane share their memory, so the largest counts."""
     weights = sum((path / name).stat().st_size for name in (WEIGHTS, CONSTANTS))
+    sizes = weight_sizes(path / WEIGHTS, manifest.tables)
+    copied = [name.partition(":") for name in copy_names(manifest)]
     staging_in = max(total_bytes(b.inputs) for b in manifest.buckets)
     staging_out = max(total_bytes(b.outputs) for b in manifest.buckets)
     buffers = max(total_bytes(b.buffers) for b in manifest.buckets)
     return {
         "weights_bytes": weights,
+        "made_bytes": sum(sizes[name].bytes for name in read_made(path / MADE)),
+        "copied_bytes": sum(sizes[name].copied("wide" in kind) for kind, _, name in copied),
         "staging_bytes": staging_in + staging_out,
         "buffer_bytes": buffers,
         "lane_bytes": staging_in + staging_out + buffers,

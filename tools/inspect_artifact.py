@@ -62,6 +62,15 @@ def inspect(
         show(_plan(found.plan.strategy, shown, shown["steps"]))
 
 
+def _weights(memory: dict[str, int]) -> str:
+    words = tables.size(memory["weights_bytes"])
+    if memory["made_bytes"]:
+        words += f", {tables.size(memory['made_bytes'])} of them made of others"
+    if memory["copied_bytes"]:
+        words += f"; copies for products, made at load: {tables.size(memory['copied_bytes'])}"
+    return words
+
+
 def _overview(summary: dict[str, Any]) -> Iterator[RenderableType]:
     memory, environment = summary["memory"], summary["environment"]
     yield tables.pairs(
@@ -74,7 +83,7 @@ def _overview(summary: dict[str, Any]) -> Iterator[RenderableType]:
             ("precision", _precision(summary)),
             ("captured in", f"{summary['capture_seconds']:.1f} s"),
             ("on disk", tables.size(summary["disk_bytes"])),
-            ("weights", tables.size(memory["weights_bytes"])),
+            ("weights", _weights(memory)),
             (
                 "a lane",
                 f"{tables.size(memory['lane_bytes'])}: staging "

@@ -6,9 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 from typer.testing import Result
 
+from recreplay.capture import capture
 from recreplay.capture.compilers import toolchain
+from recreplay.runtime.artifact import open_artifact
+from recreplay.runtime.loading import LaneLoader
 from recreplay.tools import tables
 from recreplay.tools.console import Progress, report_error, report_notice, show
 
@@ -41,6 +46,45 @@ def test_inspect(captured: tuple[Path, Any], invoke: Invoke, report: Callable[..
     text = invoke("inspect", out).stdout
     for word in ("Buckets", "ids_0 … ids_1", "Stacked tables", "made for instructions"):
         assert word in text
+
+
+def test_memory_is_what_a_runtime_holds(
+    tmp_path: Path, invoke: Invoke, report: Callable[..., Any]
+) -> None:
+    """Weights that are made of others, and copies of some, in bfloat16 and of a stack too."""
+
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(9, 6)
+            self.heads = nn.ModuleList(
+                nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5)) for _ in range(3)
+            )
+            self.top = nn.Linear(15, 7)
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            x = self.table(ids)
+            found: torch.Tensor = self.top(torch.cat([head(x) for head in self.heads], 1))
+            return found
+
+    for precision in ("fp32", "bf16"):
+        out = tmp_path / f"{precision}.rr"
+        capture(
+            Heads().eval(),
+            {"ids": torch.randint(0, 9, (4,))},
+            out=out,
+            buckets=[2],
+            compiler="eager",
+            precision=precision,
+        )
+        memory = report("inspect", out)["memory"]
+        artifact = open_artifact(out)
+        loader = LaneLoader(artifact, "cpu", "error")
+        made = [loader.weights[name] for name in loader.made]
+        assert len(made) == 6
+        assert memory["made_bytes"] == sum(t.nbytes for t in made) > 0
+        assert memory["copied_bytes"] == sum(t.nbytes for t in loader.copies.values()) > 0
+    assert "of them made of others" in invoke("inspect", out).stdout
 
 
 def test_long_names_leave_room_for_their_values(

@@ -24,6 +24,7 @@ views.buckets = {
         ["Compiler", `${a.compiler}, ${format.plural(a.packages, "package")}`], ["Rewrites", a.rewrites.join(", ") || "none"],
         ["Precision", `${a.precision}, tables ${a.table_precision}`],
         ["Captured in", `${a.capture_seconds.toFixed(1)} s`], ["On disk", format.bytes(a.disk_bytes)], ["Weights", format.bytes(a.memory.weights_bytes)],
+        ["Made of others", format.bytes(a.memory.made_bytes)], ["Copies for products", format.bytes(a.memory.copied_bytes)],
         ["A lane", format.bytes(a.memory.lane_bytes)], ["Inputs", a.inputs.length], ["Outputs", a.outputs.map((o) => o.name).join(", ")],
       ])),
       this.card("Environment", "The artifact loads where these agree.", el("div", {}, facts(Object.entries(a.environment)),
