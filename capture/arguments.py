@@ -30,13 +30,11 @@ def forward_arguments(model: torch.nn.Module, example: Example) -> dict[str, Any
     """Keyword arguments of `forward` from flat named tensors, or from a tuple in its order."""
     if isinstance(model, NamedInputs):
         return {"inputs": _in_order(model, example)}
-    parameters = [
-        p
-        for p in inspect.signature(model.forward).parameters.values()
-        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-    ]
+    every = list(inspect.signature(model.forward).parameters.values())
+    parameters = [p for p in every if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     if not isinstance(example, Mapping):
         if len(example) > len(parameters):
+            _refuse_unnamed(model, every, parameters)
             raise CaptureError(
                 f"{len(example)} example inputs for "
                 f"forward({', '.join(p.name for p in parameters)})"
@@ -68,11 +66,29 @@ def forward_arguments(model: torch.nn.Module, example: Example) -> dict[str, Any
                 f"given: {', '.join(example) or 'nothing'}{hint}"
             )
     if rest:
+        _refuse_unnamed(model, every, parameters)
         raise CaptureError(
             f"example inputs {sorted(rest)} fit no parameter of {type(model).__name__}.forward"
             f"({', '.join(p.name for p in parameters)})"
         )
     return arguments
+
+
+def _refuse_unnamed(
+    model: torch.nn.Module,
+    every: Sequence[inspect.Parameter],
+    named: Sequence[inspect.Parameter],
+) -> None:
+    """Say which parameters of `forward` are why an input has no place: `*ids` and the like."""
+    others = [p for p in every if p not in named]
+    if others:
+        written = {p: str(p.replace(annotation=p.empty, default=p.empty)) for p in every}
+        name, taken = type(model).__name__, ", ".join(written.values())
+        raise CaptureError(
+            f"inputs cannot be named by {', '.join(written[p] for p in others)} of "
+            f"{name}.forward({taken}); "
+            "capture a module around it that takes a list or a dict of tensors there and calls it"
+        )
 
 
 def _in_order(model: NamedInputs, example: Example) -> list[torch.Tensor]:

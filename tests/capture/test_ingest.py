@@ -215,6 +215,19 @@ def test_a_wrong_example_is_refused(example: Any, message: str) -> None:
     refuse(Pair().eval(), example, message)
 
 
+@pytest.mark.parametrize("example", [(X, X), {"left": X, "ids_0": X}])
+def test_inputs_without_names_are_refused(example: Any) -> None:
+    class Many(Pair):
+        def forward(self, left: torch.Tensor, *ids: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+            return sum(ids, left)
+
+    message = (
+        r"^inputs cannot be named by \*ids of Many\.forward\(left, \*ids\); capture a module "
+        r"around it that takes a list or a dict of tensors there and calls it$"
+    )
+    refuse(Many().eval(), example, message)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -225,7 +238,7 @@ def test_a_wrong_example_is_refused(example: Any, message: str) -> None:
         ({"streams": 0}, r"^streams must be 1 or more; got 0$"),
         ({"threads": 0}, r"^threads must be 1 or more; got 0$"),
         ({"threads": -3}, r"^threads must be 1 or more; got -3$"),
-        ({"rewrites": ["magic"]}, r"^unknown rewrite 'magic'; expected some of narrow_ids"),
+        ({"rewrites": ["magic"]}, r"^unknown rewrite 'magic'; expected some of fold_weights"),
         ({"compiler": "gcc"}, r"^unknown compiler 'gcc'; expected one of eager, inductor"),
     ],
 )
