@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch.nn.utils import parametrizations
 
 from recreplay.capture import capture
 from recreplay.capture.ingest import ingest
+from recreplay.capture.rewrites.stack_branches import plan_weight_stacks, stack_branches
 from recreplay.capture.specialise import Program, specialise
 from recreplay.capture.views import base
 from recreplay.runtime import Runtime
@@ -286,6 +288,25 @@ def test_rows_of_what_is_looked_up_are_not_doubled() -> None:
             return (x + own) @ self.items.weight[1:].t()
 
     assert not specialised(Scored().eval()).made
+
+
+@pytest.mark.parametrize(("name", "left"), [("mmoe", 6), ("dcn_v2", 6), ("catalogue", 3)])
+def test_models_as_teams_write_them(name: str, left: int, captured: Capture) -> None:
+    """Of the examples: every product is a layer or a batch of layers over stored weights."""
+    example = runpy.run_path(str(Path(__file__).parents[2] / "examples/team_models.py"))
+    model = example[name]()
+    program = specialise(ingest(model, model.example_inputs(4)), 4)
+    stack_branches(program, plan_weight_stacks(program))
+    layers = [aten.linear.default, aten.baddbmm.default, aten.bmm.default]
+    products = [n for n in operators(program) if n in layers]
+    assert len(products) == left
+    assert aten.matmul.default not in operators(program)
+    request = model.example_inputs(3, seed=1)
+    with Runtime.load(captured(model, buckets=[4])) as runtime, torch.no_grad():
+        got = runtime.run(request)
+        want = model(list(request.values())) if name != "catalogue" else model(**request)
+    for key, value in (want if isinstance(want, dict) else {"output": want}).items():
+        np.testing.assert_allclose(got[key], value.numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_branches_over_made_weights_are_stacked(captured: Capture) -> None:

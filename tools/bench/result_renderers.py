@@ -23,6 +23,9 @@ _TITLES = {
     "rm_small": "RM-small",
     "rm_med": "RM-med",
     "rm_large": "RM-large",
+    "mmoe": "MMoE, 8 experts with batch normalisation",
+    "dcn_v2": "DCNv2, 26 features",
+    "catalogue": "Cosines of a catalogue of 20,000 items",
 }
 _PEERS = {
     "onnxruntime_gather": "ONNX Runtime",

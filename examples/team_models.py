@@ -1,0 +1,129 @@
+"""Models as teams write them: what they compute of weights alone is made once (`fold_weights`).
+
+    recreplay bench examples/team_models.py:mmoe examples/team_models.py:dcn_v2 \
+        examples/team_models.py:catalogue --peers aotinductor,onnxruntime_gather
+
+`mmoe` has eight experts of layers with batch normalisation and three tasks, `dcn_v2` keeps the
+weights of its cross layers in one parameter, and `catalogue` scores every item of a catalogue by
+its cosine. Weights and statistics are drawn.
+"""
+
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ROWS = 1000
+
+
+class Tables(nn.Module):
+    """`features` ids of one row each, looked up and laid side by side: `[B, 16 * features]`."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.tables = nn.ModuleList(nn.Embedding(ROWS, 16) for _ in range(features))
+
+    def forward(self, ids: list[Tensor]) -> Tensor:
+        return torch.cat([table(i) for table, i in zip(self.tables, ids, strict=True)], 1)
+
+    def example_inputs(self, batch: int, seed: int = 0) -> dict[str, Tensor]:
+        draw = torch.Generator().manual_seed(seed)
+        return {
+            f"ids_{i}": torch.randint(0, ROWS, (batch,), generator=draw)
+            for i in range(len(self.tables))
+        }
+
+
+def mlp(*sizes: int) -> nn.Sequential:
+    """Layers with batch normalisation and ReLU behind each."""
+    layers = [
+        (nn.Linear(before, after), nn.BatchNorm1d(after), nn.ReLU())
+        for before, after in pairwise(sizes)
+    ]
+    return nn.Sequential(*(part for layer in layers for part in layer))
+
+
+def trained(model: nn.Module) -> nn.Module:
+    """With statistics as of batches that were seen."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            nn.init.normal_(module.running_mean)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+    return model.eval()
+
+
+class MMoE(nn.Module):
+    """Experts that all tasks share, each weighing them by a gate of its own."""
+
+    def __init__(self, experts: int = 8, tasks: int = 3) -> None:
+        super().__init__()
+        self.embed = Tables(16)
+        self.experts = nn.ModuleList(mlp(256, 256, 128) for _ in range(experts))
+        self.gates = nn.ModuleList(nn.Linear(256, experts) for _ in range(tasks))
+        self.towers = nn.ModuleList(
+            nn.Sequential(mlp(128, 64, 32), nn.Linear(32, 1)) for _ in range(tasks)
+        )
+        self.example_inputs = self.embed.example_inputs
+
+    def forward(self, ids: list[Tensor]) -> dict[str, Tensor]:
+        x = self.embed(ids)
+        found = torch.stack([expert(x) for expert in self.experts], 1)
+        mixed = [(gate(x).softmax(-1).unsqueeze(-1) * found).sum(1) for gate in self.gates]
+        scores = [tower(m).sigmoid() for tower, m in zip(self.towers, mixed, strict=True)]
+        return {f"task_{i}": score for i, score in enumerate(scores)}
+
+
+class DCNv2(nn.Module):
+    """Cross layers beside deep ones."""
+
+    def __init__(self, features: int = 26, layers: int = 3) -> None:
+        super().__init__()
+        size = 16 * features
+        self.embed = Tables(features)
+        self.kernels = nn.Parameter(torch.randn(layers, size, size) / size)
+        self.biases = nn.Parameter(torch.zeros(layers, size, 1))
+        self.deep = mlp(size, 256, 128)
+        self.out = nn.Linear(size + 128, 1)
+        self.example_inputs = self.embed.example_inputs
+
+    def forward(self, ids: list[Tensor]) -> Tensor:
+        x = self.embed(ids)
+        first = crossed = x.unsqueeze(2)
+        for kernel, bias in zip(self.kernels, self.biases, strict=True):
+            crossed = first * (torch.matmul(kernel, crossed) + bias) + crossed
+        score: Tensor = self.out(torch.cat([crossed.squeeze(2), self.deep(x)], 1)).sigmoid()
+        return score
+
+
+class Catalogue(nn.Module):
+    """A history of 20 items against all items, by cosine."""
+
+    def __init__(self, items: int = 20_000) -> None:
+        super().__init__()
+        self.items = nn.Embedding(items, 64)
+        self.user = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
+
+    def forward(self, history: Tensor) -> Tensor:
+        user = self.user(self.items(history).mean(1))
+        return F.normalize(user, dim=-1) @ F.normalize(self.items.weight, dim=-1).t()
+
+    def example_inputs(self, batch: int, seed: int = 0) -> dict[str, Tensor]:
+        draw = torch.Generator().manual_seed(seed)
+        items = self.items.num_embeddings
+        return {"history": torch.randint(0, items, (batch, 20), generator=draw)}
+
+
+def mmoe() -> nn.Module:
+    torch.manual_seed(0)
+    return trained(MMoE())
+
+
+def dcn_v2() -> nn.Module:
+    torch.manual_seed(0)
+    return trained(DCNv2())
+
+
+def catalogue() -> nn.Module:
+    torch.manual_seed(0)
+    return Catalogue().eval()
