@@ -2,9 +2,10 @@
 
 A program is a list of operators in execution order. Arguments are JSON values, or one of these:
 `{"value": name}` (a tensor), `{"dtype": "float32"}`, `{"memory_format": "..."}`, `{"device":
-true}` (the device that the segment runs on), `{"layout": "strided"}`, `{"float": "inf"}`. Only
-operators of the `aten` namespace, `getitem` and our own `packed_linear`, `byte_bags`, `row_bags`,
-`jagged_bags` and `grouped_lookup` exist, so that loading one cannot run anything else.
+true}` (the device that the segment runs on), `{"layout": "strided"}`, `{"float": "inf"}`,
+`{"complex": "(1+2j)"}`. Only operators of the `aten` namespace, `getitem` and our own
+`packed_linear`, `byte_bags`, `row_bags`, `jagged_bags` and `grouped_lookup` exist, so that loading
+one cannot run anything else.
 """
 
 from __future__ import annotations
@@ -81,6 +82,8 @@ def encode(arg: Any, name_of: Callable[[Any], str | None]) -> Any:
         return {"layout": str(arg)}
     if isinstance(arg, float) and not isfinite(arg):
         return {"float": repr(arg)}
+    if isinstance(arg, complex):
+        return {"complex": repr(arg)}
     if arg is None or isinstance(arg, (bool, int, float, str)):
         return arg
     raise TypeError(f"an argument of type {type(arg).__name__} cannot be stored: {arg!r}")
@@ -101,6 +104,8 @@ def decode(arg: Any, device: torch.device) -> Any:
             return torch.strided
         case {"float": str(text)}:
             return float(text)
+        case {"complex": str(text)}:
+            return complex(text)
     raise ArtifactCorruptError(f"unknown argument {arg!r} in a stored operator")
 
 

@@ -104,6 +104,19 @@ class Cast(nn.Module):
         return found.float()
 
 
+class Filtered(nn.Module):
+    """A filter of frequencies, as FMLP-Rec has it, made of complex numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.filter = nn.Parameter(torch.randn(4, 2))
+        self.phase = nn.Parameter(torch.randn(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        turned = torch.view_as_complex(self.filter) * (self.phase * (0.5 + 1j))
+        return torch.fft.irfft(torch.fft.rfft(x, dim=1) * turned, n=6, dim=1)
+
+
 class Parts(nn.Module):
     """Matrices of one parameter, in two orders, and layers that lie in one weight."""
 
@@ -131,6 +144,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "cosine": Cosine,
     "cast": Cast,
     "parts": Parts,
+    "filtered": Filtered,
 }
 
 
