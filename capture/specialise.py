@@ -45,7 +45,10 @@ _ASSERTS = {
     aten.sym_constrain_range.default,
     aten.sym_constrain_range_for_size.default,
 }
-_LOOKUPS = {aten.embedding.default, aten.embedding_bag.padding_idx}
+_LOOKUPS = {
+    *(aten.embedding.default, aten.embedding_bag.padding_idx),
+    *(aten.index.Tensor, aten.index_select.default),
+}
 
 
 @dataclass

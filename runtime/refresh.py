@@ -82,6 +82,10 @@ class Refresher:
         }
         self._weights = {k: weight for k, weight in found.items() if k not in self._made}
         self._results = {k: found[k] for k in self._made}  # as what they are made of says
+        self._made_of: dict[str, list[str]] = {}  # what each weight is in
+        for name, how in self._made.items():
+            for source in how.weights:
+                self._made_of.setdefault(source, []).append(name)
         # One update at a time, where something is made of what two of them write.
         self._turn = threading.Lock()
         self.count = 0
@@ -192,15 +196,15 @@ class Refresher:
         self, names: Collection[str], written: Callable[[], Mapping[str, torch.Tensor]]
     ) -> dict[str, _New]:
         """The weights that are made of those of these names, and what they are from now on."""
-        asked = {k: how for k, how in self._made.items() if not set(names).isdisjoint(how.weights)}
+        asked = dict.fromkeys(made for name in names for made in self._made_of.get(name, ()))
         if not asked:
             return {}
         from recreplay.runtime.loading import as_segments_name
 
         tensors = as_segments_name({**self._tensors, **written()}, self._constants, {})
         found = {}
-        for name, how in asked.items():
-            weight = self._results[name]
+        for name in asked:
+            weight, how = self._results[name], self._made[name]
             what = f"weight {name!r}, which is made of {', '.join(how.weights)}"
             try:
                 made = how.make(tensors)
