@@ -132,7 +132,7 @@ class Refresher:
             for part, values in zip(weight.parts, new, strict=True):
                 part.index_copy_(0, where, values)
 
-        self._write(write, [own], [where, *new], written)
+        self._write(write, [own], [where, *new], written, rows=where)
 
     def update_weights(self, weights: Mapping[str, Any]) -> None:
         found: dict[str, _New] = {}
@@ -170,10 +170,11 @@ class Refresher:
         names: Sequence[str],
         values: Sequence[torch.Tensor],
         written: Callable[[], Mapping[str, torch.Tensor]],
+        rows: torch.Tensor | None = None,
     ) -> None:
         """Do it, and what follows of it for weights of these names, while no lane replays; wholly,
         whoever is interrupted meanwhile. `values` are what is written, and `written` gives the
-        weights as they will be."""
+        weights as they will be. `rows`: those of the one weight that are written, if not all."""
         import torch
 
         with self._turn:
@@ -188,7 +189,7 @@ class Refresher:
                     self.count += 1  # stored answers say nothing from the first byte on
                     write()
                     _copy(made.values())
-                    self._settle([*names, *made])
+                    self._settle([*names, *made], {} if rows is None else {names[0]: rows})
 
             not_interrupted(idle)
 
@@ -213,15 +214,16 @@ class Refresher:
             found[name] = weight, weight.stored(what, made)
         return found
 
-    def _settle(self, names: Sequence[str]) -> None:
+    def _settle(self, names: Sequence[str], rows: Mapping[str, torch.Tensor]) -> None:
         """Bring up to date what was made of weights, and of the storages that they lie in, each
-        once, before any replay reads it."""
+        once, before any replay reads it. `rows`: those that were written of weights, if not all."""
         if self._copies:
             from recreplay.runtime.weight_copies import refresh_copies
 
             storages = [self._storages[name] for name in names if name in self._storages]
             for name in dict.fromkeys([*names, *storages]):
-                refresh_copies(self._copies, name, self._tensors[name], self._columns)
+                weight = self._tensors[name]
+                refresh_copies(self._copies, name, weight, self._columns, rows.get(name))
         if any(self._tensors[name].is_cuda for name in names):  # replays run on other streams
             import torch
 

@@ -50,13 +50,35 @@ def make_copies(
 
 
 def refresh_copies(
-    copies: Mapping[str, torch.Tensor], name: str, weight: torch.Tensor, columns: int
+    copies: Mapping[str, torch.Tensor],
+    name: str,
+    weight: torch.Tensor,
+    columns: int,
+    rows: torch.Tensor | None = None,
 ) -> None:
-    """Write the copies of the weight `name` anew where they are: segments hold their address."""
+    """Write the copies of the weight `name` anew where they are: segments hold their address.
+
+    `rows`: which of the weight's were written, int64 `[k]` on its device; by default all.
+    """
     for kind in KINDS:
         copy = copies.get(f"{kind}:{name}")
-        if copy is not None:
+        if copy is None:
+            continue
+        if rows is not None and kind == "turned":
+            copy.index_copy_(1, rows, weight.detach()[rows].t())
+        elif rows is not None and kind == "packed":
+            _repack(copy, weight.detach().flatten(1), columns, rows)
+        else:
             copy.copy_(_make(f"{kind}:{name}", weight, columns))
+
+
+def _repack(copy: torch.Tensor, weight: torch.Tensor, columns: int, rows: torch.Tensor) -> None:
+    """The blocks that these rows are in."""
+    flat, length = copy.view(-1), weight.shape[1]
+    for block in sorted({row // columns for row in rows.tolist()}):
+        begin = block * columns
+        packed = pack(weight[begin : begin + columns], columns).view(-1)
+        flat[begin * length : begin * length + len(packed)].copy_(packed)
 
 
 def _make(name: str, weight: torch.Tensor, columns: int) -> torch.Tensor:
