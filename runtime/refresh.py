@@ -7,9 +7,9 @@ requests wait for no more than the write itself.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -56,7 +56,26 @@ class _Weight:
         return tuple(part.to(device) for part in lower(values, self.lowered))
 
 
-_New: TypeAlias = "tuple[_Weight, tuple[torch.Tensor, ...]]"  # a weight and what it will hold
+@dataclass(frozen=True)
+class _Write:
+    """What a weight will hold: `values` in each of its parts, of all rows or of these."""
+
+    weight: _Weight
+    values: tuple[torch.Tensor, ...]
+    rows: torch.Tensor | None = None
+
+    def do(self) -> None:
+        for part, value in zip(self.weight.parts, self.values, strict=True):
+            if self.rows is None:
+                part.copy_(value)
+            else:
+                part.index_copy_(0, self.rows, value)
+
+    def done(self) -> torch.Tensor:
+        """The weight as it will be, elsewhere; for one that is not lowered."""
+        if self.rows is None:
+            return self.values[0]
+        return self.weight.parts[0].index_copy(0, self.rows, self.values[0])
 
 
 class Refresher:
@@ -125,17 +144,10 @@ class Refresher:
         where = where.to(weight.parts[0].device)
         new = weight.stored(what, rows)
 
-        def written() -> dict[str, torch.Tensor]:
-            return {own: weight.parts[0].index_copy(0, where, new[0])}
-
-        def write() -> None:
-            for part, values in zip(weight.parts, new, strict=True):
-                part.index_copy_(0, where, values)
-
-        self._write(write, [own], [where, *new], written, rows=where)
+        self._write({own: _Write(weight, new, where)})
 
     def update_weights(self, weights: Mapping[str, Any]) -> None:
-        found: dict[str, _New] = {}
+        found: dict[str, _Write] = {}
         given: dict[str, tuple[str, torch.Tensor]] = {}
         for name, value in weights.items():
             if name in self._unread:
@@ -146,7 +158,7 @@ class Refresher:
             _check_fit(what, new, weight.dtype, weight.shape)
             if own not in given:
                 given[own] = name, new
-                found[own] = weight, weight.stored(what, new)
+                found[own] = _Write(weight, weight.stored(what, new))
                 continue
             other, same = given[own]
             if not _equal(same, new, weight.dtype):
@@ -155,54 +167,40 @@ class Refresher:
                     "different values; give one of them, or capture a model that has both"
                 )
 
-        def written() -> dict[str, torch.Tensor]:
-            return {name: values[0] for name, (_, values) in found.items()}
+        self._write(found)
 
-        def write() -> None:
-            _copy(found.values())
-
-        values = [v for _, parts in found.values() for v in parts]
-        self._write(write, list(found), values, written)
-
-    def _write(
-        self,
-        write: Callable[[], None],
-        names: Sequence[str],
-        values: Sequence[torch.Tensor],
-        written: Callable[[], Mapping[str, torch.Tensor]],
-        rows: torch.Tensor | None = None,
-    ) -> None:
-        """Do it, and what follows of it for weights of these names, while no lane replays; wholly,
-        whoever is interrupted meanwhile. `values` are what is written, and `written` gives the
-        weights as they will be. `rows`: those of the one weight that are written, if not all."""
+    def _write(self, writes: dict[str, _Write]) -> None:
+        """Do it, and what follows of it for other weights, while no lane replays; wholly, whoever
+        is interrupted meanwhile."""
         import torch
 
         with self._turn:
-            made = self._remade(names, written)
-            parts = [part for _, parts in made.values() for part in parts]
-            _, wait = settle([*values, *parts])
+            writes |= self._remade(writes)
+            _, wait = settle(
+                [v for w in writes.values() for v in (*w.values, w.rows) if v is not None]
+            )
 
             def idle() -> None:
                 with self._lanes.all_idle(), torch.no_grad():
                     if wait is not None:
                         wait()
                     self.count += 1  # stored answers say nothing from the first byte on
-                    write()
-                    _copy(made.values())
-                    self._settle([*names, *made], {} if rows is None else {names[0]: rows})
+                    for write in writes.values():
+                        write.do()
+                    self._settle(writes)
 
             not_interrupted(idle)
 
-    def _remade(
-        self, names: Collection[str], written: Callable[[], Mapping[str, torch.Tensor]]
-    ) -> dict[str, _New]:
-        """The weights that are made of those of these names, and what they are from now on."""
-        asked = dict.fromkeys(made for name in names for made in self._made_of.get(name, ()))
+    def _remade(self, writes: Mapping[str, _Write]) -> dict[str, _Write]:
+        """The weights that are made of those that are written, where they will differ."""
+        asked = dict.fromkeys(made for name in writes for made in self._made_of.get(name, ()))
         if not asked:
             return {}
         from recreplay.runtime.loading import as_segments_name
 
-        tensors = as_segments_name({**self._tensors, **written()}, self._constants, {})
+        # Of those that are lowered, nothing is made.
+        done = {name: w.done() for name, w in writes.items() if name in self._made_of}
+        tensors = as_segments_name({**self._tensors, **done}, self._constants, {})
         found = {}
         for name in asked:
             weight, how = self._results[name], self._made[name]
@@ -211,23 +209,25 @@ class Refresher:
                 made = how.make(tensors)
             except (IndexError, RuntimeError) as error:
                 raise RefreshError(f"{what}: {error}; nothing was written") from error
-            found[name] = weight, weight.stored(what, made)
+            found[name] = _changes(weight, weight.stored(what, made))
         return found
 
-    def _settle(self, names: Sequence[str], rows: Mapping[str, torch.Tensor]) -> None:
-        """Bring up to date what was made of weights, and of the storages that they lie in, each
-        once, before any replay reads it. `rows`: those that were written of weights, if not all."""
+    def _settle(self, writes: Mapping[str, _Write]) -> None:
+        """Bring up to date the copies of weights, and of the storages that they lie in, each once,
+        before any replay reads it."""
         if self._copies:
             from recreplay.runtime.weight_copies import refresh_copies
 
-            storages = [self._storages[name] for name in names if name in self._storages]
-            for name in dict.fromkeys([*names, *storages]):
+            rows = {name: write.rows for name, write in writes.items()}
+            storages = [self._storages[name] for name in writes if name in self._storages]
+            for name in dict.fromkeys([*writes, *storages]):
                 weight = self._tensors[name]
                 refresh_copies(self._copies, name, weight, self._columns, rows.get(name))
-        if any(self._tensors[name].is_cuda for name in names):  # replays run on other streams
+        written = [self._tensors[name] for name in writes]
+        if any(weight.is_cuda for weight in written):  # replays run on other streams
             import torch
 
-            torch.cuda.current_stream(self._tensors[names[0]].device).synchronize()
+            torch.cuda.current_stream(written[0].device).synchronize()
 
     def close(self) -> None:
         """Let go of the weights; those of the loader are the loader's to let go of."""
@@ -249,10 +249,18 @@ class Refresher:
             ) from None
 
 
-def _copy(new: Iterable[_New]) -> None:
-    for weight, values in new:
-        for part, written in zip(weight.parts, values, strict=True):
-            part.copy_(written)
+def _changes(weight: _Weight, values: tuple[torch.Tensor, ...]) -> _Write:
+    """Only the rows that differ from what is there, which of a large table may be few."""
+    import torch
+
+    if not weight.shape:
+        return _Write(weight, values)
+    pairs = zip(weight.parts, values, strict=True)
+    differ = [(there != value).reshape(len(value), -1).any(1) for there, value in pairs]
+    rows = torch.stack(differ).any(0).nonzero().flatten()
+    if len(rows) == weight.shape[0]:
+        return _Write(weight, values)
+    return _Write(weight, tuple(value[rows] for value in values), rows)
 
 
 def _tensor(value: Any, what: str) -> torch.Tensor:
