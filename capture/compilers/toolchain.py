@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+
+_HEADERS = ("cuda.h", "cuda_runtime.h", "cuda_bf16.h", "cuda_fp16.h", "cuda_fp8.h")  # of packages
 
 
 def cxx_compiler() -> str | None:
@@ -49,9 +53,28 @@ def cuda_root() -> Path | None:
 
 
 def _cuda_problem() -> str | None:
-    if cuda_root() is None:
+    root, compiler = cuda_root(), cxx_compiler()
+    if root is None:
         return "no CUDA headers were found (cuda.h below CUDA_HOME/include)"
-    return None
+    assert compiler is not None  # which is asked for first
+    return _headers_problem(compiler, root / "include")
+
+
+@cache
+def _headers_problem(compiler: str, folder: Path) -> str | None:
+    """Why the headers that packages include cannot be, or None. Toolkits come in parts, and the
+    headers of one part include those of others."""
+    source = "".join(f"#include <{name}>\n" for name in _HEADERS)
+    command = [compiler, "-fsyntax-only", "-x", "c++", "-I", str(folder), "-"]
+    done = subprocess.run(command, input=source, capture_output=True, text=True)
+    if done.returncode == 0:
+        return None
+    said = [line for line in done.stderr.splitlines() if "error:" in line]
+    return (
+        f"CUDA's headers in {folder} are not complete ({(said or [done.stderr])[0].strip()}); "
+        "install those of the runtime, the compiler and CCCL (from PyPI: nvidia-cuda-runtime, "
+        "nvidia-cuda-crt, nvidia-cuda-cccl), or set CUDA_HOME to a toolkit that has them"
+    )
 
 
 def cuda_link_environment(folder: Path) -> dict[str, str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from recreplay.capture.compilers.toolchain import cuda_link_environment
+from recreplay.capture.compilers.toolchain import cuda_link_environment, inductor_problem
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
 LINKING = """
@@ -64,3 +64,27 @@ def test_without_a_driver_or_headers_nothing_changes(
     monkeypatch.setattr("recreplay.capture.compilers.toolchain.cuda_root", lambda: None)
     assert cuda_link_environment(tmp_path / "driver") == dict(os.environ)
     assert not (tmp_path / "driver").exists()
+
+
+@needs_compiler
+@pytest.mark.parametrize("part", [None, "cuda_runtime.h", "nv/target"])
+def test_headers_that_lack_a_part_are_a_problem_before_anything_is_compiled(
+    part: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after `pip install nvidia-cuda-runtime` alone: its `cuda_fp16.h` wants CCCL's."""
+    include = tmp_path / "include"
+    for name in ("cuda.h", "cuda_runtime.h", "cuda_bf16.h", "cuda_fp8.h", "nv/target"):
+        (include / name).parent.mkdir(parents=True, exist_ok=True)
+        (include / name).touch()
+    (include / "cuda_fp16.h").write_text("#include <nv/target>\n")
+    if part is not None:
+        (include / part).unlink()
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    problem = inductor_problem("cuda")
+    if part is None:
+        assert problem is None
+    else:
+        assert problem is not None
+        assert str(include) in problem
+        assert part in problem
+        assert "CUDA_HOME" in problem
