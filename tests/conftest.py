@@ -124,7 +124,7 @@ def one_compiling_process() -> Iterator[None]:
     as many processes for the same code."""
     with pytest.MonkeyPatch.context() as patch:
         if "PYTEST_XDIST_WORKER" in os.environ:
-            patch.setattr("recreplay.capture.compilers.inductor.usable_cores", lambda: 1)
+            patch.setenv("MAX_JOBS", "1")
         yield
 
 

@@ -72,8 +72,8 @@ def run_jobs(
     its process along, or said nothing for `patience` seconds, is a row with an `error`; one that
     was not begun, or not finished in time, has `skipped`. `work` is an empty folder.
     """
-    cores = len(os.sched_getaffinity(0))
-    told = {**os.environ, "OMP_NUM_THREADS": str(max(1, cores // lanes))}
+    share = str(max(1, len(os.sched_getaffinity(0)) // lanes))  # of the cores
+    told = {**os.environ, "OMP_NUM_THREADS": share, "MAX_JOBS": share}
 
     def lane(number: int) -> None:
         left = list(enumerate(jobs))[number::lanes]

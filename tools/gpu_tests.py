@@ -105,6 +105,7 @@ def run_file(root: Path, file: Path, share: str, work: Path, end: float) -> File
     name = file.name if share == "0/1" else f"{file.name} {share}"
     report = work / f"{name.replace('/', '-')}.jsonl"
     told = {gpu_report.FILE: str(report), SHARE: share, "OMP_NUM_THREADS": "2"}
+    told["MAX_JOBS"] = "2"  # of each of as many that run at once as there are cores
     told["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # of whatever else is installed there
     cases: dict[str, dict[str, str]] = {}
     code: int | None = BROKEN

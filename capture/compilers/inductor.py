@@ -15,7 +15,7 @@ from pathlib import Path
 
 from recreplay.capture.compilers.compile_workers import compile_in_processes
 from recreplay.capture.compilers.package_cache import PackageCache
-from recreplay.capture.compilers.toolchain import cuda_link_environment, usable_cores
+from recreplay.capture.compilers.toolchain import compile_jobs, cuda_link_environment
 from recreplay.capture.generalise import DynamicCode
 from recreplay.capture.sharing import Code
 from recreplay.runtime.devices import open_device
@@ -99,7 +99,7 @@ class InductorCompiler:
         if not codes:
             return
         # One at a time where kernels are measured, so that none disturbs another.
-        cores = 1 if self._autotune else usable_cores()
+        most = 1 if self._autotune else compile_jobs()
         waiting = list(codes)
         jobs = [
             {
@@ -107,10 +107,10 @@ class InductorCompiler:
                 "settings": self._settings,
                 "tf32": self._tf32,
                 "processor": self._processor,
-                "codes": {k: codes[k] for k in waiting[number::cores]},
+                "codes": {k: codes[k] for k in waiting[number::most]},
                 "target": str(target.absolute()),
             }
-            for number in range(min(len(waiting), cores))
+            for number in range(min(len(waiting), most))
         ]
         if device == "cpu":
             compile_in_processes(jobs, dict(os.environ), True, progress, len(codes))
@@ -119,7 +119,8 @@ class InductorCompiler:
         try:
             environment = cuda_link_environment(scratch / "driver")
             environment[_VECTORS] = "0"
-            environment.setdefault(_THREADS, str(max(1, usable_cores() // len(jobs))))
+            share, asked = max(1, compile_jobs() // len(jobs)), environment.get(_THREADS, "")
+            environment[_THREADS] = str(min(share, int(asked)) if asked.isdecimal() else share)
             compile_in_processes(jobs, environment, False, progress, len(codes))
         finally:
             drop_scratch(scratch)

@@ -24,6 +24,13 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def compile_jobs() -> int:
+    """Processes that may compile side by side: one for each core, or fewer where `MAX_JOBS` says
+    so, as builds of torch's extensions read it."""
+    most = os.environ.get("MAX_JOBS", "")
+    return min(usable_cores(), max(1, int(most))) if most.isdecimal() else usable_cores()
+
+
 def inductor_problem(device: str) -> str | None:
     """Why segments cannot be compiled here, or None. `device` is `cpu` or `cuda`."""
     if cxx_compiler() is None:

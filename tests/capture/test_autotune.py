@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from recreplay.capture import capture
-from recreplay.capture.compilers import get_compiler, inductor
+from recreplay.capture.compilers import get_compiler, inductor, toolchain
 from recreplay.capture.compilers.inductor import AUTOTUNED
 from recreplay.capture.compilers.package_cache import PackageCache
 from recreplay.capture.segments import SegmentCode
@@ -36,7 +36,8 @@ def test_kernels_are_measured_one_segment_at_a_time(
     monkeypatch.setattr(inductor, "compile_in_processes", lambda given, *_: jobs.extend(given))
     monkeypatch.setattr(inductor, "_fingerprint", lambda device: {"device": device})
     monkeypatch.setattr(PackageCache, "keep", lambda *_: None)  # nothing was compiled
-    monkeypatch.setattr(inductor, "usable_cores", lambda: 3)
+    monkeypatch.delenv("MAX_JOBS", raising=False)
+    monkeypatch.setattr(toolchain, "usable_cores", lambda: 3)
     compiler = get_compiler(name, threads=2, tf32=True)
     codes = {f"code{i}": SegmentCode((), (), (), (), ()) for i in range(4)}
     packages = compiler.compile(codes, tmp_path, "cuda", print)

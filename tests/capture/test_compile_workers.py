@@ -7,10 +7,11 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from recreplay.capture.compilers import compile_workers, inductor
+from recreplay.capture.compilers import compile_workers, inductor, toolchain
 from recreplay.capture.compilers.compile_workers import compile_in_processes
 from recreplay.capture.compilers.inductor import InductorCompiler
 from recreplay.runtime.errors import CompilerError
@@ -113,20 +114,41 @@ def test_a_fork_of_this_process_leaves_them_alone(compile_keys: Compile) -> None
     assert compile_keys(["b"]) == [process]
 
 
-@pytest.mark.parametrize(("device", "threads"), [("cpu", None), ("cuda", None), ("cuda", "3")])
+@pytest.mark.parametrize(
+    ("device", "threads"), [("cpu", None), ("cuda", None), ("cuda", "3"), ("cuda", "16")]
+)
 def test_for_cuda_they_look_for_no_vectors_and_share_the_cores(
     device: str, threads: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of torch 2.11 each would ask for itself what vectors the CPU has, one after the other."""
     names = "TORCHINDUCTOR_VEC_ISA_OK", "TORCHINDUCTOR_COMPILE_THREADS"
-    for name in names:
+    for name in (*names, "MAX_JOBS"):
         monkeypatch.delenv(name, raising=False)
     if threads is not None:
         monkeypatch.setenv(names[1], threads)
     told: list[dict[str, str]] = []
     monkeypatch.setattr(inductor, "compile_in_processes", lambda *job: told.append(job[1]))
-    monkeypatch.setattr(inductor, "usable_cores", lambda: 8)
+    monkeypatch.setattr(toolchain, "usable_cores", lambda: 8)
     InductorCompiler(1)._compile({"a": {}, "b": {}}, tmp_path, device, print)
     (environment,) = told
-    wanted = (None, None) if device == "cpu" else ("0", threads or "4")
+    wanted = (None, None) if device == "cpu" else ("0", "3" if threads == "3" else "4")
     assert tuple(map(environment.get, names)) == wanted
+
+
+@pytest.mark.parametrize(("most", "jobs"), [(None, 5), ("2", 2), ("0", 1), ("16", 5), ("many", 5)])
+def test_as_many_as_max_jobs_says(
+    most: str | None, jobs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each imports torch, which takes the time of two segments: captures that run side by side,
+    with a process for each core in each of them, took 131 s of a CPU where 46 do."""
+    if most is None:
+        monkeypatch.delenv("MAX_JOBS", raising=False)
+    else:
+        monkeypatch.setenv("MAX_JOBS", most)
+    told: list[list[dict[str, Any]]] = []
+    monkeypatch.setattr(inductor, "compile_in_processes", lambda *job: told.append(job[0]))
+    monkeypatch.setattr(toolchain, "usable_cores", lambda: 5)
+    codes: dict[str, object] = {name: {} for name in "abcdefg"}
+    InductorCompiler(1)._compile(codes, tmp_path, "cuda", print)
+    assert len(told[0]) == jobs
+    assert sorted(key for job in told[0] for key in job["codes"]) == sorted(codes)

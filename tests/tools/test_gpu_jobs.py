@@ -134,3 +134,12 @@ def test_jobs_end_with_who_asked_for_them(run: Run, tmp_path: Path) -> None:
             time.sleep(0.1)
         process.send_signal(signal.SIGKILL)
     wait_until_gone(int((tmp_path / "pid").read_text()))
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_lanes_share_the_cores_to_compile_on(
+    lanes: int, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
+    found = run("say({'jobs': os.environ['MAX_JOBS']})", numbered(2), lanes=lanes)
+    assert [row["jobs"] for row in found] == [str(4 // lanes)] * 2
