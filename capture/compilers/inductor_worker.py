@@ -37,6 +37,7 @@ from recreplay.runtime.processor import block_columns, instruction_sets
 aten = torch.ops.aten
 _COMPLEX_PARTS = 8  # inductor's max_complex_pointwise_cat_inputs
 _STAND_IN_ROWS = 64  # rows of the table that a segment is compiled with; the real number is dynamic
+_SHIFTS = ("aten.add.", "aten.sub.", "aten.rsub.", "aten.clamp")
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,16 @@ def build_module(
     examples: list[torch.Tensor] = []
     shapes: list[dict[int, Any] | None] = []
     tensors: list[tuple[fx.Node, list[Any]]] = []
+    rows = _STAND_IN_ROWS + _added(data["operators"])
 
     def argument_tensor(name: str, dtype: str, shape: list[Any], table: bool) -> fx.Node:
         sizes = [_size(d, example_batch) for d in shape]
         dynamic = {i: _dim(d, batch) for i, d in enumerate(shape) if isinstance(d, dict)}
         if table:
-            sizes[0] = _STAND_IN_ROWS
+            sizes[0] = max(_STAND_IN_ROWS, min(sizes[0], rows))
             dynamic[0] = Dim(f"rows_{name}", min=1)
-        # Zeros are valid ids for any table, should the compiler run the code to choose a kernel.
+        # Zeros are valid ids for any table. The compiler runs what it compiles for CUDA, and an id
+        # that is in no row would end the context.
         examples.append(torch.zeros(sizes, dtype=getattr(torch, dtype), device=target))
         shapes.append(dynamic or None)
         node = graph.placeholder(name)
@@ -113,6 +116,14 @@ def build_module(
         graph.call_function(aten.copy_.default, (buffer, values[result]))
     graph.output(())
     return Module(fx.GraphModule(torch.nn.Module(), graph), tuple(examples), tuple(shapes))
+
+
+def _added(operators: list[Any]) -> int:
+    """The most that ids of zero become by numbers that the code adds to them."""
+    shifts = [
+        (*args, *kwargs.values()) for _, f, args, kwargs in operators if f.startswith(_SHIFTS)
+    ]
+    return sum(abs(n) for numbers in shifts for n in numbers if type(n) is int)
 
 
 def _size(d: Any, batch: int) -> int:
