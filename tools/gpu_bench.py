@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from recreplay.tools.bench.compare import Session
 
 BATCHES = (1, 4, 16, 64, 256, 1024, 4096)
+FEWER = (1, 64, 1024)  # of ways that are told beside the default one
 RUNS = 200  # pairs of eager and replay
 # Those whose ways differ most first.
 MODELS = (
@@ -28,19 +29,21 @@ ROWS_SCALE = "rows_scale=0.05"
 # columns, and each branch on a stream of its own, where no order is left but that of the data.
 WAYS: tuple[tuple[str, int, str], ...] = (
     ("matching", 8, "default"),
-    ("single", 1, "default"),
-    ("matching", 8, "grouped"),
-    ("single", 1, "grouped"),
     ("matching", 8, "lookups apart"),
+    ("single", 1, "default"),
     ("matching", 8, "none"),
     ("single", 1, "none"),
     ("matching", 2, "none"),
     ("matching", 4, "none"),
+    ("matching", 8, "grouped"),
+    ("single", 1, "grouped"),
     ("matching", 8, "no epilogues"),
     ("matching", 8, "no inlined columns"),
     ("feature", 8, "none"),
     ("feature", 512, "none"),
 )
+# What lookups in one and streams are worth: so many ways, of so many models, before all others.
+_ASKED, _OF = 7, 3
 _COSTS = "costs"  # in place of a way: what requests take of the host, and run on the GPU
 
 
@@ -60,12 +63,13 @@ def rewrites_of(way: str) -> tuple[str, ...]:
 
 
 def jobs(compilers: list[str]) -> list[Row]:
-    """All of the first compiler before the next; one way of all models before the next of any, so
-    that little time tells something of each. Behind the first way is what its requests cost."""
-    strategy, streams, _ = WAYS[0]
-    ways = [(compiler, *way) for compiler in compilers for way in WAYS]
-    ways.insert(1, (compilers[0], strategy, streams, _COSTS))
-    size = {"arguments": [ROWS_SCALE], "batches": [*BATCHES], "runs": RUNS}
+    """All of the first compiler before the next. One way of all models before the next way of any,
+    so that little time tells something of each; but first the ways that are asked for most, of the
+    models that tell most. Behind the first way is what its requests cost."""
+    asked = [(compilers[0], way, name) for way in WAYS[:_ASKED] for name in MODELS[:_OF]]
+    ways = [(compiler, way) for compiler in compilers for way in WAYS]
+    ways.insert(1, (compilers[0], (*WAYS[0][:2], _COSTS)))
+    every = [(compiler, way, name) for compiler, way in ways for name in MODELS]
     return [
         {
             "model": name,
@@ -73,11 +77,12 @@ def jobs(compilers: list[str]) -> list[Row]:
             "streams": streams,
             "way": way,
             "compiler": compiler,
-            **size,
+            "arguments": [ROWS_SCALE],
+            "batches": [*(BATCHES if way in ("default", _COSTS) else FEWER)],
+            "runs": RUNS,
             **({LAST: True} if way == _COSTS else {}),
         }
-        for compiler, strategy, streams, way in ways
-        for name in MODELS
+        for compiler, (strategy, streams, way), name in dict.fromkeys([*asked, *every])
     ]
 
 
@@ -122,7 +127,8 @@ def measure(job: Row, say: Say, turns: Turns) -> None:
                     **memory(out),
                     "copies": _copies(out, job["runs"]) if job["streams"] > 1 else {},
                 }
-            say({**{key: job[key] for key in ("model", "strategy", "way", "compiler")}, **more})
+            keys = "model", "strategy", "streams", "way", "compiler"
+            say({**{key: job[key] for key in keys}, **more})
 
 
 def memory(path: Path) -> dict[str, int]:

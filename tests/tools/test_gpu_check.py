@@ -85,8 +85,15 @@ def test_ways_without_rewrites_are_on_one_two_four_and_eight_streams() -> None:
 
 
 def test_what_matters_most_is_measured_first() -> None:
-    first, *_ = gpu_bench.jobs(["inductor", "eager"])
-    assert (first["compiler"], first["way"]) == ("inductor", "default")
+    jobs = gpu_bench.jobs(["inductor", "eager"])
+    assert (jobs[0]["compiler"], jobs[0]["way"]) == ("inductor", "default")
+    told = [(j["compiler"], j["strategy"], j["streams"], j["way"], j["model"]) for j in jobs]
+    assert len(told) == len({*told}) == (2 * len(gpu_bench.WAYS) + 1) * len(gpu_bench.MODELS)
+    # Lookups in one or apart, and the streams, of three models, in the time of some two dozen jobs.
+    for model in gpu_bench.MODELS[:3]:
+        found = {(way, streams) for _, _, streams, way, name in told[:21] if name == model}
+        plain = {("none", streams) for streams in (1, 2, 4, 8)}
+        assert found == {("default", 8), ("default", 1), ("lookups apart", 8)} | plain
     beside, alone = gpu_peers.jobs("inductor", 0.0)
     assert {job["model"] for job in beside} >= {
         *("ncf", "wide_deep", "mt_wide_deep", "dlrm_rmc1", "dlrm_rmc2", "dlrm_rmc3"),
