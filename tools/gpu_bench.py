@@ -87,10 +87,12 @@ def jobs(compilers: list[str]) -> list[Row]:
 
 
 def measure(job: Row, say: Say, turns: Turns) -> None:
-    """One model in one way: a row of times at every batch size, of the memory it takes, and of
-    copies inside and outside of the graph; or of what requests take of the host."""
+    """One model in one way: a row of times at every batch size, of the memory it takes, of copies
+    inside and outside of the graph, and of none; or of what requests take of the host."""
     from recreplay.capture import capture
+    from recreplay.runtime.artifact import open_artifact
     from recreplay.tools.bench.compare import Session
+    from recreplay.tools.bench.mapped import compare_mapped
     from recreplay.tools.target import load_target
 
     way = WAYS[0][2] if job["way"] == _COSTS else job["way"]
@@ -127,8 +129,11 @@ def measure(job: Row, say: Say, turns: Turns) -> None:
                     **memory(out),
                     "copies": _copies(out, job["runs"]) if job["streams"] > 1 else {},
                 }
-            keys = "model", "strategy", "streams", "way", "compiler"
-            say({**{key: job[key] for key in keys}, **more})
+            of = {key: job[key] for key in ("model", "strategy", "streams", "way", "compiler")}
+            say({**of, **more})
+            with turns.alone():  # behind all else: kernels read what is not the device's
+                mapped = compare_mapped(open_artifact(out), job["runs"])
+            say({**of, "mapped": {str(size): found.to_json() for size, found in mapped.items()}})
 
 
 def memory(path: Path) -> dict[str, int]:

@@ -55,7 +55,7 @@ class CudaStaging:
 
     def part(self, nbytes: int) -> CudaStaging:
         """The first bytes of this staging memory, so that a bucket copies no more than it holds."""
-        part = CudaStaging.__new__(CudaStaging)
+        part = type(self).__new__(type(self))
         part.pinned = self.pinned[:nbytes]
         part.host = self.host[:nbytes]
         part.device = self.device[:nbytes]
@@ -102,7 +102,10 @@ class CudaGraph:
         stream: torch.cuda.Stream,
         run: Replay,
         run_fed: Replay,
+        upload_node: Any,
     ) -> None:
+        """`upload_node`: what `upload_node` finds, or None in a graph that reads the host's memory
+        itself."""
         cudart = bindings()
         self.graph = graph
         self._stream = stream
@@ -110,7 +113,7 @@ class CudaGraph:
         self._on = cudart.cudaStream_t(stream.cuda_stream)
         self._run, self._run_fed = run, run_fed
         self._uploads = True
-        self._upload_node = _first_node(graph)
+        self._upload_node = upload_node
         # A launch wants its device to be the thread's current one, and whose thread a request comes
         # on is not ours to say. With one device, it is.
         several = torch.cuda.device_count() > 1
@@ -128,6 +131,8 @@ class CudaGraph:
 
     def _set_uploads(self, on: bool) -> None:
         """Enable or disable the copy of the inputs, for the launches from now on."""
+        if self._upload_node is None:
+            return
         cudart = bindings()
         (done,) = cudart.cudaGraphNodeSetEnabled(self._exec, self._upload_node, int(on))
         if int(done):
@@ -238,13 +243,18 @@ class CudaDevice:
         handles = graph.raw_cuda_graph_exec(), used[0].cuda_stream, event
         # What is fed comes after work of the caller's, which may be a callback of Python's: nobody
         # may keep the interpreter's lock while he waits for that.
-        captured = CudaGraph(graph, used[0], self._replays(*handles), BindingsReplays()(*handles))
+        runs = self._replays(*handles), BindingsReplays()(*handles)
+        captured = CudaGraph(graph, used[0], *runs, self.upload_node(graph))
         captured.upload()
         return captured
 
     def new_recording(self, streams: list[torch.cuda.Stream], capturing: bool) -> CudaRecording:
         """What `record` queues on; a device that watches its captures overrides this."""
         return CudaRecording(streams)
+
+    def upload_node(self, graph: torch.cuda.CUDAGraph) -> Any:
+        """What brings the inputs of a graph; a device whose graphs bring none overrides this."""
+        return upload_node(graph)
 
     def close(self) -> None:
         try:
@@ -267,7 +277,7 @@ def _keep_for_good(pinned: torch.Tensor) -> None:
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(pinned))
 
 
-def _first_node(graph: torch.cuda.CUDAGraph) -> Any:
+def upload_node(graph: torch.cuda.CUDAGraph) -> Any:
     """The node that all others come after: the copy of the inputs to the device."""
     cudart = bindings()
     raw = cudart.cudaGraph_t(graph.raw_cuda_graph())

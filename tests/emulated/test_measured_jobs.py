@@ -61,6 +61,9 @@ def test_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (more,) = (row for row in found if "copies" in row)
     assert {*more["copies"]} == {"1", "8"}
     assert more["weights_bytes"] > 0
+    (mapped,) = (row["mapped"] for row in found if "mapped" in row)
+    assert {*mapped} == {"1", "8"}
+    assert {*mapped["1"]} == {"crossing_bytes", "copied_us", "mapped_us"}
     (costs,) = (row for row in found if "costs" in row)
     assert {*costs["costs"]} == {"1", "8"}
     assert {*costs["costs"]["1"]} == {"eager_cost", "replay_cost", "replay_ran"}

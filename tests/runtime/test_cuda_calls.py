@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from recreplay.runtime.devices import cuda, cuda_replay, cuda_streams
-from recreplay.runtime.devices.cuda import CudaGraph
+from recreplay.runtime.devices.cuda import CudaGraph, upload_node
 from recreplay.runtime.devices.cuda_bindings import checked
 from recreplay.runtime.devices.cuda_replay import BindingsReplays, SleepEvent
 from recreplay.runtime.errors import RecReplayError, ReplayError
@@ -125,7 +125,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Fake:
 
 def graph(event: SleepEvent | None = None) -> CudaGraph:
     run = BindingsReplays()(5, 7, None if event is None else event.handle)
-    return CudaGraph(Captured(), Captured(), run, run)  # type: ignore[arg-type]
+    return CudaGraph(Captured(), Captured(), run, run, upload_node(Captured()))  # type: ignore[arg-type]
 
 
 def test_a_request_is_one_launch_and_one_wait(asked: Fake) -> None:
@@ -156,7 +156,7 @@ def test_what_is_fed_is_called_otherwise(asked: Fake) -> None:
 
         return call
 
-    made = CudaGraph(Captured(), Captured(), run("run"), run("fed"))  # type: ignore[arg-type]
+    made = CudaGraph(Captured(), Captured(), run("run"), run("fed"), "copy")  # type: ignore[arg-type]
     made.replay()
     made.replay_fed()
     made.replay()
@@ -232,7 +232,7 @@ def test_closing_does_not_hide_what_broke_the_context(asked: Fake) -> None:
 
     asked.fails["cudaStreamSynchronize"] = 710
     run = BindingsReplays()(5, 7, None)
-    made = CudaGraph(Broken(), Broken(), run, run)  # type: ignore[arg-type]
+    made = CudaGraph(Broken(), Broken(), run, run, "copy")  # type: ignore[arg-type]
     with pytest.raises(ReplayError, match=r"launch 0, wait 710"), closing(made):
         made.replay()
     assert reset == [1]
