@@ -117,6 +117,7 @@ def _best_call(device: torch.device, operators: int) -> float:
     call: Callable[[], object] = add
     if device.type == "cuda":
         graph = torch.cuda.CUDAGraph()
+        add()  # its kernel is loaded when it is first called, which a capture is not the place for
         with torch.cuda.graph(graph):
             add()
 
