@@ -7,7 +7,7 @@ models in several ways, eager against replay (`gpu-bench.json`), `serving` measu
 lanes, batching, coroutines and beside a thread of Python (`gpu-serving.json`), and `sanitizer` runs
 compute-sanitizer on one small capture where there is one (`gpu-sanitizer.json`). Nothing is
 installed or downloaded. Where CUDA headers for compiling are missing it says so and proves eager
-segments alone.
+segments alone. Where a first small model shows that packages do not work, eager segments are first.
 
 All of it ends after `--seconds`, and what was found until then is in the files: each is written
 anew whenever something is added. Parts share the time by their weights, and what one leaves is the
@@ -26,11 +26,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from recreplay.tools import gpu_bench, gpu_peers, gpu_serving
+from recreplay.tools import gpu_bench, gpu_first, gpu_peers, gpu_serving
 from recreplay.tools.files import write_json
 from recreplay.tools.gpu_jobs import Row, run_jobs
 from recreplay.tools.gpu_tests import run_tests
@@ -39,6 +40,7 @@ from recreplay.tools.limited_run import run_limited
 # In their order: the part of the time that is left when one begins is its weight over those of all
 # that are left.
 PARTS = {"tests": 3.0, "peers": 6.0, "bench": 3.0, "serving": 1.0, "sanitizer": 1.0}
+CAPTURES = {"peers", "bench", "serving"}  # those that compile
 LANES = 4  # processes that get jobs ready side by side
 PATIENCE = 240.0  # seconds for a job to say something; a capture of a large model says nothing
 Keep = Callable[[object], None]
@@ -173,10 +175,22 @@ def main() -> int:
         print(f"{part}: {_brief(row)}", flush=True)
 
     wrong = False
-    with tempfile.TemporaryDirectory(prefix="gpu-check-", ignore_cleanup_errors=True) as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix="gpu-check-", ignore_cleanup_errors=True) as folder,
+        ThreadPoolExecutor(1) as aside,  # beside the tests, if they are asked for
+    ):
         work = Path(folder)
         _end_at_once(work)
+        first = None
+        if problem is None and not CAPTURES.isdisjoint(parts):
+            first = aside.submit(gpu_first.compiled_problem, work, begun + arguments.seconds)
         for at, part in enumerate(parts):
+            if first is not None and part in CAPTURES:
+                found, first = first.result(), None
+                if found is not None:
+                    print(f"NOTICE: {found}; eager segments are measured first", file=sys.stderr)
+                    heading["compiling"] = found
+                    compilers.reverse()
             left = arguments.seconds - (time.monotonic() - begun)
             seconds = left * PARTS[part] / sum(PARTS[p] for p in parts[at:])
             note = partial(add, part, [])

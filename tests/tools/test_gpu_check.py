@@ -15,7 +15,7 @@ import torch
 from processes import wait_until_gone
 
 from recreplay.capture import capture
-from recreplay.tools import gpu_bench, gpu_check, gpu_peers, gpu_tests
+from recreplay.tools import gpu_bench, gpu_check, gpu_first, gpu_peers, gpu_tests
 from recreplay.tools.bench.compare import Session
 from recreplay.tools.gpu_tests import run_tests
 from recreplay.tools.target import load_target
@@ -156,6 +156,46 @@ def test_what_was_found_is_kept_when_it_is_ended(
     assert told["commit"]
     wait_until_gone(row["pid"])
     assert list(tmp_path.glob("gpu-check-*")) == []
+
+
+COMPILES_NOTHING = """
+import sys
+import torch
+from recreplay.capture.compilers import toolchain
+from recreplay.tools import gpu_check, gpu_first, gpu_peers
+
+torch.cuda.is_available = lambda: True
+torch.cuda.get_device_name = lambda: "none"
+toolchain.inductor_problem = lambda device: None
+problem = sys.argv.pop(1) or None
+gpu_first.compiled_problem = lambda *_: problem
+gpu_peers.__name__, gpu_peers.jobs = "stand_in", lambda *told: ([{"compiler": told[0]}], [])
+sys.argv += ["--out", "out", "--parts", "peers"]
+raise SystemExit(gpu_check.main())
+"""
+
+
+@pytest.mark.parametrize(("problem", "compiler"), [("", "inductor"), ("no -lcuda", "eager")])
+def test_what_cannot_be_compiled_is_told_once_and_the_rest_measured(
+    problem: str, compiler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = os.environ.get("PYTHONPATH")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{there}" if there else str(tmp_path))
+    (tmp_path / "stand_in.py").write_text(STAND_IN.replace("time.sleep(600)", "say(job)"))
+    command = [sys.executable, "-c", COMPILES_NOTHING, problem]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (f"NOTICE: {problem}; eager" in done.stderr) == bool(problem)
+    told = json.loads((tmp_path / "out" / "gpu-peers.json").read_text())
+    assert told["compiling"] == (problem or "AOTInductor")
+    assert told["peers"][1]["compiler"] == compiler
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, on which it may work")
+def test_the_first_job_says_why_nothing_is_compiled(tmp_path: Path) -> None:
+    problem = gpu_first.compiled_problem(tmp_path, time.monotonic() + 120)
+    assert problem is not None
+    assert "no CUDA device is usable here" in problem
 
 
 # Tests in processes of their own. Where there is no GPU, files of the same form stand for them.
