@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 _HEADERS = ("cuda.h", "cuda_runtime.h", "cuda_bf16.h", "cuda_fp16.h", "cuda_fp8.h")  # of packages
+_USUAL = Path("/usr/local/cuda")
 
 
 def cxx_compiler() -> str | None:
@@ -51,12 +52,27 @@ def triton_problem() -> str | None:
 
 def cuda_root() -> Path | None:
     """Where CUDA's headers are: torch's wheels carry its libraries but not all headers that
-    generated code includes."""
+    generated code includes. The first place that has all, or else the first that has any."""
+    found = [root for root in _places() if (root / "include" / "cuda.h").is_file()]
+    compiler = cxx_compiler()
+    for root in found:
+        if compiler is not None and _headers_problem(compiler, root / "include") is None:
+            return root
+    return found[0] if found else None
+
+
+def _places() -> list[Path]:
+    named = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
     nvcc = shutil.which("nvcc")
-    beside = str(Path(nvcc).parent.parent) if nvcc else None
-    roots = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), beside, "/usr/local/cuda"]
-    found = (Path(root) for root in roots if root)
-    return next((root for root in found if (root / "include" / "cuda.h").is_file()), None)
+    beside = [Path(nvcc), Path(nvcc).resolve()] if nvcc else []  # it may be a link to a toolkit's
+    wheels = find_spec("nvidia")
+    parts = wheels.submodule_search_locations if wheels is not None else None
+    return [
+        *(Path(place) for place in named if place),
+        *(file.parent.parent for file in beside),
+        _USUAL,
+        *(folder for part in parts or () for folder in sorted(Path(part).glob("cu*"))),
+    ]
 
 
 def _cuda_problem() -> str | None:

@@ -7,10 +7,16 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from recreplay.capture.compilers.toolchain import cuda_link_environment, inductor_problem
+from recreplay.capture.compilers import toolchain
+from recreplay.capture.compilers.toolchain import (
+    cuda_link_environment,
+    cuda_root,
+    inductor_problem,
+)
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
 LINKING = """
@@ -46,6 +52,7 @@ def test_headers_are_looked_for_where_they_are(
     home: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`nvcc` may be a script that calls the one of a toolkit, and torch looks beside it alone."""
+    monkeypatch.setattr(toolchain, "_USUAL", tmp_path / "none")
     script, header = tmp_path / "bin" / "nvcc", tmp_path / "toolkit" / "include" / "cuda.h"
     for file in (script, header):
         file.parent.mkdir(parents=True)
@@ -66,20 +73,56 @@ def test_without_a_driver_or_headers_nothing_changes(
     assert not (tmp_path / "driver").exists()
 
 
+def toolkit(root: Path) -> Path:
+    """A folder with what packages include, and one header that includes another part's."""
+    include = root / "include"
+    for name in ("cuda.h", "cuda_runtime.h", "cuda_bf16.h", "cuda_fp8.h", "nv/target"):
+        (include / name).parent.mkdir(parents=True, exist_ok=True)
+        (include / name).touch()
+    (include / "cuda_fp16.h").write_text("#include <nv/target>\n")
+    return root
+
+
+@needs_compiler
+@pytest.mark.parametrize("whole", ["home", "linked", "usual", "wheels"])
+def test_headers_are_taken_from_the_first_place_that_has_all(
+    whole: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of torch's wheels lack parts, and `nvcc` may be a link to a toolkit's."""
+    places = {
+        "home": tmp_path / "home",
+        "linked": tmp_path / "linked",
+        "usual": tmp_path / "usual",
+        "wheels": tmp_path / "site" / "nvidia" / "cu13",
+    }
+    for name, place in places.items():
+        toolkit(place)
+        if name != whole:
+            (place / "include" / "nv" / "target").unlink()
+    (places["linked"] / "bin").mkdir()
+    (places["linked"] / "bin" / "nvcc").touch(0o755)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "nvcc").symlink_to(places["linked"] / "bin" / "nvcc")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("CUDA_HOME", str(places["home"]))
+    monkeypatch.delenv("CUDA_PATH", raising=False)
+    monkeypatch.setattr(toolchain, "_USUAL", places["usual"])
+    wheels = SimpleNamespace(submodule_search_locations=[str(places["wheels"].parent)])
+    monkeypatch.setattr(toolchain, "find_spec", {"nvidia": wheels}.get)
+    assert cuda_root() == places[whole]
+    assert inductor_problem("cuda") is None
+
+
 @needs_compiler
 @pytest.mark.parametrize("part", [None, "cuda_runtime.h", "nv/target"])
 def test_headers_that_lack_a_part_are_a_problem_before_anything_is_compiled(
     part: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As after `pip install nvidia-cuda-runtime` alone: its `cuda_fp16.h` wants CCCL's."""
-    include = tmp_path / "include"
-    for name in ("cuda.h", "cuda_runtime.h", "cuda_bf16.h", "cuda_fp8.h", "nv/target"):
-        (include / name).parent.mkdir(parents=True, exist_ok=True)
-        (include / name).touch()
-    (include / "cuda_fp16.h").write_text("#include <nv/target>\n")
+    include = toolkit(tmp_path) / "include"
     if part is not None:
         (include / part).unlink()
-    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.setattr(toolchain, "_places", lambda: [tmp_path])
     problem = inductor_problem("cuda")
     if part is None:
         assert problem is None
