@@ -14,6 +14,7 @@ import sys
 import tempfile
 import zipfile
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,11 @@ from recreplay.runtime.processor import block_columns, instruction_sets
 
 aten = torch.ops.aten
 _COMPLEX_PARTS = 8  # inductor's max_complex_pointwise_cat_inputs
-_STAND_IN_ROWS = 64  # rows of the table that a segment is compiled with; the real number is dynamic
-_SHIFTS = ("aten.add.", "aten.sub.", "aten.rsub.", "aten.clamp")
+# The table that a segment is compiled with; the real number of rows is dynamic.
+_STAND_IN_ROWS, _STAND_IN_BYTES = 64, 1 << 20
+# Operators by which a number of the code becomes an id, or is added to one.
+_NUMBERS = tuple(f"aten.{name}" for name in ("add.", "sub.", "rsub.", "clamp", "where.", "full"))
+_NUMBERS += ("aten.masked_fill.", "aten.fill.", "aten.scalar_tensor.")
 
 
 @dataclass(frozen=True)
@@ -64,16 +68,18 @@ def build_module(
     examples: list[torch.Tensor] = []
     shapes: list[dict[int, Any] | None] = []
     tensors: list[tuple[fx.Node, list[Any]]] = []
-    rows = _STAND_IN_ROWS + _added(data["operators"])
+    runs, reached = target.type != "cpu", _STAND_IN_ROWS + _numbers(data["operators"])
 
     def argument_tensor(name: str, dtype: str, shape: list[Any], table: bool) -> fx.Node:
         sizes = [_size(d, example_batch) for d in shape]
         dynamic = {i: _dim(d, batch) for i, d in enumerate(shape) if isinstance(d, dict)}
         if table:
+            row = getattr(torch, dtype).itemsize * prod(sizes[1:])
+            rows = max(reached, _STAND_IN_BYTES // row) if runs else 0
             sizes[0] = max(_STAND_IN_ROWS, min(sizes[0], rows))
             dynamic[0] = Dim(f"rows_{name}", min=1)
-        # Zeros are valid ids for any table. The compiler runs what it compiles for CUDA, and an id
-        # that is in no row would end the context.
+        # Zeros are valid ids for any table. The compiler runs what it compiles for CUDA, where an
+        # id that is in no row would end the context.
         examples.append(torch.zeros(sizes, dtype=getattr(torch, dtype), device=target))
         shapes.append(dynamic or None)
         node = graph.placeholder(name)
@@ -118,12 +124,12 @@ def build_module(
     return Module(fx.GraphModule(torch.nn.Module(), graph), tuple(examples), tuple(shapes))
 
 
-def _added(operators: list[Any]) -> int:
-    """The most that ids of zero become by numbers that the code adds to them."""
-    shifts = [
-        (*args, *kwargs.values()) for _, f, args, kwargs in operators if f.startswith(_SHIFTS)
+def _numbers(operators: list[Any]) -> int:
+    """The most that ids of zero become by numbers of the code."""
+    found = [
+        (*args, *kwargs.values()) for _, f, args, kwargs in operators if f.startswith(_NUMBERS)
     ]
-    return sum(abs(n) for numbers in shifts for n in numbers if type(n) is int)
+    return sum(abs(n) for arguments in found for n in arguments if type(n) is int)
 
 
 def _size(d: Any, batch: int) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch._inductor.config
@@ -23,37 +25,52 @@ def test_parts_of_many_are_computed_once(parts: int, once: bool) -> None:
         pass
 
 
-@pytest.mark.parametrize(("rows", "stand_in"), [(3000, 1064), (1001, 1001), (10**9, 1064)])
-def test_examples_are_valid_ids_where_a_model_adds_numbers_to_them(
-    rows: int, stand_in: int
+def looked_up(rows: int, dim: int, *before: list[Any]) -> dict[str, Any]:
+    """Code of a lookup of ids, or of what the operators before it make of them."""
+    ids = {"value": before[-1][0] if before else "i1"}
+    return {
+        "inputs": [["float32", [rows, dim]], ["int64", [8]], ["bool", [8]], ["float32", [200]]],
+        "tables": [0],
+        "operators": [*before, ["e", "aten.embedding.default", [{"value": "i0"}, ids], {}]],
+        "results": ["e"],
+        "outputs": [["float32", [8, dim]]],
+    }
+
+
+IDS, MASK, BOUNDARIES = {"value": "i1"}, {"value": "i2"}, {"value": "i3"}
+
+
+@pytest.mark.parametrize("rows", [300_000, 10**9])
+@pytest.mark.parametrize(
+    "made",
+    [
+        ["o", "aten.add.Tensor", [IDS, 200_000], {}],
+        ["o", "aten.rsub.Scalar", [IDS, 200_000], {}],
+        ["o", "aten.clamp.default", [IDS, 200_000], {}],
+        ["o", "aten.where.ScalarOther", [MASK, IDS, 200_000], {}],
+        ["o", "aten.full_like.default", [IDS, 200_000], {}],
+    ],
+)
+def test_examples_are_valid_ids_where_numbers_of_a_model_become_ids(
+    made: list[Any], rows: int
 ) -> None:
-    """As those of users and items do that share a table. Inductor runs what it compiles for CUDA on
-    examples, where an id in no row ends the context, and with it the capture."""
-    ids, table = {"value": "i1"}, {"value": "i0"}
-    code = {
-        "inputs": [["float32", [rows, 4]], ["int64", [8]]],
-        "tables": [0],
-        "operators": [
-            ["o0", "aten.add.Tensor", [ids, 1000], {}],
-            ["o1", "aten.embedding.default", [table, {"value": "o0"}], {}],
-        ],
-        "results": ["o1"],
-        "outputs": [["float32", [8, 4]]],
-    }
-    module = build_module(code, "cpu")
-    assert module.examples[0].shape == (stand_in, 4)
-    module.graph(*module.examples)
+    """As where users and items share a table. Inductor runs what it compiles for CUDA on examples,
+    where an id in no row ends the context, and with it the capture."""
+    module = build_module(looked_up(rows, 4, made), "meta")  # as for CUDA, without memory
+    module.graph(*(torch.zeros(e.shape, dtype=e.dtype) for e in module.examples))
+    assert len(module.examples[0]) <= 300_000
 
 
-@pytest.mark.parametrize("rows", [1, 64, 5000])
-def test_tables_have_a_stand_in_of_one_size(rows: int) -> None:
+def test_a_small_table_has_all_of_its_rows() -> None:
+    """Numbers that are sorted into as many buckets as there are rows reach each of them, whatever
+    the example is. On a CPU nothing is run."""
+    made = ["o", "aten.bucketize.Tensor", [MASK, BOUNDARIES], {}]
+    for device, rows in (("meta", 201), ("cpu", 64)):
+        module = build_module(looked_up(201, 16, made), device)
+        assert len(module.examples[0]) == rows
+
+
+@pytest.mark.parametrize(("rows", "dim", "stand_in"), [(1, 4, 64), (10**9, 1 << 16, 64)])
+def test_a_stand_in_has_some_rows(rows: int, dim: int, stand_in: int) -> None:
     """One row would be compiled as a constant, and the code serves tables of any number of rows."""
-    looked_up = ["o0", "aten.embedding.default", [{"value": "i0"}, {"value": "i1"}], {}]
-    code = {
-        "inputs": [["float32", [rows, 4]], ["int64", [8]]],
-        "tables": [0],
-        "operators": [looked_up],
-        "results": ["o0"],
-        "outputs": [["float32", [8, 4]]],
-    }
-    assert build_module(code, "cpu").examples[0].shape == (64, 4)
+    assert len(build_module(looked_up(rows, dim), "meta").examples[0]) == stand_in
