@@ -21,7 +21,7 @@ from typing import Any
 from recreplay.tools import gpu_report
 from recreplay.tools.limited_run import Silence, run_limited
 
-SHARES = {"test_cuda_grouped.py": 4, "test_cuda_parity.py": 4}  # processes for one file
+SHARES = {"test_cuda_grouped.py": 8, "test_cuda_parity.py": 6}  # processes for one file
 SHARE = "RECREPLAY_GPU_SHARE"  # "I/N": of a file's tests, those of share I (tests/gpu/conftest.py)
 ALONE = "_alone.py"  # how files end that time something
 BROKEN = 7  # what pytest exits with where a context is broken; 0 to 5 are its own
