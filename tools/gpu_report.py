@@ -13,6 +13,7 @@ from typing import Any
 from recreplay.tools.limited_run import end_with_parent
 
 FILE = "RECREPLAY_GPU_REPORT"  # the variable that names it
+ENDED = "the process ended meanwhile"  # of a test that began and did not end
 _WORDS = 2000  # characters that are kept of a failure
 
 
@@ -45,5 +46,5 @@ def read_report(file: Path) -> dict[str, dict[str, str]]:
             found[case["id"]] = case
     for case in found.values():
         if case["outcome"] == "begun":
-            case |= {"outcome": "failed", "message": "the process ended meanwhile"}
+            case |= {"outcome": "failed", "message": ENDED}
     return found

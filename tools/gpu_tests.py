@@ -124,6 +124,10 @@ def run_file(root: Path, file: Path, share: str, work: Path, end: float) -> File
         known, cases = len(cases), gpu_report.read_report(report)
         if len(cases) == known:
             break  # it ends before any test begins, or all have run
+    if code is None:
+        for case in cases.values():  # no fault of the test that was ended with it
+            if case["message"] == gpu_report.ENDED:
+                case |= {"outcome": "unfinished", "message": "no time"}
     ran = tuple(cases.values())
     tail = f"no time; {tail[-3000:]}" if code is None else tail[-3000:]
     return FileRun(name, ran, _verdict(code, ran), tried, time.monotonic() - begun, tail)

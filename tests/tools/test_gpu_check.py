@@ -267,6 +267,25 @@ def test_without_time_nothing_is_claimed(tmp_path: Path) -> None:
     assert found["files"]["test_slow.py"]["tail"].startswith("no time")
 
 
+def test_a_test_that_time_ends_did_not_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = [("a", "begun", ""), ("a", "passed", ""), ("b", "failed", "odd"), ("c", "begun", "")]
+    lines = [json.dumps({"id": i, "outcome": o, "message": m}) + "\n" for i, o, m in told]
+
+    def late(*given: object) -> tuple[None, str]:
+        (tmp_path / "test_it.py.jsonl").write_text("".join(lines))
+        return None, ""
+
+    monkeypatch.setattr(gpu_tests, "run_limited", late)
+    found = run_tests(checkout(tmp_path / "root", it=""), tmp_path, 60)
+    assert (found["passed"], found["exit_code"]) == (1, 1)
+    assert found["not_passed"] == [
+        {"id": "b", "outcome": "failed", "message": "odd"},
+        {"id": "c", "outcome": "unfinished", "message": "no time"},
+    ]
+
+
 def test_a_test_that_never_ends_takes_no_other_along(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
