@@ -17,9 +17,12 @@ import torch
 
 from recreplay.runtime.devices.cuda_bindings import bindings, checked
 
+Kind = tuple[torch.device, int]  # and the priority
+
 _LOCK = threading.Lock()
-# By device and priority, those that nobody uses.
-_IDLE: dict[tuple[torch.device, int], list[torch.cuda.Stream]] = defaultdict(list)
+_IDLE: dict[Kind, list[torch.cuda.Stream]] = defaultdict(list)  # those that nobody uses
+# By handle, since CUDA may not be asked any more when a context is broken.
+_KINDS: dict[int, Kind] = {}
 
 
 def take_stream(device: torch.device, urgent: bool) -> torch.cuda.Stream:
@@ -27,12 +30,13 @@ def take_stream(device: torch.device, urgent: bool) -> torch.cuda.Stream:
     cudart = bindings()
     least, greatest = checked(cudart.cudaDeviceGetStreamPriorityRange())
     priority = greatest if urgent else least
+    kind = device, priority
     with _LOCK:
-        idle = _IDLE[device, priority]
-        if idle:
+        if idle := _IDLE[kind]:
             return idle.pop()
     (handle,) = checked(cudart.cudaStreamCreateWithPriority(cudart.cudaStreamNonBlocking, priority))
     stream: torch.cuda.Stream = torch.cuda.ExternalStream(int(handle), device)  # type: ignore[no-untyped-call]
+    _KINDS[stream.cuda_stream] = kind
     return stream
 
 
@@ -40,4 +44,4 @@ def give_back(streams: Iterable[torch.cuda.Stream]) -> None:
     """Streams of `take_stream` on which nothing is queued any more."""
     with _LOCK:
         for stream in streams:
-            _IDLE[stream.device, stream.priority].append(stream)
+            _IDLE[_KINDS[stream.cuda_stream]].append(stream)

@@ -11,6 +11,8 @@ import torch
 from recreplay.capture import capture
 from recreplay.models import dlrm
 from recreplay.runtime import Offload, Runtime, Serving
+from recreplay.runtime.devices.base import Recording
+from recreplay.runtime.devices.cuda import CudaDevice
 from recreplay.runtime.errors import LanesLostError, ReplayError
 
 MODEL = {"tables": 2, "rows_scale": 0.01}
@@ -92,3 +94,19 @@ def test_one_that_is_not_closed(tmp_path: Path) -> None:
     runtime = Runtime.load(captured(tmp_path, "cuda"), check="off")
     with pytest.raises(ReplayError):
         runtime.run(far(request()))
+
+
+def test_what_was_recorded_is_closed_after_the_context_was_broken() -> None:
+    device = CudaDevice(0)
+    memory = device.staging(8)
+
+    def copy(recording: Recording) -> None:
+        with recording.on(0):
+            recording.launch(memory.upload)
+            recording.launch(memory.download)
+
+    graph = device.record(1, copy)
+    graph.replay()
+    break_it()
+    graph.close()
+    device.close()

@@ -157,6 +157,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t handle) {
     return cudaSuccess;
 }
 cudaError_t cudaStreamGetPriority(cudaStream_t handle, int* out) {
+    if (broken) return broken;
     return *out = stream_of(handle)->priority, cudaSuccess;
 }
 cudaError_t cudaDeviceGetStreamPriorityRange(int* least, int* greatest) {
