@@ -10,6 +10,7 @@ import torch
 
 from recreplay.capture.ingest import Ingested
 from recreplay.runtime.errors import CaptureError, UnsupportedModelError
+from recreplay.runtime.tf32 import products_in
 
 Array = np.ndarray[Any, Any]
 
@@ -20,7 +21,8 @@ def run_eager(model: Ingested, inputs: Mapping[str, torch.Tensor], rows: int) ->
     names = [spec.name for spec in model.inputs if spec.name in inputs]
     count = f"{rows} row{'s'[: rows != 1]}"
     try:
-        outputs = model.eager({name: inputs[name].to(device) for name in names})
+        with products_in("fp32"):
+            outputs = model.eager({name: inputs[name].to(device) for name in names})
     except Exception as error:
         raise CaptureError(
             f"the model itself fails on a request of {count} made of its example inputs: "

@@ -1,27 +1,33 @@
-"""Matrix products of float32 tensors in TF32 on CUDA, while graphs are recorded.
+"""In what float32 tensors are multiplied on CUDA, while graphs are recorded.
 
-cuBLAS is told so when it is called, and what it was told stays in the recorded graph: a replay asks
-nobody. Triton kernels of a package were compiled so.
+cuBLAS and cuDNN are told so when they are called, and what they were told stays in the recorded
+graph: a replay asks nobody. Triton kernels of a package were compiled so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
 
 @contextmanager
 def products_in(precision: str) -> Iterator[None]:
-    """With `"tf32"`, torch's switch for it, which is the process's, is on inside of the block."""
-    if precision != "tf32":
-        yield
-        return
-    matmul = torch.backends.cuda.matmul
-    before = matmul.fp32_precision
-    matmul.fp32_precision = "tf32"
+    """Torch's switches for it, which are the process's, inside of the block: with `"tf32"`, all are
+    on. Otherwise those of convolutions and recurrent layers, which torch has on unless it is told,
+    are off; that of matrix products is as it is."""
+    backends: Any = torch.backends  # whose types torch does not tell
+    convolving = [backends.cudnn.conv, backends.cudnn.rnn]
+    wanted = [(switch, "tf32" if precision == "tf32" else "ieee") for switch in convolving]
+    if precision == "tf32":
+        wanted.append((backends.cuda.matmul, "tf32"))
+    before = [(switch, switch.fp32_precision) for switch, _ in wanted]
     try:
+        for switch, value in wanted:
+            switch.fp32_precision = value
         yield
     finally:
-        matmul.fp32_precision = before
+        for switch, value in before:
+            switch.fp32_precision = value

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from recreplay.capture import capture
 from recreplay.runtime import lowered
 from recreplay.runtime.lowered import lower, part_names, unfit
 from recreplay.runtime.tf32 import products_in
@@ -92,11 +95,44 @@ def test_float_types_round_to_nearest() -> None:
     assert part_names("w", "int8 rows") == ("w", "scales:w")
 
 
-def test_the_switch_of_tf32_is_on_in_the_block_alone() -> None:
-    matmul = torch.backends.cuda.matmul
-    before = matmul.fp32_precision
-    with products_in("bf16"):
-        assert matmul.fp32_precision == before
-    with products_in("tf32"):
-        assert matmul.fp32_precision == "tf32"
-    assert matmul.fp32_precision == before
+def switches() -> tuple[str, str, str]:
+    backends = torch.backends
+    return (
+        backends.cuda.matmul.fp32_precision,
+        backends.cudnn.conv.fp32_precision,
+        backends.cudnn.rnn.fp32_precision,
+    )
+
+
+@pytest.mark.parametrize(
+    ("precision", "products", "others"),
+    [("fp32", None, "ieee"), ("bf16", None, "ieee"), ("tf32", "tf32", "tf32")],
+)
+def test_switches_of_tf32_are_as_captured_in_the_block_alone(
+    precision: str, products: str | None, others: str
+) -> None:
+    """Convolutions are in TF32 on CUDA unless torch is told, and would differ from the model."""
+    before = switches()
+    with products_in(precision):
+        assert switches() == (products or before[0], others, others)
+        torch.nn.functional.conv1d(torch.ones(1, 1, 3), torch.ones(1, 1, 2))  # asks for it, too
+        torch.nn.GRU(2, 2)(torch.ones(1, 1, 2))
+    assert switches() == before
+
+
+class Convolving(torch.nn.Module):
+    """Called in TF32, which a CPU does not have, it is as far off as none would be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Conv1d(4, 2, 3)
+
+    def forward(self, items: torch.Tensor) -> torch.Tensor:
+        result = self.layer(items).amax(2)
+        exact = torch.compiler.is_compiling() or switches()[1:] == ("ieee", "ieee")
+        return result if exact else result + 1
+
+
+def test_a_capture_is_compared_with_the_model_in_float32(tmp_path: Path) -> None:
+    example = {"items": torch.randn(4, 4, 8)}
+    capture(Convolving().eval(), example, out=tmp_path / "m.rr", buckets=[2], compiler="eager")
