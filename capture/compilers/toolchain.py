@@ -11,6 +11,7 @@ from pathlib import Path
 
 _HEADERS = ("cuda.h", "cuda_runtime.h", "cuda_bf16.h", "cuda_fp16.h", "cuda_fp8.h")  # of packages
 _USUAL = Path("/usr/local/cuda")
+_APART = "cccl"  # where CUDA 13 has headers of CCCL, which nvcc looks through by itself
 
 
 def cxx_compiler() -> str | None:
@@ -89,6 +90,7 @@ def _headers_problem(compiler: str, folder: Path) -> str | None:
     headers of one part include those of others."""
     source = "".join(f"#include <{name}>\n" for name in _HEADERS)
     command = [compiler, "-fsyntax-only", "-x", "c++", "-I", str(folder), "-"]
+    command[-1:-1] = ["-idirafter", str(folder / _APART)]
     done = subprocess.run(command, input=source, capture_output=True, text=True)
     if done.returncode == 0:
         return None
@@ -112,6 +114,7 @@ def cuda_link_environment(folder: Path) -> dict[str, str]:
     root = cuda_root()
     if root is not None:
         found["CUDA_HOME"] = str(root)
+        _append(found, "CPATH", root / "include" / _APART)
     for line in Path("/proc/self/maps").read_text().splitlines():
         if "/libcuda.so." in line:
             folder.mkdir(exist_ok=True)
@@ -119,8 +122,11 @@ def cuda_link_environment(folder: Path) -> dict[str, str]:
             if not link.exists():
                 link.symlink_to(line.split(maxsplit=5)[5])
             # Looked through after the folders of the command line.
-            found["LIBRARY_PATH"] = os.pathsep.join(
-                filter(None, [found.get("LIBRARY_PATH"), str(folder)])
-            )
+            _append(found, "LIBRARY_PATH", folder)
             break
     return found
+
+
+def _append(environment: dict[str, str], name: str, folder: Path) -> None:
+    before = environment.get(name)
+    environment[name] = f"{before}{os.pathsep}{folder}" if before else str(folder)

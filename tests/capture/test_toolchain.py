@@ -114,6 +114,21 @@ def test_headers_are_taken_from_the_first_place_that_has_all(
 
 
 @needs_compiler
+def test_headers_of_cccl_may_lie_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As CUDA 13 has them, where a C++ compiler does not look by itself."""
+    include = toolkit(tmp_path) / "include"
+    (include / "cccl").mkdir()
+    (include / "nv").rename(include / "cccl" / "nv")
+    monkeypatch.setattr(toolchain, "_places", lambda: [tmp_path])
+    monkeypatch.delenv("CPATH", raising=False)
+    assert inductor_problem("cuda") is None
+    command = ["g++", "-fsyntax-only", "-I", str(include), "-x", "c++", "-"]
+    told = cuda_link_environment(tmp_path / "driver")
+    source = "#include <cuda_fp16.h>\n"
+    subprocess.run(command, env=told, input=source, text=True, check=True)
+
+
+@needs_compiler
 @pytest.mark.parametrize("part", [None, "cuda_runtime.h", "nv/target"])
 def test_headers_that_lack_a_part_are_a_problem_before_anything_is_compiled(
     part: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
