@@ -89,7 +89,10 @@ def _refuse_lowered(manifest: Manifest) -> None:
 
 
 def spread_bags(module: fx.GraphModule) -> None:
-    """Rewrite `embedding_bag` of bags of one length as a lookup and a reduction, in place."""
+    """Rewrite `embedding_bag` of bags of one length as a lookup and a reduction, in place.
+
+    What is left of them reads int64: torch's exporter puts int64 beside ids and offsets.
+    """
     graph = module.graph
     for node in list(graph.nodes):
         if node.target is not aten.embedding_bag.padding_idx:
@@ -100,6 +103,7 @@ def spread_bags(module: fx.GraphModule) -> None:
         length = _length(offsets)
         plain = not weights and not last and padding in (None, -1) and mode in _POOLINGS
         if length is None or not plain or any(r.args[1] != 0 for r in readers):
+            _widen_bag(node)
             continue
         with graph.inserting_before(node):
             bags = graph.call_function(aten.reshape.default, (ids, [-1, length]))
@@ -113,6 +117,19 @@ def spread_bags(module: fx.GraphModule) -> None:
     module.recompile()
 
 
+def _widen_bag(bag: fx.Node) -> None:
+    for at in (1, 2):
+        with bag.graph.inserting_before(bag):
+            bag.update_arg(at, _wide(bag.graph, bag.args[at]))
+
+
+def _wide(graph: fx.Graph, whole: Any) -> fx.Node:
+    """The whole numbers of a node as int64; a range, which is read back as one, by itself."""
+    if whole.target is aten.arange.start_step:
+        return graph.call_function(whole.target, whole.args, {**whole.kwargs, "dtype": torch.int64})
+    return graph.call_function(aten.to.dtype, (whole, torch.int64))
+
+
 def _length(offsets: Any) -> int | None:
     """The length of bags that begin at `arange(0, n, length)`."""
     if not isinstance(offsets, fx.Node) or offsets.target is not aten.arange.start_step:
@@ -122,18 +139,11 @@ def _length(offsets: Any) -> int | None:
 
 
 def _prepare_inputs(module: fx.GraphModule, inputs: Sequence[InputSpec]) -> None:
-    """Without the input that says the user of each row, which the model itself does not have, and
-    with jagged inputs of int32 widened: torch's exporter compares their offsets with int64."""
+    """Without the input that says the user of each row, which the model itself does not have."""
     graph = module.graph
     for node, spec in zip(list(graph.find_nodes(op="placeholder")), inputs, strict=True):
         if spec.kind == "index":
             graph.erase_node(node)
-        elif spec.kind != "rows" and spec.dtype == "int32":
-            readers = list(node.users)
-            with graph.inserting_after(node):
-                wide = graph.call_function(aten.to.dtype, (node, torch.int64))
-            for reader in readers:
-                reader.replace_input_with(node, wide)
     module.recompile()
 
 

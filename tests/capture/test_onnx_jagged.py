@@ -264,6 +264,36 @@ def test_int32_comes_back(mode: str, tmp_path: Path) -> None:
     check_bags(Bag(mode, "offsets").eval(), torch.int32, False, tmp_path)
 
 
+class Narrow(nn.Module):
+    """int32 that the model makes itself: where jagged bags begin and end, and a range of bags."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bags = nn.EmbeddingBag(20, 4, mode="max", include_last_offset=True)
+        self.weighted = nn.EmbeddingBag(20, 4, mode="sum")
+
+    def forward(self, v: Tensor, n: Tensor, ids: Tensor, w: Tensor) -> Tensor:
+        ends = torch.cat([n.new_zeros(1), n.cumsum(0)]).to(v.dtype)
+        return self.bags(v, ends) + self.weighted(ids, per_sample_weights=w)
+
+
+def test_int32_of_the_models_own_comes_back(tmp_path: Path) -> None:
+    model, told = Narrow().eval(), [Jagged("v", lengths="n")]
+    given = {
+        "v": torch.randint(0, 20, (7,), dtype=torch.int32),
+        "n": torch.tensor(EXAMPLE, dtype=torch.int32),
+        "ids": torch.randint(0, 20, (4, 3), dtype=torch.int32),
+        "w": torch.rand(4, 3),
+    }
+    options: dict[str, Any] = {"buckets": [4], "compiler": "eager", "jagged": told}
+    capture(model, given, out=tmp_path / "native.rr", **options)
+    export_onnx(tmp_path / "native.rr", tmp_path / "m.onnx")
+    capture(load_onnx(tmp_path / "m.onnx"), given, out=tmp_path / "m.rr", **options)
+    with Runtime.load(tmp_path / "m.rr") as runtime:
+        got = runtime.run({k: v.numpy() for k, v in given.items()})["output"]
+    np.testing.assert_allclose(got, model(**given).detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
 def test_weights_of_the_ids_come_back(tmp_path: Path) -> None:
     check_bags(Bag("sum", "offsets").eval(), torch.int64, True, tmp_path)
 
