@@ -73,6 +73,8 @@ class ModelRepository:
 
     A new version is loaded and self-tested beside the old one, then takes its place at once; what
     the old one has accepted, it answers, and then it is freed. One that fails changes nothing.
+    `NAME/serving.json`, as `recreplay schedule` writes it, says how all versions of a model are
+    served.
     """
 
     def __init__(
@@ -274,6 +276,11 @@ class ModelRepository:
 
     def _open(self, name: str, version: str) -> Runtime | ServedFunnel:
         path, folder = self.root / name / SERVING, self.root / name / version
+        if (folder / SERVING).is_file():  # which else would be as if it were not there
+            raise RepositoryError(
+                f"{folder / SERVING} is read by nobody; what it says is of all versions of a "
+                f"model: move it to {path}"
+            )
         serving = Serving.read(path) if path.is_file() else Serving()
         if (folder / FUNNEL).is_file():
             return ServedFunnel.load(folder, self._device, self._check, serving)

@@ -122,6 +122,13 @@ def test_serving_json_is_obeyed(repository: ModelRepository) -> None:
     assert repository.get("shop").runtime.serving.lanes == 2
 
 
+def test_serving_json_of_a_version_is_told(repository: ModelRepository) -> None:
+    folder = repository.root / "shop"
+    (folder / "1" / "serving.json").write_text('{"lanes": 2}')
+    with pytest.raises(RepositoryError, match=rf"of a model: move it to {folder}/serving\.json"):
+        repository.load("shop")
+
+
 def test_what_is_empty_or_no_directory(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     repository = ModelRepository(tmp_path)

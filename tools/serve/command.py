@@ -29,7 +29,9 @@ def serve(
     repository: Annotated[
         Path,
         typer.Argument(
-            help="A directory NAME/VERSION/ of artifacts and funnels.", show_default=False
+            help="A directory NAME/VERSION/ of artifacts and funnels; NAME/serving.json says how "
+            "they are served.",
+            show_default=False,
         ),
     ],
     host: Annotated[
