@@ -98,14 +98,18 @@ def _indexing(node: fx.Node) -> list[Lookup]:
     any others; of what the model computes, those that are a request's and torch does not wrap."""
     table = node.args[0]
     assert isinstance(table, fx.Node)
-    shape, weight = table.meta["val"].shape, _is_weight(base(table))
+    shape, source = table.meta["val"].shape, base(table)
+    weight = _is_weight(source)
+    # A constant is called by what is in it, and zeros of as many rows as a bucket has otherwise in
+    # each bucket.
+    name = node.name if _is_constant(source) else _table_name(source)
     indices = _indices(node)
     if any(ids.meta["val"].dtype == torch.bool for _, ids in indices):
         return []
     wraps = node.target is aten.index.Tensor
     rows = [dim for dim, _ in indices] == [0]
     return [
-        Lookup(node, node, _table_name(base(table)), 0, int(shape[dim]), ids, "none", 1, False)
+        Lookup(node, node, name, 0, int(shape[dim]), ids, "none", 1, False)
         for dim, ids in indices
         if not _is_user_index(ids)  # checked against the users of the request
         and (rows or weight or (not wraps and _origins(ids, int(shape[dim]))))

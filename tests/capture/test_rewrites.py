@@ -411,6 +411,9 @@ INDEXED: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
     "selected columns": lambda t, i, j: t.a.index_select(1, j).t() + i[:, None],
     "gathered": lambda t, i, j: (t.a.relu()[i]).gather(1, j[:, None]),
     "scattered": lambda t, i, j: t.a[i].scatter(1, j[:, None], 1.0),
+    "scattered into zeros": lambda t, i, j: (
+        t.a[i] + torch.zeros(i.shape[0], 5).scatter(1, j[:, None], 1.0)
+    ),
     "the largest": lambda t, i, j: t.a[i].scatter_reduce(1, j[:, None], t.a[i] * 2, "amax"),
 }
 
