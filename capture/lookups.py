@@ -82,6 +82,8 @@ def find_lookups(program: Program) -> list[Lookup]:
             found.append(_embedding_bag(program, node))
         elif node.target is aten.index.Tensor or node.target in _ALONG:
             found += _indexing(node)
+        elif node.target is aten.one_hot.default:
+            found.append(_one_hot(node))
     return found
 
 
@@ -114,6 +116,14 @@ def _indexing(node: fx.Node) -> list[Lookup]:
         if not _is_user_index(ids)  # checked against the users of the request
         and (rows or weight or (not wraps and _origins(ids, int(shape[dim]))))
     ]
+
+
+def _one_hot(node: fx.Node) -> Lookup:
+    """Looks up a row of the identity, of as many rows as there are classes."""
+    ids = node.args[0]
+    assert isinstance(ids, fx.Node)
+    classes = int(node.meta["val"].shape[-1])
+    return Lookup(node, node, node.name, classes, classes, ids, "none", 1, False)
 
 
 def _indices(node: fx.Node) -> list[tuple[int, fx.Node]]:

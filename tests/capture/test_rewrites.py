@@ -414,6 +414,7 @@ INDEXED: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
     "scattered into zeros": lambda t, i, j: (
         t.a[i] + torch.zeros(i.shape[0], 5).scatter(1, j[:, None], 1.0)
     ),
+    "one of so many": lambda t, i, j: t.a[i] + torch.nn.functional.one_hot(j, 5),
     "the largest": lambda t, i, j: t.a[i].scatter_reduce(1, j[:, None], t.a[i] * 2, "amax"),
 }
 
