@@ -67,6 +67,41 @@ def columns_of(ids: fx.Node, rows: int) -> tuple[_Place, ...] | None:
     return tuple(places[i] for i in sorted(set(taken.flatten().tolist())))
 
 
+def shifted_columns(ids: fx.Node, rows: int) -> dict[_Place, int]:
+    """The places, as of `columns_of`, that `ids` are taken from after the model has added numbers
+    of its own, as it does where fields share a table; and the largest number that is added to each.
+    None at all where one is below 0, or anything else is done."""
+    while ids.target in RESHAPES | _KEEPS and not changes_ids(ids, rows):
+        ids = ids.args[0]  # type: ignore[assignment]
+    if ids.target is not aten.add.Tensor or len(ids.args) != 2 or ids.kwargs:
+        return {}
+    numbers = [_constant(argument) for argument in ids.args]
+    given = [a for a, number in zip(ids.args, numbers, strict=True) if number is None]
+    if len(given) != 1 or not isinstance(given[0], fx.Node) or not _holds(ids, rows):
+        return {}
+    places: list[_Place] = []
+    taken = _take(given[0], rows, places)
+    if not isinstance(taken, torch.Tensor):
+        return {}
+    (added,) = (number for number in numbers if number is not None)
+    by = added.expand(ids.meta["val"].shape)
+    at = taken.expand(by.shape)
+    if not by.numel() or by.min() < 0:
+        return {}
+    return {places[i]: int(by[at == i].max()) for i in sorted(set(taken.flatten().tolist()))}
+
+
+def _constant(argument: object) -> torch.Tensor | None:
+    """Whole numbers that are the same for every request."""
+    if isinstance(argument, fx.Node):
+        argument = argument.meta.get("constant")
+    if isinstance(argument, int):
+        argument = torch.tensor(argument)
+    if not isinstance(argument, torch.Tensor) or argument.is_floating_point():
+        return None
+    return argument
+
+
 def _take(node: fx.Node, rows: int, places: list[_Place]) -> object:
     """What `node` gives where each id is the number of its place, which is added to `places`."""
     if node.op == "placeholder":

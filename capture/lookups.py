@@ -16,6 +16,7 @@ from recreplay.capture.id_columns import (
     columns_of,
     never_beyond,
     picks_rows,
+    shifted_columns,
 )
 from recreplay.capture.jagged_axis import bag_arguments
 from recreplay.capture.specialise import Program
@@ -66,10 +67,12 @@ class Lookup:
 
 @dataclass(frozen=True)
 class Origin:
-    """The input that ids come from unchanged; `column` if they are one column of it."""
+    """The input that ids come from; `column` if they are one column of it. `added` is the largest
+    number that the model adds to them."""
 
     input: str
     column: int | None
+    added: int = 0
 
 
 def find_lookups(program: Program) -> list[Lookup]:
@@ -260,32 +263,55 @@ def id_bounds(program: Program, largest: Program | None = None) -> tuple[list[Id
 
     `program` is of the smallest bucket and `largest` of the largest, which says what grows with
     the bucket: places among the rows of a request, and these rows themselves where they are looked
-    up. What grows bounds no ids, and is within its table everywhere if it is at both ends.
+    up. What grows bounds no ids, and is within its table everywhere if it is at both ends. Nor do
+    ids to which another number is added in another bucket.
     """
     largest = largest or program
     there = {(lookup.weight, lookup.rows) for lookup in find_lookups(largest)}
+    added = [_added(program), _added(largest)]
+
+    def origins(lookup: Lookup) -> list[Origin]:
+        found = _origins(lookup.ids, lookup.rows)
+        keys = [(lookup.weight, at.input, at.column) for at in found if at.added]
+        return found if all(added[0].get(k) == added[1].get(k) for k in keys) else []
+
     bounds: dict[tuple[str, int | None], IdBound] = {}
     unchecked = []
     for lookup in find_lookups(program):
         if _is_constant(lookup.ids):
             continue  # the same rows whatever the request
-        found = _origins(lookup.ids, lookup.rows)
+        found = origins(lookup)
         grows = (lookup.weight, lookup.rows) not in there
         if (grows or not found) and not never_beyond(lookup.ids, lookup.rows):
             unchecked.append(lookup.weight)
         for at in () if grows else found:
             key = (at.input, at.column)
-            if key not in bounds or lookup.rows < bounds[key].rows:
-                bounds[key] = IdBound(at.input, at.column, lookup.rows, lookup.weight)
-    unchecked += [k.weight for k in find_lookups(largest) if not stays_in_table(k)]
+            rows = lookup.rows - at.added
+            if key not in bounds or rows < bounds[key].rows:
+                table = f"{lookup.weight}[{at.added}:]" if at.added else lookup.weight
+                bounds[key] = IdBound(at.input, at.column, rows, table)
+    unchecked += [
+        k.weight for k in find_lookups(largest) if not stays_in_table(k) and not origins(k)
+    ]
     return list(bounds.values()), list(dict.fromkeys(unchecked))
 
 
 def stays_in_table(lookup: Lookup) -> bool:
     """Whether no request gets a lookup to read beyond its table: where tables lie end to end, what
-    is beyond one is another."""
-    ids = lookup.ids
-    return _is_constant(ids) or bool(_origins(ids, lookup.rows)) or never_beyond(ids, lookup.rows)
+    is beyond one is another. Of ids to which the model adds numbers, one bucket says too little."""
+    ids, found = lookup.ids, _origins(lookup.ids, lookup.rows)
+    as_given = bool(found) and not any(at.added for at in found)
+    return _is_constant(ids) or as_given or never_beyond(ids, lookup.rows)
+
+
+def _added(program: Program) -> dict[tuple[str, str, int | None], int]:
+    """The largest number that is added to the ids of a table from each place."""
+    found: dict[tuple[str, str, int | None], int] = {}
+    for lookup in find_lookups(program):
+        for at in _origins(lookup.ids, lookup.rows):
+            key = (lookup.weight, at.input, at.column)
+            found[key] = max(found.get(key, 0), at.added)
+    return found
 
 
 def _is_constant(ids: fx.Node) -> bool:
@@ -298,4 +324,10 @@ def _origins(ids: fx.Node, rows: int) -> list[Origin]:
     at = origin(ids, rows)
     if at is not None:
         return [at]
-    return [Origin(name, column) for name, column in columns_of(ids, rows) or ()]
+    places = columns_of(ids, rows)
+    if places is not None:
+        return [Origin(name, column) for name, column in places]
+    shifted = shifted_columns(ids, rows)
+    if any(added >= rows for added in shifted.values()):
+        return []
+    return [Origin(name, column, added) for (name, column), added in shifted.items()]

@@ -98,7 +98,9 @@ class Program:
         raw = value.reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b""
         key = hashlib.sha256(f"{value.dtype}{tuple(value.shape)}".encode() + raw).hexdigest()[:16]
         self.constants[key] = value
-        return self.source("const", key, self.fake(value.shape, value.dtype))
+        node = self.source("const", key, self.fake(value.shape, value.dtype))
+        node.meta["constant"] = value
+        return node
 
     def fake(self, shape: Any, dtype: torch.dtype) -> FakeTensor:
         with self.fake_mode:

@@ -98,7 +98,10 @@ class OutputSpec:
 
 @dataclass(frozen=True, slots=True)
 class IdBound:
-    """Ids of `input` (of one `column` of it, if given) must lie in `[0, rows)`."""
+    """Ids of `input` (of one `column` of it, if given) must lie in `[0, rows)`.
+
+    `table` is where they are looked up, for people: `NAME[4:]` if the model adds 4 to them.
+    """
 
     input: str
     column: int | None

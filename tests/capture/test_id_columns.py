@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from recreplay.capture.ingest import ingest
+from recreplay.capture.lookups import id_bounds
 from recreplay.capture.sampling import sample_request
+from recreplay.capture.specialise import specialise
 from recreplay.runtime import Runtime
 from recreplay.runtime.errors import CaptureError, IdRangeError, ReplayError
 from recreplay.runtime.spec import InputSpec
@@ -127,7 +131,8 @@ def test_computed_ids_never_read_another_table(captured: Capture, how: str) -> N
         if safe:
             np.testing.assert_array_equal(runtime.run(given)["output"], model(given["x"]).numpy())
         else:
-            with pytest.raises(ReplayError, match="index out of range"):
+            kind = IdRangeError if how == "shifted" else ReplayError
+            with pytest.raises(kind, match="out of range"):
                 runtime.run(given)
 
 
@@ -383,3 +388,72 @@ def test_ids_that_count_from_one(captured: Capture) -> None:
     given = {"x": torch.tensor([[1, 50, 3], [10, 2, 49], [5, 1, 0]])}
     with Runtime.load(captured(model, given)) as runtime, torch.inference_mode():
         np.testing.assert_array_equal(runtime.run(given)["output"], model(given["x"]).numpy())
+
+
+class Fields(nn.Module):
+    """Fields that share one table, each from a row of its own on: pytorch-fm and many after it."""
+
+    def __init__(self, shift: Callable[[Tensor], Tensor | int], sizes: tuple[int, ...]) -> None:
+        super().__init__()
+        self.shift = shift
+        self.table = nn.Embedding(sum(sizes), 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.table(x + self.shift(x)).sum(1)
+        return found
+
+
+SIZES = (4, 9, 2)
+STARTS = np.array((0, *np.cumsum(SIZES)[:-1]))
+SHIFTS: dict[str, Callable[[Tensor], Tensor | int]] = {
+    "a row": lambda x: x.new_tensor(STARTS).unsqueeze(0),
+    "a row of int32": lambda x: torch.tensor(STARTS, dtype=torch.int32),
+    "one number": lambda x: 1,
+}
+
+
+@pytest.mark.parametrize("name", SHIFTS)
+def test_fields_of_one_table_are_bounded_each(name: str, captured: Capture) -> None:
+    model = Fields(SHIFTS[name], SIZES).eval()
+    x = torch.tensor([[0, 0, 0], [3, 8, 1], [1, 5, 0]])
+    starts = STARTS if name != "one number" else np.ones(3, int)
+    with Runtime.load(captured(model, {"x": x}, buckets=[1, 4])) as runtime, torch.no_grad():
+        assert runtime.manifest.unchecked == ()
+        bounds = {b.column: b.rows for b in runtime.manifest.bounds}
+        assert bounds == {at: 15 - int(start) for at, start in enumerate(starts)}
+        np.testing.assert_allclose(runtime.run({"x": x})["output"], model(x).numpy(), rtol=1e-6)
+        for (column, rows), start in zip(bounds.items(), starts, strict=True):
+            given = x.clone()
+            given[2, column] = rows - 1
+            want = model(given).numpy()
+            np.testing.assert_allclose(runtime.run({"x": given})["output"], want, rtol=1e-6)
+            table = re.escape(f"table.weight[{start}:]" if start else "table.weight")
+            for wrong in (rows, -1):
+                given[2, column] = wrong
+                message = (
+                    rf"input 'x' column {column}, row 2: id {wrong} is out of range; table "
+                    rf"'{table}' has {rows} rows"
+                )
+                with pytest.raises(IdRangeError, match=message):
+                    runtime.run({"x": given})
+
+
+def test_fields_may_be_read_from_before_a_table(captured: Capture) -> None:
+    """What an id is at least is not said by how many rows there are."""
+    model = Fields(lambda x: x.new_tensor([0, -1, 0]), SIZES).eval()
+    x = torch.tensor([[0, 1, 0], [3, 8, 1], [1, 5, 0]])
+    with Runtime.load(captured(model, {"x": x})) as runtime:
+        assert runtime.manifest.unchecked == ("table.weight",)
+
+
+@pytest.mark.parametrize(
+    "shift",
+    [lambda x: x.shape[0] - 1, lambda x: torch.arange(x.shape[0])[:, None]],
+    ids=["as many as rows", "rows of a request"],
+)
+def test_what_another_bucket_adds_bounds_nothing(
+    shift: Callable[[Tensor], Tensor | int],
+) -> None:
+    model = ingest(Fields(shift, SIZES).eval(), {"x": torch.zeros(3, 3, dtype=torch.int64)})
+    bounds, unchecked = id_bounds(specialise(model, 2), specialise(model, 4))
+    assert (bounds, unchecked) == ([], ["table.weight"])
