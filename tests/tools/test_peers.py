@@ -258,6 +258,18 @@ def test_peers_that_fail_are_absent_with_the_reason(
     assert "wrong answers: output 'output' of the replay" in model["absent"]["wrong at batch 4"]
 
 
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ("one\n\ntwo\nthree\nfour", "one two three"),
+        ("no\n$ g++ x\n/tmp/a/x.cpp:3: error: 'y' is not", "no x.cpp:3: error: 'y' is not"),
+        ("g++ /tmp/a/b.cpp -o '/tmp/a/b'; a/b", "g++ b.cpp -o 'b'; a/b"),
+    ],
+)
+def test_a_reason_is_short_and_names_no_folder(said: str, reason: str) -> None:
+    assert against_peers._reason(ValueError(said)) == f"ValueError: {reason}"
+
+
 class Clocked:
     """A contender that takes as long as it says, and remembers who was asked when."""
 

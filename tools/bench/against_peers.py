@@ -6,6 +6,7 @@ Each model is measured in a process of its own where there are several: see `apa
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
@@ -274,8 +275,14 @@ def _largest(answers: Sequence[Arrays], want: Sequence[Arrays]) -> float:
     return max(largest_difference(a, w) for a, w in zip(answers, want, strict=True))
 
 
+_FOLDERS = re.compile(r"(?<![\w.])/(?:[^\s/'\"]+/)+")
+
+
 def _reason(error: Exception) -> str:
-    """The first lines of an error; compilers say the rest at length."""
+    """The first lines of an error, and what a compiler says is one; it says the rest at length.
+    Files by their names alone: where they were says nothing."""
     kind = "wrong answers" if isinstance(error, ParityError) else type(error).__name__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{kind}: {' '.join(lines[:3])}"[:400]
+    wrong = [line for line in lines[1:] if "error:" in line]
+    text = " ".join(lines[:1] + wrong[:2] if wrong else lines[:3])
+    return f"{kind}: {_FOLDERS.sub('', text)}"[:400]
