@@ -71,25 +71,23 @@ class Program:
     dividers: frozenset[str] = frozenset()
     made: dict[str, Made] = field(default_factory=dict)
     folds: bool = True  # whether what is computed of weights alone becomes a weight
+    placeholders: dict[str, fx.Node] = field(default_factory=dict)  # in their order, by target
 
     def source(self, kind: str, name: str, value: FakeTensor) -> fx.Node:
         """The placeholder `kind:name`, made when it is first asked for."""
         target = f"{kind}:{name}"
-        for found in self.graph.find_nodes(op="placeholder", target=target):
-            return cast(fx.Node, found)
-        last = None
-        for node in self.graph.nodes:
-            if node.op != "placeholder":
-                break
-            last = node
+        if target in self.placeholders:
+            return self.placeholders[target]
+        last = next(reversed(self.placeholders.values()), None)
         with self.graph.inserting_after(last) if last else self.graph.inserting_before():
             node = self.graph.create_node("placeholder", target, name=_identifier(kind, name))
         node.meta["val"] = value
+        self.placeholders[target] = node
         return node
 
     def find(self, target: str) -> fx.Node:
         """A placeholder that is there."""
-        return cast(fx.Node, next(iter(self.graph.find_nodes(op="placeholder", target=target))))
+        return self.placeholders[target]
 
     def constant(self, value: torch.Tensor) -> fx.Node:
         """A placeholder for a folded value, stored once by content."""
@@ -144,6 +142,7 @@ class Program:
         kept = set(self.outputs.values())
         for node in reversed(self.graph.nodes):
             if node not in kept and not node.users:
+                self.placeholders.pop(str(node.target), None)
                 self.graph.erase_node(node)
         live = {str(n.target) for n in self.graph.find_nodes(op="placeholder")}
         live |= {source for made in self.made.values() for source in made.sources}
