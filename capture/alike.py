@@ -21,7 +21,7 @@ from recreplay.capture.views import is_view
 
 aten = torch.ops.aten
 # Tables are stacked with their ids shifted, not read side by side.
-_TABLE_READS = {
+TABLE_READS = {
     aten.embedding.default,
     aten.embedding_bag.padding_idx,
     aten.index.Tensor,
@@ -120,7 +120,7 @@ def _alike(graph: fx.Graph) -> list[list[fx.Node]]:
 
 def _signature(node: fx.Node, kind: dict[fx.Node, int]) -> Hashable:
     value = node.meta.get("val")
-    if not isinstance(value, torch.Tensor) or node.target in _TABLE_READS:
+    if not isinstance(value, torch.Tensor) or node.target in TABLE_READS:
         return node
     seen = (str(value.dtype), tuple(value.shape))
     if node.op == "placeholder":

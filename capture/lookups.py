@@ -267,31 +267,36 @@ def id_bounds(program: Program, largest: Program | None = None) -> tuple[list[Id
     ids to which another number is added in another bucket.
     """
     largest = largest or program
-    there = {(lookup.weight, lookup.rows) for lookup in find_lookups(largest)}
-    added = [_added(program), _added(largest)]
+    here, last = (
+        [(lookup, _origins(lookup.ids, lookup.rows)) for lookup in find_lookups(p)]
+        for p in (program, largest)
+    )
+    there = {(lookup.weight, lookup.rows) for lookup, _ in last}
+    added = _added(here), _added(last)
 
-    def origins(lookup: Lookup) -> list[Origin]:
-        found = _origins(lookup.ids, lookup.rows)
+    def certain(lookup: Lookup, found: list[Origin]) -> list[Origin]:
         keys = [(lookup.weight, at.input, at.column) for at in found if at.added]
         return found if all(added[0].get(k) == added[1].get(k) for k in keys) else []
 
     bounds: dict[tuple[str, int | None], IdBound] = {}
     unchecked = []
-    for lookup in find_lookups(program):
+    for lookup, found in here:
         if _is_constant(lookup.ids):
             continue  # the same rows whatever the request
-        found = origins(lookup)
+        known = certain(lookup, found)
         grows = (lookup.weight, lookup.rows) not in there
-        if (grows or not found) and not never_beyond(lookup.ids, lookup.rows):
+        if (grows or not known) and not never_beyond(lookup.ids, lookup.rows):
             unchecked.append(lookup.weight)
-        for at in () if grows else found:
+        for at in () if grows else known:
             key = (at.input, at.column)
             rows = lookup.rows - at.added
             if key not in bounds or rows < bounds[key].rows:
                 table = f"{lookup.weight}[{at.added}:]" if at.added else lookup.weight
                 bounds[key] = IdBound(at.input, at.column, rows, table)
     unchecked += [
-        k.weight for k in find_lookups(largest) if not stays_in_table(k) and not origins(k)
+        k.weight
+        for k, found in last
+        if not (_is_constant(k.ids) or certain(k, found) or never_beyond(k.ids, k.rows))
     ]
     return list(bounds.values()), list(dict.fromkeys(unchecked))
 
@@ -304,14 +309,16 @@ def stays_in_table(lookup: Lookup) -> bool:
     return _is_constant(ids) or as_given or never_beyond(ids, lookup.rows)
 
 
-def _added(program: Program) -> dict[tuple[str, str, int | None], int]:
+def _added(
+    lookups: list[tuple[Lookup, list[Origin]]],
+) -> dict[tuple[str, str, int | None], int]:
     """The largest number that is added to the ids of a table from each place."""
-    found: dict[tuple[str, str, int | None], int] = {}
-    for lookup in find_lookups(program):
-        for at in _origins(lookup.ids, lookup.rows):
+    most: dict[tuple[str, str, int | None], int] = {}
+    for lookup, found in lookups:
+        for at in found:
             key = (lookup.weight, at.input, at.column)
-            found[key] = max(found.get(key, 0), at.added)
-    return found
+            most[key] = max(most.get(key, 0), at.added)
+    return most
 
 
 def _is_constant(ids: fx.Node) -> bool:

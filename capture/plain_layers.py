@@ -44,10 +44,10 @@ def as_layer(program: Program, target: Any, args: Any, kwargs: Any) -> fx.Node |
     if factors is None:
         return None
     left, right = factors
-    if _is_weight(left) == _is_weight(right) or not left.meta["val"].is_floating_point():
+    if is_weight(left) == is_weight(right) or not left.meta["val"].is_floating_point():
         return None
     dims = left.meta["val"].ndim, right.meta["val"].ndim
-    if _is_weight(left):
+    if is_weight(left):
         return _of_columns(program, left, right) if dims[0] == 2 < dims[1] else None
     if dims[1] == 2 <= dims[0]:
         return _of_rows(program, left, right, args[0] if target is aten.addmm.default else None)
@@ -68,7 +68,8 @@ def _factors(target: Any, args: Any) -> tuple[fx.Node, fx.Node] | None:
     return None
 
 
-def _is_weight(node: fx.Node) -> bool:
+def is_weight(node: fx.Node) -> bool:
+    """Whether it is a stored weight, or a view of one."""
     return str(base(node).target).startswith("weight:")
 
 
@@ -118,7 +119,7 @@ def _of_items(
     groups: int = 1,
 ) -> fx.Node | None:
     """`[B, in, T]` to `[B, out, T]` by a weight `[out, in, 1]`; None of any other convolution."""
-    one = weight.meta["val"].shape[2] == groups == 1 and _is_weight(weight)
+    one = weight.meta["val"].shape[2] == groups == 1 and is_weight(weight)
     if not one or [*stride, *padding] != [1, 0] or source.meta["val"].ndim != 3:
         return None
     rows = program.call(aten.transpose.int, source, 1, 2)

@@ -13,8 +13,7 @@ import torch
 from torch import fx
 
 from recreplay.capture.fold_weights import call
-from recreplay.capture.plain_layers import is_plain_layer
-from recreplay.capture.views import base
+from recreplay.capture.plain_layers import is_plain_layer, is_weight
 
 if TYPE_CHECKING:
     from recreplay.capture.specialise import Program
@@ -57,11 +56,7 @@ def _is_layer(node: fx.Node) -> bool:
     if node.target is not aten.linear.default or node.meta["val"].ndim != 2:
         return False
     weights = node.all_input_nodes[1:]
-    return is_plain_layer(*weights) and all(_is_weight(base(w)) for w in weights)
-
-
-def _is_weight(node: fx.Node) -> bool:
-    return str(node.target).startswith("weight:")
+    return is_plain_layer(*weights) and all(map(is_weight, weights))
 
 
 def _in_layer(program: Program, layer: fx.Node, factor: fx.Node, summand: fx.Node) -> fx.Node:

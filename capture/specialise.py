@@ -24,6 +24,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
+from recreplay.capture.alike import TABLE_READS
 from recreplay.capture.fold_weights import fold, whole
 from recreplay.capture.freeze import freeze
 from recreplay.capture.ingest import Ingested
@@ -44,10 +45,6 @@ _ASSERTS = {
     aten._assert_async.msg,
     aten.sym_constrain_range.default,
     aten.sym_constrain_range_for_size.default,
-}
-_LOOKUPS = {
-    *(aten.embedding.default, aten.embedding_bag.padding_idx),
-    *(aten.index.Tensor, aten.index_select.default),
 }
 
 
@@ -144,8 +141,7 @@ class Program:
             if node not in kept and not node.users:
                 self.placeholders.pop(str(node.target), None)
                 self.graph.erase_node(node)
-        live = {str(n.target) for n in self.graph.find_nodes(op="placeholder")}
-        live |= {source for made in self.made.values() for source in made.sources}
+        live = {*self.placeholders, *(s for made in self.made.values() for s in made.sources)}
         self.constants = {k: v for k, v in self.constants.items() if f"const:{k}" in live}
 
 
@@ -184,7 +180,7 @@ def specialise(model: Ingested, bucket: int, folds: bool = True) -> Program:
                 values[node] = program.source(
                     "weight", spec.target, program.fake(weight.shape, weight.dtype)
                 )
-                values[node].meta["looked_up"] = any(u.target in _LOOKUPS for u in node.users)
+                values[node].meta["looked_up"] = any(u.target in TABLE_READS for u in node.users)
             by_user.values[node] = values[node]
         elif node.op == "call_function":
             if side:
@@ -199,8 +195,8 @@ def specialise(model: Ingested, bucket: int, folds: bool = True) -> Program:
                 program.outputs[out.name] = _own_node(program, value)
     program.prune()
     # On the way to others, or bound to nothing that is read.
-    live = {str(n.target) for n in program.graph.find_nodes(op="placeholder")}
-    program.made = {k: made for k, made in program.made.items() if f"weight:{k}" in live}
+    read = program.placeholders
+    program.made = {k: made for k, made in program.made.items() if f"weight:{k}" in read}
     program.prune()
     return program
 

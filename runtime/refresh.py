@@ -256,7 +256,7 @@ def _changes(weight: _Weight, values: tuple[torch.Tensor, ...]) -> _Write:
     if not weight.shape:
         return _Write(weight, values)
     pairs = zip(weight.parts, values, strict=True)
-    differ = [(there != value).reshape(len(value), -1).any(1) for there, value in pairs]
+    differ = [(there != value).unsqueeze(-1).flatten(1).any(1) for there, value in pairs]
     rows = torch.stack(differ).any(0).nonzero().flatten()
     if len(rows) == weight.shape[0]:
         return _Write(weight, values)

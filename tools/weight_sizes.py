@@ -14,7 +14,11 @@ from recreplay.runtime.manifest import TableView
 @dataclass(frozen=True)
 class WeightSize:
     elements: int
-    bytes: int
+    itemsize: int
+
+    @property
+    def bytes(self) -> int:
+        return self.elements * self.itemsize
 
     def copied(self, wide: bool) -> int:
         """Bytes of a copy of it (`runtime.weight_copies`), in float32 if `wide`."""
@@ -30,10 +34,10 @@ def weight_sizes(path: Path, tables: Mapping[str, TableView]) -> dict[str, Weigh
         if name != "__metadata__":
             begin, end = tensor["data_offsets"]
             shapes[name] = tensor["shape"]
-            sizes[name] = WeightSize(prod(tensor["shape"]), end - begin)
+            elements = prod(tensor["shape"])
+            sizes[name] = WeightSize(elements, (end - begin) // max(elements, 1))
     for name, view in tables.items():
-        storage, row = sizes[view.storage], view.row or shapes[view.storage][1:]
-        elements = view.rows * prod(row)
+        row = view.row or shapes[view.storage][1:]
         shapes[name] = [view.rows, *row]
-        sizes[name] = WeightSize(elements, elements * storage.bytes // storage.elements)
+        sizes[name] = WeightSize(prod(shapes[name]), sizes[view.storage].itemsize)
     return sizes

@@ -21,7 +21,9 @@ from recreplay.capture.rewrites.stack_branches import plan_weight_stacks, stack_
 from recreplay.capture.specialise import Program, specialise
 from recreplay.capture.views import base
 from recreplay.runtime import Runtime
+from recreplay.runtime.artifact import open_artifact
 from recreplay.runtime.errors import ArtifactCorruptError, RefreshError
+from recreplay.tools.describe import describe
 
 Capture = Callable[..., Path]
 aten = torch.ops.aten
@@ -254,6 +256,26 @@ def test_what_takes_more_memory_than_a_cache_and_its_weights_stays() -> None:
     few, many = (specialised(Pairs(n).eval()) for n in (30, 600))
     assert operators(few) == [aten.add.Tensor]
     assert not many.made
+
+
+def test_nothing_may_be_made_of_nothing(captured: Capture) -> None:
+    """Units that a configuration has none of."""
+
+    class Without(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.units = nn.Parameter(torch.randn(0, 6))
+            self.scale = nn.Parameter(torch.randn(6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([x, x @ (self.units * self.scale).t()], 1)
+
+    model, x = Without().eval(), torch.randn(5, 6)
+    path = captured(model, {"x": x})
+    assert describe(path, open_artifact(path).manifest)["memory"]["made_bytes"] == 0
+    with Runtime.load(path) as runtime:
+        runtime.update_weights(model.state_dict())
+        agree(runtime, model, x, 0)
 
 
 def test_what_cannot_be_made_is_not_written(captured: Capture) -> None:
