@@ -28,6 +28,7 @@ from recreplay.capture.compilers.compile_workers import COMPILED, DONE, PATIENCE
 from recreplay.capture.compilers.input_checks import without_input_checks
 from recreplay.capture.compilers.own_functions import OwnFunctions
 from recreplay.capture.compilers.package_interface import compile_interface_once
+from recreplay.capture.compilers.row_loops import vectorise_columns
 from recreplay.capture.compilers.target_processor import compiling_for
 from recreplay.capture.compilers.unloadable import leave_out_marks, without_destructors
 from recreplay.capture.compilers.views_as_pointers import views_as_pointers
@@ -194,6 +195,7 @@ class Compiler:
             with_checked_calls, views_as_pointers, without_destructors, without_input_checks
         )
         leave_out_marks()
+        vectorise_columns()
         compile_interface_once(without_destructors, Path(scratch))
 
     def compile(self, job: dict[str, Any]) -> None:

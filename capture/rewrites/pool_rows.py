@@ -1,4 +1,5 @@
-"""Rewrite: bags of float32 rows of fixed lengths are looked up and pooled by a function of ours.
+"""Rewrite: bags of float32 rows of fixed lengths are looked up and pooled by a function of ours,
+and so are looked-up rows `[B, L, dim]` that a model adds up itself.
 
 It asks for rows some time before it reads them, and of stacked tables it takes the row where each
 bag's table begins, so that no number has to be added to every id. For 1, 16 and 128 items whose
@@ -15,6 +16,7 @@ import torch
 from torch import fx
 
 from recreplay.capture.jagged_axis import bag_arguments
+from recreplay.capture.lookups import Lookup, find_lookups
 from recreplay.capture.rewrites.lower_tables import bag_lengths
 from recreplay.capture.specialise import Program
 from recreplay.runtime.aten import ROW_BAGS, resolve
@@ -37,7 +39,23 @@ def pool_rows(program: Program) -> None:
             pooled = _pool(program, arguments["weight"], ids, lengths, mean)
         for first in list(node.users):  # of what the operator gives, nothing else is read
             program.replace(first, pooled)
+    for lookup in find_lookups(program):
+        if lookup.node.target is aten.embedding.default and _is_added_up(lookup):
+            table, ids = lookup.node.args[:2]
+            mean, added = lookup.pooling == "mean", lookup.output
+            with program.graph.inserting_before(added):
+                rows = program.call(resolve(ROW_BAGS), table, ids, None, lookup.length, mean)
+            program.replace(added, rows)
     program.prune()
+
+
+def _is_added_up(lookup: Lookup) -> bool:
+    """Whether its rows are float32 of a weight, and their sum or mean is all that is read."""
+    return (
+        lookup.pooling != "none"
+        and lookup.stackable
+        and lookup.node.meta["val"].dtype == torch.float32
+    )
 
 
 def _is_plain(bag: fx.Node) -> bool:

@@ -87,6 +87,12 @@ def test_stacked_tables_are_counted_from_where_each_begins() -> None:
         (lambda a, b, x: F.embedding_bag(x, a * 2, mode="sum"), 1),  # a table that is made once
         (lambda a, b, x: F.embedding_bag(x, a * x.sum(), mode="sum"), 0),  # for each request
         (lambda a, b, x: F.embedding_bag(x, a.double(), mode="sum").float(), 0),
+        (lambda a, b, x: F.embedding(x, a).sum(1), 1),
+        (lambda a, b, x: F.embedding(x, a).mean(-2), 1),
+        (lambda a, b, x: F.embedding(x, a).sum(2), 0),
+        (lambda a, b, x: F.embedding(x, a).relu().sum(1), 0),
+        (lambda a, b, x: F.embedding(x, a * x.sum()).sum(1), 0),
+        (lambda a, b, x: F.embedding(x, a.double()).sum(1).float(), 0),
     ],
 )
 def test_which_bags(run: Any, count: int) -> None:
@@ -113,7 +119,8 @@ class Bags(nn.Module):
     def forward(self, long: Tensor, short: Tensor, other: Tensor) -> Tensor:
         found = [bag(short if i % 2 else long) for i, bag in enumerate(self.bags)]
         twins = zip(self.twins, (short, other, long % 40), strict=True)
-        return torch.cat([*found, *(twin(ids) for twin, ids in twins)], dim=1)
+        added = F.embedding(long, self.bags[1].weight).mean(1)
+        return torch.cat([*found, *(twin(ids) for twin, ids in twins), added], dim=1)
 
     def request(self, rows: int) -> dict[str, Tensor]:
         return {
@@ -132,7 +139,7 @@ def test_compiled_bags(captured: Callable[..., Path]) -> None:
     path = captured(model, example, buckets=[1, 4, 200], compiler="inductor", threads=2)
     with Runtime.load(path) as runtime, torch.no_grad():
         operators = [o.target for o in read_graph(path)[200].captured.operators]
-        assert operators.count(ROW_BAGS) == len(WIDTHS) + 3  # of twins, one a length
+        assert operators.count(ROW_BAGS) == len(WIDTHS) + 3 + 1  # of twins, one a length
         for _ in range(2):
             for rows in (1, 3, 150, 200):
                 request = model.request(rows)
