@@ -10,6 +10,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import fx
+
 from recreplay.runtime.aten import BYTE_BAGS, JAGGED_BAGS, PACKED_LINEAR, ROW_BAGS, resolve
 
 _SOURCES = {
@@ -71,23 +74,61 @@ def _register(operator: Any, function: str) -> None:
     from torch._inductor.utils import convert_shape_to_inductor
     from torch._inductor.virtualized import V
 
+    class Into(ir.ExternKernelOut):
+        """A call that writes into what the segment was given to write to."""
+
+        def __init__(self, written: Any, **call: Any) -> None:
+            self._written = written
+            super().__init__(layout=ir.NoneLayout(device=written.get_device()), **call)
+            V.graph.mark_buffer_mutated(written.get_name())
+
+        def codegen_reference(self, writer: Any = None) -> str:
+            return str(self._written.codegen_reference())
+
+        def get_mutation_names(self) -> list[str]:
+            return [self._written.get_name()]
+
+        def should_allocate(self) -> bool:
+            return False
+
     @register_lowering(operator, type_promotion_kind=None)
     def call(*arguments: Any) -> Any:
         """Tensors come first, of which the last may be None; then numbers."""
         tensors = [a for a in arguments if isinstance(a, ir.IRNode)]
-        result = V.graph.current_node.meta["val"]
-        size = convert_shape_to_inductor(result.shape)
-        # Rows of a matrix may lie apart, inside of a wider result such as a concatenation.
-        layout = ir.FlexibleLayout if len(size) == 2 else ir.FixedLayout
-        made = ir.ExternKernelOut(
-            layout=layout(result.device, result.dtype, size),
-            inputs=[
+        of: dict[str, Any] = {
+            "inputs": [
                 ir.ExternKernel.require_contiguous(ir.ExternKernel.realize_input(t))
                 for t in tensors
             ],
-            constant_args=list(arguments[len(tensors) :]),
-            python_kernel_name=f"torch.ops.{_out(operator)}",
-            cpp_kernel_name=function,
-            op_overload=_out(operator),
-        )
+            "constant_args": list(arguments[len(tensors) :]),
+            "python_kernel_name": f"torch.ops.{_out(operator)}",
+            "cpp_kernel_name": function,
+            "op_overload": _out(operator),
+        }
+        node = V.graph.current_node
+        buffer = _only_copied_to(node)
+        if buffer is not None:
+            written = V.graph.env[buffer]
+            Into(written, **of)
+            return written  # inductor leaves out a copy of a tensor to itself
+        result = node.meta["val"]
+        size = convert_shape_to_inductor(result.shape)
+        # Rows of a matrix may lie apart, inside of a wider result such as a concatenation.
+        layout = ir.FlexibleLayout if len(size) == 2 else ir.FixedLayout
+        made = ir.ExternKernelOut(layout=layout(result.device, result.dtype, size), **of)
         return ir.TensorBox.create(made)
+
+
+def _only_copied_to(node: fx.Node) -> fx.Node | None:
+    """The argument of a segment to which the value of `node` is copied, if all of it is and nothing
+    else reads it."""
+    if len(node.users) != 1:
+        return None
+    (copy,) = node.users
+    if copy.target is not torch.ops.aten.copy_.default or copy.args[1] is not node:
+        return None
+    buffer = copy.args[0]
+    assert isinstance(buffer, fx.Node)
+    value, argument = node.meta["val"], buffer.meta["val"]
+    alike = all(getattr(value, a) == getattr(argument, a) for a in ("shape", "dtype", "device"))
+    return buffer if buffer.op == "placeholder" and alike else None

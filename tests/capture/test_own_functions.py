@@ -1,0 +1,79 @@
+"""Our own operators in packages: where their results are written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from recreplay.capture.compilers.own_functions import OwnFunctions
+from recreplay.runtime.aten import PACKED_LINEAR, resolve
+
+CALL = "aoti_torch_cpu_recreplay_packed_linear_out(arg"  # into an argument
+ALLOCATED = "aoti_torch_empty_strided("
+
+
+class Segment(nn.Module):
+    """A layer whose results go where `write` says."""
+
+    def __init__(self, write: Callable[[Tensor, Tensor], Any]) -> None:
+        super().__init__()
+        self.write = write
+
+    def forward(self, x: Tensor, packed: Tensor, out: Tensor) -> None:
+        self.write(resolve(PACKED_LINEAR)(x, packed, None, 1, 64, False), out)
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """The text of a package, caught before it goes to a compiler."""
+    from torch._inductor.codecache import AotCodeCompiler
+
+    found: list[str] = []
+
+    def catch(graph: Any, wrapper_code: str, *others: Any, **settings: Any) -> Any:
+        found.append(wrapper_code)
+        raise Stop("caught")
+
+    monkeypatch.setattr(AotCodeCompiler, "compile", catch)
+    settings = OwnFunctions(1, 64).settings({PACKED_LINEAR}, False)
+
+    def write(module: nn.Module, *shape: int) -> str:
+        examples = (torch.zeros(4, 32), torch.zeros(64, 32), torch.zeros(shape))
+        exported = torch.export.export(module, examples)
+        with pytest.raises(Exception, match="caught"):
+            torch._inductor.aoti_compile_and_package(exported, inductor_configs=settings)
+        text = found[-1]
+        return text[text.index("::run_impl(") :]
+
+    return write
+
+
+def test_results_are_written_where_the_segment_gives_them_out(written: Callable[..., str]) -> None:
+    text = written(Segment(lambda value, out: out.copy_(value)), 4, 64)
+    assert CALL in text
+    assert ALLOCATED not in text
+
+
+@pytest.mark.parametrize(
+    ("write", "shape"),
+    [
+        (lambda value, out: out.copy_(value + 1), (4, 64)),
+        (lambda value, out: out.copy_(value * value.sum()), (4, 64)),
+        (lambda value, out: out.copy_(value), (3, 4, 64)),  # thrice
+    ],
+    ids=["of something else", "read as well", "repeated"],
+)
+def test_what_is_not_given_out_as_it_is_has_memory_of_its_own(
+    written: Callable[..., str], write: Callable[[Tensor, Tensor], Any], shape: tuple[int, ...]
+) -> None:
+    text = written(Segment(write), *shape)
+    assert CALL not in text
+    assert ALLOCATED in text
