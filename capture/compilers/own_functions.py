@@ -79,7 +79,8 @@ def _register(operator: Any, function: str) -> None:
 
         def __init__(self, written: Any, **call: Any) -> None:
             self._written = written
-            super().__init__(layout=ir.NoneLayout(device=written.get_device()), **call)
+            nowhere: Any = ir.NoneLayout(device=written.get_device())  # of its own
+            super().__init__(layout=nowhere, **call)
             V.graph.mark_buffer_mutated(written.get_name())
 
         def codegen_reference(self, writer: Any = None) -> str:

@@ -19,7 +19,7 @@ def vectorise_columns() -> None:
     """Have every package of this process compiled so."""
     from torch._inductor.codegen.cpp import TilingSelect
 
-    usual = TilingSelect._select_tiling_indices
+    usual: Any = TilingSelect._select_tiling_indices  # untyped
 
     @wraps(usual)
     def select(self: Any, functions: Any, ranges: Any, factor: int) -> list[int]:
@@ -37,7 +37,8 @@ def vectorise_columns() -> None:
 def _columns_of_rows(functions: Any, ranges: Any, factor: int, ids: int) -> set[int]:
     """The loops along which looked-up rows are contiguous, if integers are read along loop
     `ids`."""
-    from torch._inductor.codegen.cpp import stride_at_vec_range
+    # Where it is defined differs between versions.
+    from torch._inductor.codegen.cpp import stride_at_vec_range  # type: ignore[attr-defined]
     from torch._inductor.dependencies import extract_read_writes
     from torch._inductor.virtualized import V
     from torch.utils._sympy.symbol import SymT, symbol_is_type
