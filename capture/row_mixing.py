@@ -16,17 +16,19 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from recreplay.capture.decisions import decided
 from recreplay.capture.division import division_of, starts_of
 from recreplay.capture.eager_model import run_eager
 from recreplay.capture.ingest import Ingested
 from recreplay.capture.sampling import sample_request
 from recreplay.capture.user_side import for_eager
+from recreplay.runtime.closeness import column_scale, is_close
 from recreplay.runtime.errors import UnsupportedModelError
 from recreplay.runtime.spec import IdBound, InputSpec
 
 _ROWS, _CUT = 5, 1  # a single row is what models forget
 _PADDING = 3  # rows
-_TRIES = 2  # rounding can turn what is next to a threshold; a model that mixes rows always does
+_TRIES = 2  # a model that mixes rows always does
 # Fewer rows than a model may pick: what it lacks is padding then, which is as the least of them in
 # half of the tries.
 _FEW, _FEW_TRIES = 2, 8
@@ -86,14 +88,15 @@ def _mixed(
             for start, stop in ((0, _CUT), (_CUT, rows))
         ]
         others = {name: np.concatenate([part[name] for part in parts]) for name in together}
-    for name, outputs in together.items():
-        value = outputs.astype(np.float64)
-        alone = others[name].astype(np.float64)
+    for name, value in together.items():
         # Sums of other numbers of rows are rounded otherwise, by as much as their terms are large.
-        scale = np.max(np.abs(value), initial=0.0, where=np.isfinite(value))
-        same = np.isclose(value, alone, rtol, atol + rtol * scale, equal_nan=True)
+        scale = np.max(column_scale(value), initial=0.0)
+        same = is_close(others[name], value, rtol, atol, scale)
         if not same.all():
-            return name, float(np.max(np.abs(value[~same] - alone[~same])))
+            same |= ~decided(model, whole, together, rows, rtol)[name]
+        if not same.all():
+            gap = value[~same].astype(np.float64) - others[name][~same]
+            return name, float(np.max(np.abs(gap)))
     return None
 
 

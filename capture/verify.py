@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from recreplay.capture.decisions import decided
 from recreplay.capture.eager_model import run_eager
 from recreplay.capture.ingest import Ingested
 from recreplay.capture.precision import Precision
@@ -64,8 +65,10 @@ def verify(
     Raises `ParityError` where a replay differs from eager by more than `atol + rtol * scale` or,
     with lowered precision, by more than `max_error` times the scale of the output. The scale is
     that of a column, or the value itself where that is larger, and of the whole output: the largest
-    size in a few random requests. The answer stored is that of eager or, with lowered precision,
-    the replay's own, which says more about what another machine computes.
+    size in a few random requests. Ids and flags have to be the same, and what hangs on a decision
+    that eager takes by a rounding (`decisions`) is not compared. The answer stored is that of eager
+    or, with lowered precision, the replay's own, which says more about what another machine
+    computes; with it as `BUCKET/decided/NAME` what of it is to be compared, if not all.
     """
     parity, answers = [], {}
     columns = _columns(model, bounds, sizes[-1])
@@ -88,8 +91,20 @@ def verify(
             prepared = lane.prepare_in(size, rows)
             prepared.fill(checker.check({k: v.numpy() for k, v in request.items()})[0])
             prepared.replay()
+            firm: dict[str, Array] | None = None
             for spec, (_, got) in zip(model.outputs, prepared.outputs, strict=True):
                 want = expected[spec.name]
+                close = (
+                    all_close(got, want, rtol, atol, columns[spec.name])
+                    if most is None
+                    else _largest(got, want) <= most * scales[spec.name]
+                )
+                if not close or (keep and want.dtype.kind != "f"):
+                    if firm is None:
+                        given = for_eager(model.inputs, request, rows)
+                        tolerance = rtol if most is None else most
+                        firm = decided(model, given, expected, rows, tolerance)
+                    got = np.where(firm[spec.name], got, want)
                 with np.errstate(invalid="ignore"):  # infinity less itself
                     gap = np.abs(got.astype(np.float64) - want)
                 far = _largest(got, want)
@@ -114,6 +129,9 @@ def verify(
                 scale = np.maximum(np.abs(want), atol)
                 worst_rel = max(worst_rel, float(np.nanmax(gap / scale, initial=0.0)))
             if keep:
+                for name, mask in (firm or {}).items():
+                    if not mask.all():
+                        answers[f"{size}/decided/{name}"] = torch.from_numpy(mask)
                 for spec in model.outputs:
                     own = dict(prepared.outputs)[spec.name]
                     answer = expected[spec.name] if most is None else own
@@ -161,10 +179,14 @@ def _columns(model: Ingested, bounds: Sequence[IdBound], rows: int) -> dict[str,
 
 
 def _largest(got: Array, want: Array) -> float:
-    """The largest difference; infinite where only one of the two is a finite number."""
+    """The largest difference; infinite where only one of the two is a finite number, and where they
+    are ids or flags that differ."""
     with np.errstate(invalid="ignore"):
         gap = np.abs(got.astype(np.float64) - want)
-    same = (got == want) | (np.isnan(got) & np.isnan(want))
+    same = got == want
+    if want.dtype.kind != "f":
+        return 0.0 if same.all() else float("inf")
+    same |= np.isnan(got) & np.isnan(want)
     return float(np.max(np.where(same, 0.0, np.nan_to_num(gap, nan=np.inf)), initial=0.0))
 
 

@@ -20,11 +20,20 @@ def column_scale(values: Array) -> Array:
     return found
 
 
-def all_close(got: Array, want: Array, rtol: float, atol: float, scale: Array) -> bool:
-    """Whether all of `got` is within `atol + rtol * max(|want|, scale)` of `want`; NaN is NaN, and
-    infinity infinity."""
+def is_close(got: Array, want: Array, rtol: float, atol: float, scale: Array | float) -> Array:
+    """Where `got` is within `atol + rtol * max(|want|, scale)` of `want`; NaN is NaN, and infinity
+    infinity. What is no float, such as an id, has to be the same."""
+    if want.dtype.kind != "f":
+        same: Array = got == want
+        return same
     got, want = got.astype(np.float64), want.astype(np.float64)
     with np.errstate(invalid="ignore"):  # infinity less itself
         near = np.abs(got - want) <= atol + rtol * np.maximum(np.abs(want), scale)
     same = (got == want) | (np.isnan(got) & np.isnan(want))
-    return bool((same | (near & np.isfinite(want))).all())
+    same |= near & np.isfinite(want)
+    return same
+
+
+def all_close(got: Array, want: Array, rtol: float, atol: float, scale: Array) -> bool:
+    """Whether all of `got` is as close to `want` as that."""
+    return bool(is_close(got, want, rtol, atol, scale).all())

@@ -86,6 +86,9 @@ class SelfTest:
         atols = {o.output: o.atol for o in parity.outputs}
         for name, got in outputs.items():
             expected, atol = stored[f"{size}/out/{name}"], atols[name]
+            firm = stored.get(f"{size}/decided/{name}")
+            if firm is not None:  # the rest hangs on the rounding of the machine that captured
+                got = np.where(firm, got, expected)
             close = all_close(got, expected, parity.rtol, atol, column_scale(expected))
             if compare and not close:
                 worst = float(np.max(np.abs(got.astype(np.float64) - expected)))

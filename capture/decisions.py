@@ -1,0 +1,71 @@
+"""Which values of an answer the model decides by more than rounding.
+
+Of two items that score the same but for a rounding, a top-k gives one or the other first; a bound
+is passed or not. Another order of the same sums decides otherwise, and what follows from it is
+another value and no small difference. Such places are found as Monte Carlo arithmetic finds them
+(Parker, UCLA CSD-970002): the model runs several times, each result of each operator a little off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from recreplay.capture.eager_model import run_eager
+from recreplay.capture.ingest import Ingested
+from recreplay.capture.views import aliases
+from recreplay.runtime.closeness import column_scale, is_close
+
+_RUNS = 16  # of which each turns a decision that hangs on rounding with a probability of a half
+
+Array = np.ndarray[Any, Any]
+
+
+def decided(
+    model: Ingested,
+    inputs: Mapping[str, torch.Tensor],
+    answer: Mapping[str, Array],
+    rows: int,
+    tolerance: float,
+) -> dict[str, Array]:
+    """For each output of `answer`, eager's own of a request of so many rows, a mask of its shape:
+    true where no run gives another value. `tolerance`: by what share of its size a replay may be
+    off; operators are off by a tenth of that, and a float is another one beyond ten times that."""
+    found = {name: np.ones(want.shape, bool) for name, want in answer.items()}
+    for seed in range(_RUNS):
+        with _Disturbed(tolerance / 10, seed):
+            again = run_eager(model, inputs, rows)
+        for name, want in answer.items():
+            found[name] &= is_close(again[name], want, 10 * tolerance, 0.0, column_scale(want))
+    return found
+
+
+class _Disturbed(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Results of operators are off by up to `share` of themselves, or a unit of their type."""
+
+    def __init__(self, share: float, seed: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._share, self._seed = share, seed
+        self._draws: dict[torch.device, torch.Generator] = {}
+
+    def __torch_dispatch__(
+        self, operator: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        result = operator(*args, **(kwargs or {}))
+        if operator._schema.is_mutable or aliases(operator):
+            return result
+        return pytree.tree_map_only(torch.Tensor, self._off, result)
+
+    def _off(self, value: torch.Tensor) -> torch.Tensor:
+        if not value.is_floating_point():
+            return value
+        if value.device not in self._draws:
+            self._draws[value.device] = torch.Generator(value.device).manual_seed(self._seed)
+        share = max(self._share, torch.finfo(value.dtype).eps)
+        draw = torch.rand(value.shape, generator=self._draws[value.device], device=value.device)
+        return value * (1 + share * (2 * draw - 1)).to(value.dtype)

@@ -1,0 +1,125 @@
+"""Answers that hang on a rounding: which of two items that score the same comes first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+from torch import Tensor, nn
+
+from recreplay.capture.decisions import decided
+from recreplay.capture.eager_model import run_eager
+from recreplay.capture.ingest import ingest
+from recreplay.capture.writer import seal
+from recreplay.runtime import Runtime
+from recreplay.runtime.artifact import MANIFEST, SEAL, SELFTEST, open_artifact
+from recreplay.runtime.errors import ParityError
+
+Capture = Callable[..., Path]
+UNITS, PAIRS, BEST = 400, 200, 40
+
+
+class Retrieval(nn.Module):
+    """The best of items of which some come in pairs, which score the same but for a rounding.
+    Capture makes one layer of the two, which rounds otherwise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.items, self.norm = nn.Linear(16, UNITS), nn.BatchNorm1d(UNITS)
+        self.norm.running_var.uniform_(0.5, 2)  # type: ignore[union-attr]
+        with torch.no_grad():
+            for values in (
+                *(self.items.weight, self.items.bias, self.norm.weight, self.norm.bias),
+                *(self.norm.running_mean, self.norm.running_var),
+            ):
+                assert isinstance(values, Tensor)
+                values[1:PAIRS:2] = values[:PAIRS:2]
+            self.items.weight[1:PAIRS:2] *= 1 + 3e-7 * torch.randn(PAIRS // 2, 16)
+
+    def forward(self, user: Tensor) -> dict[str, Tensor]:
+        score, item = self.norm(self.items(user)).topk(BEST)
+        return {"score": score, "item": item, "good": score > 1.0}
+
+
+@pytest.fixture
+def retrieval(captured: Capture) -> tuple[nn.Module, Path]:
+    model = Retrieval().eval()
+    return model, captured(model, {"user": torch.randn(8, 16)}, buckets=[4, 32], compiler="eager")
+
+
+def test_items_that_score_the_same_may_change_places(retrieval: tuple[nn.Module, Path]) -> None:
+    model, path = retrieval
+    user = torch.randn(32, 16)
+    with Runtime.load(path) as runtime, torch.no_grad():
+        got, want = runtime.run({"user": user}), model(user)
+        score = model.norm(model.items(user))  # type: ignore[operator]
+    assert (got["item"] != want["item"].numpy()).any()
+    np.testing.assert_allclose(got["score"], want["score"].numpy(), rtol=1e-5, atol=1e-5)
+    picked = score.gather(1, torch.from_numpy(got["item"])).numpy()
+    np.testing.assert_allclose(picked, want["score"].numpy(), rtol=1e-5, atol=1e-5)
+
+
+def test_the_rest_is_compared_when_an_artifact_is_loaded(
+    retrieval: tuple[nn.Module, Path],
+) -> None:
+    manifest = open_artifact(retrieval[1]).manifest
+    path = retrieval[1] / SELFTEST
+    stored = load_file(path)
+    firm = stored["32/decided/item"]
+    assert firm.any()
+    assert not firm.all()
+    assert "32/decided/score" not in stored
+    for place, fails in ((~firm, False), (firm, True)):
+        changed = stored | {"32/out/item": stored["32/out/item"].copy()}
+        changed["32/out/item"][tuple(np.argwhere(place)[0])] += 1
+        save_file(changed, path)
+        for name in (MANIFEST, SEAL):
+            (retrieval[1] / name).unlink()
+        seal(retrieval[1], manifest)
+        if fails:
+            with pytest.raises(ParityError, match="self-test of bucket 32 failed: output 'item'"):
+                Runtime.load(retrieval[1])
+        else:
+            Runtime.load(retrieval[1]).close()
+
+
+class Counting(nn.Module):
+    """What is captured of it gives the item before the one that it gives itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return (x * 1000).argmax(1) + 20_000 + min(self.calls, 3)
+
+
+def test_another_item_is_refused_however_near_its_number(captured: Capture) -> None:
+    message = r"^bucket 2, 1 rows: output 'output' differs from the eager model by 2 "
+    with pytest.raises(ParityError, match=message):
+        captured(Counting().eval(), {"x": torch.rand(4, 5)}, buckets=[2], compiler="eager")
+
+
+class Cases(nn.Module):
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Rows of 8 in which all differ, the first two are the same, or but for a rounding."""
+        best = (x * 3).argmax(1)
+        return {"best": best, "above": (x * 3).amax(1) > 3.0, "row": x.gather(1, best[:, None])}
+
+
+def test_what_is_decided_by_more_than_rounding() -> None:
+    apart, same = torch.arange(8.0), torch.tensor([1.0, 1.0, *[0.0] * 6])
+    near = torch.tensor([9.0, 9.0 - 1e-6, *[-5.0] * 6])
+    x = torch.stack([apart, same, near])
+    model = ingest(Cases().eval(), {"x": x})
+    answer = run_eager(model, {"x": x}, 3)
+    firm = decided(model, {"x": x}, answer, 3, 1e-4)
+    assert firm["best"].tolist() == [True, False, False]
+    assert firm["above"].tolist() == [True, False, True]
+    assert firm["row"].tolist() == [[True]] * 3  # as large, whichever it is
