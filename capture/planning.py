@@ -32,6 +32,7 @@ from recreplay.capture.rewrites.split_linears import split_linears
 from recreplay.capture.rewrites.spread_bags import spread_bags
 from recreplay.capture.rewrites.stack_branches import plan_weight_stacks, stack_branches
 from recreplay.capture.rewrites.stack_lookups import plan_stacks, stack_lookups
+from recreplay.capture.rewrites.top_k import top_k
 from recreplay.capture.rewrites.turn_linears import turn_linears
 from recreplay.capture.rewrites.widen_weights import widen_weights
 from recreplay.capture.schedule import side_by_side
@@ -195,6 +196,8 @@ def _rewrite(program: Program, choice: Choice, known: Survey, smallest: bool) ->
         lower_tables(program, tables, lowering.precision.rows, "pool_bytes" in choice.rewrites)
     if "pool_rows" in choice.rewrites:
         pool_rows(program)
+    if "top_k" in choice.rewrites:
+        top_k(program)
     if kind is not None:
         weights = with_storages(lowering.factors, known.branches)
         if lowers:

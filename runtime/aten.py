@@ -4,8 +4,8 @@ A program is a list of operators in execution order. Arguments are JSON values, 
 `{"value": name}` (a tensor), `{"dtype": "float32"}`, `{"memory_format": "..."}`, `{"device":
 true}` (the device that the segment runs on), `{"layout": "strided"}`, `{"float": "inf"}`,
 `{"complex": "(1+2j)"}`. Only operators of the `aten` namespace, `getitem` and our own
-`packed_linear`, `byte_bags`, `row_bags`, `jagged_bags` and `grouped_lookup` exist, so that loading
-one cannot run anything else.
+`packed_linear`, `byte_bags`, `row_bags`, `jagged_bags`, `top_k` and `grouped_lookup` exist, so that
+loading one cannot run anything else.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ PACKED_LINEAR = "recreplay.packed_linear.default"
 BYTE_BAGS = "recreplay.byte_bags.default"
 ROW_BAGS = "recreplay.row_bags.default"
 JAGGED_BAGS = "recreplay.jagged_bags.default"
+TOP_K = "recreplay.top_k.default"
 GROUPED_LOOKUP = "recreplay.grouped_lookup.default"
 _MEMORY_FORMATS = {
     str(f): f for f in (torch.contiguous_format, torch.preserve_format, torch.channels_last)
@@ -121,7 +122,7 @@ def rebuild(arg: Any, values: Mapping[str, Any], device: torch.device) -> Any:
 def target_name(target: Any) -> str:
     if target is operator.getitem:
         return "getitem"
-    if str(target) in (PACKED_LINEAR, BYTE_BAGS, ROW_BAGS, JAGGED_BAGS, GROUPED_LOOKUP):
+    if str(target) in (PACKED_LINEAR, BYTE_BAGS, ROW_BAGS, JAGGED_BAGS, TOP_K, GROUPED_LOOKUP):
         return str(target)
     if isinstance(target, torch._ops.OpOverload) and target.namespace == "aten":
         return str(target)
@@ -148,6 +149,10 @@ def resolve(target: str) -> Callable[..., Any]:
         from recreplay.runtime.jagged_bags import jagged_bags_operator
 
         return jagged_bags_operator()
+    if target == TOP_K:
+        from recreplay.runtime.top_k import top_k_operator
+
+        return top_k_operator()
     if target == GROUPED_LOOKUP:
         # Not before it is needed: most programs have none, and defining it looks for Triton.
         from recreplay.runtime.grouped_lookup import grouped_lookup_operator
