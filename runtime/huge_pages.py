@@ -21,23 +21,31 @@ class HugePages:
     """Where tensors lie side by side. The memory lives as long as any of them."""
 
     def __init__(self) -> None:
-        self._free = torch.empty(0, dtype=torch.uint8)
+        self._memory = mmap.mmap(-1, mmap.PAGESIZE)
+        self._next, self._end = 0, 0  # bytes from its beginning
 
     def copy(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensor's values, contiguous, at an address of 64 bytes."""
+        """The tensor's values, contiguous, at an address of 64 bytes.
+
+        Its storage is as large as it is: torch copies the whole storage of a tensor for operators
+        that write to a part of it (`slice_scatter`, `copy` and the like).
+        """
         nbytes = tensor.numel() * tensor.element_size()
-        if not hasattr(mmap, "MADV_HUGEPAGE"):
+        if not nbytes or not hasattr(mmap, "MADV_HUGEPAGE"):
             return tensor.clone(memory_format=torch.contiguous_format)
-        if len(self._free) < nbytes:
-            self._free = _pages(max(nbytes, _CHUNK))
-        copy = self._free[:nbytes].view(tensor.dtype).view(tensor.shape)
-        self._free = self._free[-(-nbytes // _ALIGNED) * _ALIGNED :]
-        return copy.copy_(tensor)
+        if self._end - self._next < nbytes:
+            self._memory, self._next, self._end = _pages(max(nbytes, _CHUNK))
+        copy = torch.frombuffer(
+            self._memory, dtype=tensor.dtype, count=tensor.numel(), offset=self._next
+        )
+        self._next += -(-nbytes // _ALIGNED) * _ALIGNED
+        return copy.view(tensor.shape).copy_(tensor)
 
 
-def _pages(nbytes: int) -> torch.Tensor:
-    """At least so many bytes from the beginning of a huge page on."""
+def _pages(nbytes: int) -> tuple[mmap.mmap, int, int]:
+    """Memory that has at least so many bytes from the beginning of a huge page on, and where they
+    begin and end."""
     memory = mmap.mmap(-1, nbytes + 2 * _PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory.madvise(mmap.MADV_HUGEPAGE)
-    raw = torch.frombuffer(memory, dtype=torch.uint8)
-    return raw[-raw.data_ptr() % _PAGE :]
+    first = -torch.frombuffer(memory, dtype=torch.uint8).data_ptr() % _PAGE
+    return memory, first, len(memory)

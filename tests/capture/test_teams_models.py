@@ -190,6 +190,28 @@ def test_attention_answers_a_row_alike_beside_any_others(captured: Capture) -> N
     np.testing.assert_allclose(got, model(ids).detach().numpy(), rtol=1e-4, atol=1e-5)
 
 
+class Written(nn.Module):
+    """Columns written one after the other, as code with an `out` does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = torch.zeros(x.shape[0], 4)
+        out[:, 0] = x.sum(1)
+        out[:, 1:3] = x[:, :2]
+        return out
+
+
+def test_what_writes_to_a_part_copies_no_more_than_what_it_writes_to(captured: Capture) -> None:
+    """torch copies the storage of what is written to, however small the tensor in it is."""
+    given = {"x": torch.randn(8, 4)}
+    model = Written().eval()
+    path = captured(model, given, buckets=[8])
+    agrees(path, model, given)
+    with Runtime.load(path) as runtime:
+        with torch.profiler.profile(profile_memory=True) as profile:
+            runtime.run(given)
+        assert 0 < max(event.self_cpu_memory_usage for event in profile.events()) < 10_000
+
+
 def test_bucket_sizes_may_be_numpys(tmp_path: Path) -> None:
     sizes = np.array([1, 8])
     found = capture(Ids().eval(), example(), out=tmp_path / "m.rr", buckets=sizes, compiler="eager")

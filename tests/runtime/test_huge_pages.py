@@ -28,6 +28,7 @@ def test_copies_are_equal_aligned_and_apart(shapes: list[tuple[list[int], torch.
     for tensor, copy in zip(tensors, copies, strict=True):
         assert copy.dtype == tensor.dtype
         assert torch.equal(copy, tensor)
+        assert copy.untyped_storage().nbytes() == copy.nbytes
         if copy.numel():
             assert copy.data_ptr() % 64 == 0
             spans.append((copy.data_ptr(), copy.data_ptr() + copy.nbytes))
