@@ -10,6 +10,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.overrides import TorchFunctionMode
 
+from recreplay.capture.free_batch import call_with_free_batch
 from recreplay.runtime.errors import UnsupportedModelError
 
 _HERE = str(Path(__file__).parent)  # frames of ours are not the model's
@@ -21,7 +22,8 @@ _METADATA = {
 
 
 class LastCall(TorchFunctionMode):
-    """Remembers the torch function that the model called last, to name it in a refusal."""
+    """Remembers the torch function that the model called last, to name it in a refusal, and calls
+    others where torch could not trace it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,7 +33,7 @@ class LastCall(TorchFunctionMode):
         name = getattr(func, "__name__", str(func))
         if name not in _METADATA:
             self.operator = name
-        return func(*args, **(kwargs or {}))
+        return call_with_free_batch(func, args, kwargs or {})
 
 
 def refusal(error: Exception, last: LastCall, batch: int) -> UnsupportedModelError:

@@ -190,6 +190,44 @@ def test_attention_answers_a_row_alike_beside_any_others(captured: Capture) -> N
     np.testing.assert_allclose(got, model(ids).detach().numpy(), rtol=1e-4, atol=1e-5)
 
 
+class Of(nn.Module):
+    """What `make` makes of x."""
+
+    def __init__(self, make: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.make = make
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.make(x)
+
+
+def heads_in_rows(x: Tensor) -> Tensor:
+    """As much code of attention has its heads: each is as many rows more."""
+    rows = torch.cat(torch.split(x, 3, dim=2), dim=0)
+    return torch.cat(torch.split(rows.softmax(-1), x.shape[0], dim=0), dim=2)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(heads_in_rows, id="split"),
+        pytest.param(lambda x: torch.cat([x, x * 2]).chunk(2)[1], id="chunk"),
+        pytest.param(
+            lambda x: torch.take_along_dim(x, x.sum(2, keepdim=True).argsort(1)[:, :2], dim=1),
+            id="take_along_dim",
+        ),
+        pytest.param(lambda x: torch.cdist(x[:, 0], torch.eye(30, 6)), id="cdist-of-many"),
+        pytest.param(lambda x: torch.cdist(x[:, 0], torch.eye(6)), id="cdist-of-few"),
+    ],
+)
+def test_calls_that_torch_traces_for_one_batch_alone(
+    captured: Capture, make: Callable[[Tensor], Tensor]
+) -> None:
+    given, model = {"x": torch.randn(8, 4, 6)}, Of(make).eval()
+    path = captured(model, given, buckets=[1, 8])
+    agrees(path, model, given, rtol=1e-5, atol=1e-5)
+
+
 class Written(nn.Module):
     """Columns written one after the other, as code with an `out` does."""
 

@@ -1,0 +1,91 @@
+"""Calls that torch cannot trace where the number of rows is free, given as others that it can.
+
+torch.export reads that number as a number in them, or asks of it what it cannot prove, and the
+model would be refused for what it may well do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+_EXACT, _PRODUCTS = "donot_use_mm_for_euclid_dist", "use_mm_for_euclid_dist"
+_MANY = 25  # rows, beyond which torch computes distances by products
+
+
+def call_with_free_batch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What `func(*args, **kwargs)` gives, by other calls where it could not be traced."""
+    tensor = args[0] if args else None
+    instead = _INSTEAD.get(getattr(func, "__name__", ""))
+    if instead is not None and isinstance(tensor, torch.Tensor):
+        found = instead(*args, **kwargs)
+        if found is not None:
+            return found
+    return func(*args, **kwargs)
+
+
+def _take_along_dim(
+    tensor: torch.Tensor, indices: torch.Tensor, dim: int | None = None, **others: Any
+) -> torch.Tensor | None:
+    if dim is None or others or indices.ndim != tensor.ndim:
+        return None
+    pairs = list(zip(tensor.shape, indices.shape, strict=True))
+    common = [there if _is_one(own) else own for own, there in pairs]
+    sizes, taken = list(common), list(common)
+    sizes[dim], taken[dim] = pairs[dim]
+    return tensor.expand(sizes).gather(dim, indices.expand(taken))
+
+
+def _is_one(size: int | torch.SymInt) -> bool:
+    return isinstance(size, int) and size == 1
+
+
+def _split(
+    tensor: torch.Tensor,
+    split_size: Any = None,
+    dim: int = 0,
+    *,
+    split_size_or_sections: Any = None,
+) -> tuple[torch.Tensor, ...] | None:
+    size = split_size_or_sections if split_size is None else split_size
+    if not isinstance(size, torch.SymInt):
+        return None
+    return _parts(tensor, tensor.shape[dim] // size, size, dim)
+
+
+def _chunk(tensor: torch.Tensor, chunks: Any, dim: int = 0) -> tuple[torch.Tensor, ...] | None:
+    if not isinstance(tensor.shape[dim], torch.SymInt):
+        return None
+    return _parts(tensor, chunks, tensor.shape[dim] // chunks, dim)
+
+
+def _parts(tensor: torch.Tensor, count: Any, size: Any, dim: int) -> tuple[Any, ...] | None:
+    """So many equal parts of a dimension, where there are as many whatever the number of rows."""
+    number = count if isinstance(count, int) else count.node.maybe_as_int()
+    if number is None or not statically_known_true(number * size == tensor.shape[dim]):
+        return None
+    dim %= tensor.ndim
+    parts: torch.Tensor = torch.unflatten(tensor, dim, (number, size))
+    return parts.unbind(dim)
+
+
+def _cdist(
+    left: torch.Tensor, right: torch.Tensor, p: float = 2.0, compute_mode: str | None = None
+) -> torch.Tensor | None:
+    rows = [side.shape[-2] for side in (left, right)]
+    open_choice = compute_mode in (None, "use_mm_for_euclid_dist_if_necessary")
+    if p != 2 or not open_choice or all(isinstance(size, int) for size in rows):
+        return None
+    many = any(isinstance(size, int) and size > _MANY for size in rows)
+    return torch.cdist(left, right, p, _PRODUCTS if many else _EXACT)
+
+
+_INSTEAD: dict[str, Callable[..., Any]] = {
+    "take_along_dim": _take_along_dim,
+    "split": _split,
+    "chunk": _chunk,
+    "cdist": _cdist,
+}
