@@ -99,25 +99,36 @@ def ingest(
     arguments = pytree.tree_map(torch.clone, arguments)
     nesting = pytree.tree_structure(arguments)  # names do not say it: `p_0` may be of a dict
     shapes = pytree.tree_unflatten(dynamic_shapes(declared), nesting)
+
+    def eager(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        nested = pytree.tree_unflatten([inputs[name] for name in example], nesting)
+        with torch.no_grad(), _attention_as_exported():
+            return name_outputs(model(**nested))
+
+    # Before it is exported: masks that a model keeps for the next call would be torch.export's.
+    produced = _answer(eager, example)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of its own deprecations
         with LastCall() as last:
             try:
                 exported = torch.export.export(model, (), arguments, dynamic_shapes=shapes)
+                exchange_stand_ins(exported.graph)
+                exported = functional(exported)
             except RecReplayError:  # an imported model's own, which names the node
                 raise
             except Exception as error:
                 raise refusal(error, last, batch) from error
-        exchange_stand_ins(exported.graph)
-        exported = functional(exported)
-
-    def eager(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        nested = pytree.tree_unflatten([inputs[name] for name in example], nesting)
-        with torch.inference_mode(), _attention_as_exported():
-            return name_outputs(model(**nested))
-
     name = type(model).__name__
-    return _with_users(_finish(name, exported, declared, example, eager), users)
+    return _with_users(_finish(name, exported, declared, example, eager, produced), users)
+
+
+def plain_tensors(exported: ExportedProgram) -> list[str]:
+    """Floats that modules have as attributes, and not as parameters or buffers."""
+    literal = "lifted_tensor_"  # what torch calls those that `forward` makes of numbers
+    kind = torch.export.graph_signature.InputKind.CONSTANT_TENSOR
+    found = [str(s.target) for s in exported.graph_signature.input_specs if s.kind == kind]
+    kept = [(name, exported.constants[name]) for name in found if not name.startswith(literal)]
+    return [name for name, value in kept if value.is_floating_point()]
 
 
 @contextmanager
@@ -203,10 +214,27 @@ def _from_exported(
     def eager(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         leaves = [inputs[n] for n in names]
         args, kwargs = pytree.tree_unflatten(leaves, exported.call_spec.in_spec)
-        with torch.inference_mode():
+        with torch.no_grad():
             return name_outputs(module(*args, **kwargs))
 
-    return _finish("program", functional(exported), declared, example, eager)
+    produced = _answer(eager, example)
+    return _finish("program", functional(exported), declared, example, eager, produced)
+
+
+def _answer(
+    eager: Callable[[Mapping[str, torch.Tensor]], dict[str, torch.Tensor]],
+    example: Mapping[str, torch.Tensor],
+) -> dict[str, torch.Tensor]:
+    """What the model makes of its example inputs, which stay as they are."""
+    try:
+        return eager({name: tensor.clone() for name, tensor in example.items()})
+    except RecReplayError:
+        raise
+    except Exception as error:
+        raise CaptureError(
+            f"the model itself fails on its example inputs: {type(error).__name__}: {error}; check "
+            "their dtypes, and that ids are of rows that tables have"
+        ) from error
 
 
 def _finish(
@@ -215,10 +243,14 @@ def _finish(
     declared: Mapping[str, Declared],
     example: dict[str, torch.Tensor],
     eager: Callable[[Mapping[str, torch.Tensor]], dict[str, torch.Tensor]],
+    produced: Mapping[str, torch.Tensor],
 ) -> Ingested:
     refuse_operators(exported)
+    signature = exported.graph_signature
     mutated = (
-        exported.graph_signature.buffers_to_mutate or exported.graph_signature.user_inputs_to_mutate
+        signature.buffers_to_mutate
+        or signature.parameters_to_mutate
+        or signature.user_inputs_to_mutate
     )
     if mutated:
         raise UnsupportedModelError(
@@ -270,15 +302,6 @@ def _finish(
             "one"
         )
     check_jagged(exported, user, declared)
-    try:
-        produced = eager(example)
-    except RecReplayError:
-        raise
-    except Exception as error:
-        raise CaptureError(
-            f"the model itself fails on its example inputs: {type(error).__name__}: {error}; check "
-            "their dtypes, and that ids are of rows that tables have"
-        ) from error
     outputs = []
     batch = check_rows(example, declared)
     for output_name, tensor in produced.items():

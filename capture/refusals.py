@@ -10,7 +10,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.overrides import TorchFunctionMode
 
-from recreplay.capture.free_batch import call_with_free_batch
+from recreplay.capture.traceable import traceable_call
 from recreplay.runtime.errors import UnsupportedModelError
 
 _HERE = str(Path(__file__).parent)  # frames of ours are not the model's
@@ -28,17 +28,30 @@ class LastCall(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.operator = ""
+        self.packs = False  # sequences by their lengths
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", str(func))
         if name not in _METADATA:
             self.operator = name
-        return call_with_free_batch(func, args, kwargs or {})
+        self.packs = self.packs or name == "_pack_padded_sequence"
+        return traceable_call(func, args, kwargs or {})
 
 
 def refusal(error: Exception, last: LastCall, batch: int) -> UnsupportedModelError:
     text = str(error)
     where = _user_frame(error)
+    if isinstance(error, KeyError) and "already exists" in text:
+        return UnsupportedModelError(
+            "a parameter or buffer of the model is called as an attribute of torch's programs is "
+            f"({text.strip(chr(34))}); give it another name"
+        )
+    if last.packs:
+        return UnsupportedModelError(
+            f"pack_padded_sequence makes shapes of lengths{where}; a captured graph has fixed "
+            "shapes, so let the layer read the padded sequence, and take its output at "
+            "lengths - 1 by gather"
+        )
     if "data-dependent" in text.lower() or "unbacked" in text.lower():
         return UnsupportedModelError(
             f"the model branches or sizes a tensor on data (last operator: "
@@ -55,7 +68,8 @@ def refusal(error: Exception, last: LastCall, batch: int) -> UnsupportedModelErr
     if "batch" in text and ("constraint" in text.lower() or "specialized" in text.lower()):
         return UnsupportedModelError(
             f"the model fixes its batch at the example's {batch}{where}; take sizes from the "
-            "input's shape instead, and no numbers out of tensors (.tolist(), .item()). "
+            "input's shape instead (x.shape[0], not len(x)), and no numbers out of tensors "
+            "(.tolist(), .item()). "
             f"torch.export says: {_first_line(text, 'specialized')}"
         )
     return UnsupportedModelError(
@@ -84,7 +98,14 @@ def _user_frame(error: BaseException) -> str:
 
 
 def refuse_operators(exported: ExportedProgram) -> None:
-    """Refuse what exports but cannot be captured: sizes from data, chance, foreign code."""
+    """Refuse what exports but cannot be captured: sizes from data, chance, foreign code, and what
+    is no plain array."""
+    for name, value in {**exported.state_dict, **exported.constants}.items():
+        if isinstance(value, torch.Tensor) and value.layout != torch.strided:
+            raise UnsupportedModelError(
+                f"{name!r} of the model is a sparse tensor ({value.layout}), which no artifact "
+                "stores; keep it dense (.to_dense()), or what is computed of it as a table"
+            )
     for node in exported.graph.nodes:
         if isinstance(node.target, torch._ops.HigherOrderOperator):
             raise UnsupportedModelError(

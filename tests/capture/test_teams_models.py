@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -228,6 +230,43 @@ def test_calls_that_torch_traces_for_one_batch_alone(
     agrees(path, model, given, rtol=1e-5, atol=1e-5)
 
 
+@cache
+def cached_mask(length: int) -> Tensor:
+    return torch.ones(length, length).tril()
+
+
+class Keeping(Ids):
+    """Keeps from one call to the next what depends on a length, and what it makes of its table."""
+
+    unit: Tensor | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.masks: dict[int, Tensor] = {}
+        self.register_buffer("positions", torch.zeros(0), persistent=False)
+
+    def forward(self, x: Tensor, ids: Tensor) -> Tensor:
+        if x.shape[1] not in self.masks:
+            self.masks[x.shape[1]] = cached_mask(x.shape[1]) * 2
+            self.positions = torch.arange(x.shape[1]).cos()
+        if self.unit is None:
+            self.unit = nn.functional.normalize(self.table.weight)
+        read = nn.functional.embedding(ids, self.unit)
+        return (x + read) @ self.masks[x.shape[1]] @ cached_mask(x.shape[1]) + self.positions
+
+
+def test_what_a_model_keeps_between_calls_stays_its_own(captured: Capture) -> None:
+    """torch.export would leave tensors without numbers in caches, and `inference_mode` those that
+    no layer can be trained with."""
+    model, given, said = Keeping().eval(), example(), list[str]()
+    path = captured(model, given, buckets=[1, 8], progress=said.append)
+    agrees(path, model, given, rtol=1e-5, atol=1e-5)
+    model(given["x"].requires_grad_(), given["ids"]).sum().backward()
+    assert [line.partition(":")[0] for line in said if "new weights" in line] == [
+        "tensor unit of the model is neither a parameter nor a buffer"
+    ]
+
+
 class Written(nn.Module):
     """Columns written one after the other, as code with an `out` does."""
 
@@ -386,6 +425,85 @@ def test_an_example_that_the_model_fails_on(tmp_path: Path) -> None:
     )
     with pytest.raises(CaptureError, match=message):
         capture(Ids().eval(), bad, out=tmp_path / "m.rr")
+
+
+class Sparse(Ids):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("adjacent", torch.eye(9).to_sparse())
+
+    def forward(self, x: Tensor, ids: Tensor) -> Tensor:
+        return x + torch.sparse.mm(self.adjacent, self.table.weight)[ids]
+
+
+class NamedGraph(Ids):
+    def __init__(self) -> None:
+        super().__init__()
+        self.graph = nn.Parameter(torch.randn(4))
+
+    def forward(self, x: Tensor, ids: Tensor) -> Tensor:
+        return (x * self.graph).ravel().view(x.shape) + self.table(ids)
+
+
+class Packed(Ids):
+    def __init__(self) -> None:
+        super().__init__()
+        self.read = nn.GRU(4, 4, batch_first=True)
+
+    def forward(self, x: Tensor, ids: Tensor) -> Tensor:
+        lengths = ids.clamp(1, 2)
+        pair = torch.stack([x, x], 1)
+        packed = nn.utils.rnn.pack_padded_sequence(pair, lengths, True, enforce_sorted=False)
+        last: Tensor = self.read(packed)[1]
+        return last[0]
+
+
+class Counts(Ids):
+    def forward(self, x: Tensor, ids: Tensor) -> Tensor:
+        self.table.weight.data.mul_(0.99)
+        return x + self.table(ids)
+
+
+@dataclass
+class Fields:
+    click: Tensor
+
+
+class Structured(Ids):
+    def forward(self, x: Tensor, ids: Tensor) -> Any:
+        return Fields(super().forward(x, ids))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (Sparse(), r"^'adjacent' of the model is a sparse tensor \(torch\.sparse_coo\)"),
+        (NamedGraph(), r"'graph' already exists\); give it another name$"),
+        (Packed(), r"^pack_padded_sequence makes shapes of lengths at .*lengths - 1 by gather$"),
+        (Counts(), r"^the model writes to table\.weight during forward; "),
+        (Structured(), r"^the model returns Fields; expected a tensor, a tuple or a dict of"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+def test_models_that_programs_cannot_be_are_told_why(
+    model: nn.Module, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UnsupportedModelError, match=message):
+        capture(model.eval(), example(), out=tmp_path / "m.rr")
+
+
+class Detached(Ids):
+    def forward(self, x: Tensor, ids: Tensor) -> Tensor:
+        return x + nn.functional.embedding(ids, self.table.weight.data)
+
+
+def test_weights_are_read_as_data(captured: Capture) -> None:
+    model, given = Detached().eval(), example()
+    with Runtime.load(captured(model, given, buckets=[8])) as runtime:
+        new = {"table.weight": torch.randn(9, 4)}
+        runtime.update_weights(new)
+        want = given["x"] + new["table.weight"][given["ids"]]
+        np.testing.assert_allclose(runtime.run(given)["output"], want.numpy(), rtol=1e-6)
 
 
 class Compares(nn.Module):

@@ -1,7 +1,8 @@
-"""Calls that torch cannot trace where the number of rows is free, given as others that it can.
+"""Calls that torch.export cannot trace, given as others that it can.
 
-torch.export reads that number as a number in them, or asks of it what it cannot prove, and the
-model would be refused for what it may well do.
+Where the number of rows is free, it reads that as a number, or asks of it what it cannot prove; and
+what is read through `.data` is not a weight to it. Models would be refused for what they may well
+do.
 """
 
 from __future__ import annotations
@@ -12,13 +13,16 @@ from typing import Any
 import torch
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
+_DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
 _EXACT, _PRODUCTS = "donot_use_mm_for_euclid_dist", "use_mm_for_euclid_dist"
 _MANY = 25  # rows, beyond which torch computes distances by products
 
 
-def call_with_free_batch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def traceable_call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What `func(*args, **kwargs)` gives, by other calls where it could not be traced."""
     tensor = args[0] if args else None
+    if func == _DATA and isinstance(tensor, torch.nn.Parameter):
+        return tensor.detach()
     instead = _INSTEAD.get(getattr(func, "__name__", ""))
     if instead is not None and isinstance(tensor, torch.Tensor):
         found = instead(*args, **kwargs)
