@@ -31,6 +31,7 @@ from recreplay.capture.compilers.package_interface import compile_interface_once
 from recreplay.capture.compilers.realised_copies import realise_copies
 from recreplay.capture.compilers.row_loops import vectorise_columns
 from recreplay.capture.compilers.target_processor import compiling_for
+from recreplay.capture.compilers.turned_softmax import turn_softmaxes
 from recreplay.capture.compilers.unloadable import leave_out_marks, without_destructors
 from recreplay.capture.compilers.views_as_pointers import views_as_pointers
 from recreplay.capture.compilers.wrapper_source import edit_wrappers
@@ -171,6 +172,7 @@ def compile_module(module: Module, settings: dict[str, Any], scratch: str, targe
     `target`."""
     with torch.no_grad():
         exported = torch.export.export(module.graph, module.examples, dynamic_shapes=module.shapes)
+    turn_softmaxes(exported.graph)
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         package = torch._inductor.aoti_compile_and_package(
             exported,

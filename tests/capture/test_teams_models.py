@@ -267,6 +267,15 @@ def test_what_a_model_keeps_between_calls_stays_its_own(captured: Capture) -> No
     ]
 
 
+@pytest.mark.inductor
+def test_attention_over_queries_is_not_taken_for_the_usual_one(captured: Capture) -> None:
+    """LightSANs has both products and a softmax over the items that ask."""
+    model = Of(lambda x: ((x @ x.mT) / 3).softmax(-2) @ x)
+    given = {"x": torch.randn(8, 2, 5, 4)}
+    path = captured(model.eval(), given, buckets=[8], compiler="inductor")
+    agrees(path, model, given, rtol=1e-4, atol=1e-5)
+
+
 class Written(nn.Module):
     """Columns written one after the other, as code with an `out` does."""
 
