@@ -33,6 +33,7 @@ from recreplay.capture.compilers.row_loops import vectorise_columns
 from recreplay.capture.compilers.target_processor import compiling_for
 from recreplay.capture.compilers.turned_softmax import turn_softmaxes
 from recreplay.capture.compilers.unloadable import leave_out_marks, without_destructors
+from recreplay.capture.compilers.vector_masks import keep_vectors
 from recreplay.capture.compilers.views_as_pointers import views_as_pointers
 from recreplay.capture.compilers.wrapper_source import edit_wrappers
 from recreplay.runtime.aten import decode, resolve
@@ -173,6 +174,8 @@ def compile_module(module: Module, settings: dict[str, Any], scratch: str, targe
     with torch.no_grad():
         exported = torch.export.export(module.graph, module.examples, dynamic_shapes=module.shapes)
     turn_softmaxes(exported.graph)
+    if all(example.device.type == "cpu" for example in module.examples):
+        keep_vectors(exported.graph)
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         package = torch._inductor.aoti_compile_and_package(
             exported,

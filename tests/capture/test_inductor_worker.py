@@ -10,6 +10,7 @@ import torch._inductor.config
 from torch import fx
 
 from recreplay.capture.compilers.inductor_worker import build_module, concatenation_settings
+from recreplay.capture.compilers.vector_masks import keep_vectors
 
 
 @pytest.mark.parametrize(("parts", "once"), [(0, False), (8, False), (9, True)])
@@ -23,6 +24,38 @@ def test_parts_of_many_are_computed_once(parts: int, once: bool) -> None:
     assert ("realize_reads_threshold" in settings) == once
     with torch._inductor.config.patch(settings):  # all are names that inductor knows
         pass
+
+
+class Codes(torch.nn.Module):
+    """How far the codes of items are from each other, as SimHash has them, in bits."""
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        left, right = (x > 0).to(torch.int8), (y > 0).to(torch.uint8)
+        near = left.unsqueeze(1) != right
+        return near.sum(-1), near.sum([0, 1], keepdim=True), near.sum(0, dtype=torch.float32)
+
+
+def test_masks_and_bytes_are_float32_on_the_way() -> None:
+    given = torch.randn(6, 9), torch.randn(5, 9)
+    exported = torch.export.export(Codes(), given)
+    keep_vectors(exported.graph)
+    copies = exported.graph.find_nodes(op="call_function", target=torch.ops.aten._to_copy.default)
+    kinds = [node.meta["val"].dtype for node in copies]
+    # Two masks and the bytes made of them, and twice the mask that is added up to whole numbers.
+    assert kinds.count(torch.float32) == 6
+    exported.graph_module.recompile()
+    for got, want in zip(exported.module()(*given), Codes()(*given), strict=True):
+        assert got.dtype == want.dtype
+        assert torch.equal(got, want)
+
+
+def test_more_than_float32_counts_is_added_up_as_it_is() -> None:
+    with torch.device("meta"):
+        given = torch.empty(3, (1 << 24) + 1), torch.empty(1, (1 << 24) + 1)
+    exported = torch.export.export(Codes(), given)
+    keep_vectors(exported.graph)
+    sums = exported.graph.find_nodes(op="call_function", target=torch.ops.aten.sum.dim_IntList)
+    assert [node.args[0].meta["val"].dtype == torch.bool for node in sums] == [True, False, True]
 
 
 def looked_up(rows: int, dim: int, *before: list[Any]) -> dict[str, Any]:
