@@ -4,8 +4,7 @@ helps."""
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from recreplay.capture.arguments import (
     named_leaves,
     named_positions,
 )
+from recreplay.capture.attention_paths import attention_as_exported, fast_path_note
 from recreplay.capture.declared import Declared, Jagged, declare, jagged_of
 from recreplay.capture.functional import functional
 from recreplay.capture.jagged_axis import check_jagged
@@ -51,6 +51,7 @@ class Ingested:
     example: dict[str, torch.Tensor]
     eager: Callable[[Mapping[str, torch.Tensor]], dict[str, torch.Tensor]]
     users: int = 0  # the most users of a request; 0 where no input is a user's
+    notes: tuple[str, ...] = ()  # what the owner of the model should know
 
     @property
     def row_mask(self) -> RowMask | None:
@@ -100,10 +101,13 @@ def ingest(
     nesting = pytree.tree_structure(arguments)  # names do not say it: `p_0` may be of a dict
     shapes = pytree.tree_unflatten(dynamic_shapes(declared), nesting)
 
-    def eager(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def outputs(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         nested = pytree.tree_unflatten([inputs[name] for name in example], nesting)
-        with torch.no_grad(), _attention_as_exported():
-            return name_outputs(model(**nested))
+        return name_outputs(model(**nested))
+
+    def eager(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        with torch.no_grad(), attention_as_exported():
+            return outputs(inputs)
 
     # Before it is exported: masks that a model keeps for the next call would be torch.export's.
     produced = _answer(eager, example)
@@ -119,29 +123,18 @@ def ingest(
             except Exception as error:
                 raise refusal(error, last, batch) from error
     name = type(model).__name__
-    return _with_users(_finish(name, exported, declared, example, eager, produced), users)
+    made = _finish(name, exported, declared, example, eager, produced)
+    note = fast_path_note(model, lambda: outputs(example), produced)
+    return _with_users(replace(made, notes=(*made.notes, *([note] if note else []))), users)
 
 
-def plain_tensors(exported: ExportedProgram) -> list[str]:
+def _plain_tensors(exported: ExportedProgram) -> list[str]:
     """Floats that modules have as attributes, and not as parameters or buffers."""
     literal = "lifted_tensor_"  # what torch calls those that `forward` makes of numbers
     kind = torch.export.graph_signature.InputKind.CONSTANT_TENSOR
     found = [str(s.target) for s in exported.graph_signature.input_specs if s.kind == kind]
     kept = [(name, exported.constants[name]) for name in found if not name.startswith(literal)]
     return [name for name, value in kept if value.is_floating_point()]
-
-
-@contextmanager
-def _attention_as_exported() -> Iterator[None]:
-    """torch's layers of attention have a second way that no export has, for requests that are
-    padded on the right in all rows: it gives zeros where there is padding, and so other answers to
-    a row beside other rows."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def dynamic_shapes(inputs: Mapping[str, Declared | InputSpec]) -> list[dict[int, Any]]:
@@ -316,7 +309,12 @@ def _finish(
                 output_name, _dtype(tensor, f"output {output_name!r}"), tuple(tensor.shape[1:])
             )
         )
-    return Ingested(name, exported, tuple(inputs), tuple(outputs), example, eager)
+    notes = tuple(
+        f"tensor {plain} of the model is neither a parameter nor a buffer: it is captured as it "
+        "is, and new weights do not change it, even if it was made of some"
+        for plain in _plain_tensors(exported)
+    )
+    return Ingested(name, exported, tuple(inputs), tuple(outputs), example, eager, notes=notes)
 
 
 def _check_range(exported: ExportedProgram, batch: torch.SymInt) -> None:

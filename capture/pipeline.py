@@ -26,7 +26,7 @@ from recreplay.capture.compilers.toolchain import (
     triton_problem,
 )
 from recreplay.capture.declared import Jagged
-from recreplay.capture.ingest import ingest, plain_tensors
+from recreplay.capture.ingest import ingest
 from recreplay.capture.planning import plan_buckets, survey
 from recreplay.capture.precision import choose_precision, rounding
 from recreplay.capture.processors import check_processor
@@ -171,11 +171,8 @@ def capture(
             users=users,
             row_mask=row_mask,
         )
-        for name in plain_tensors(ingested.exported):
-            progress(
-                f"tensor {name} of the model is neither a parameter nor a buffer: it is captured "
-                "as it is, and new weights do not change it, even if it was made of some"
-            )
+        for note in ingested.notes:
+            progress(note)
         rtol = rounding(ingested.exported.graph) if rtol is None else rtol
         refuse_mixing(ingested, (), rtol, atol)
         known = survey(ingested, sizes[0], applied, lowest, target.type, sizes[-1], instructions)

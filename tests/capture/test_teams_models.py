@@ -185,7 +185,9 @@ def test_attention_answers_a_row_alike_beside_any_others(captured: Capture) -> N
     model = Attending().eval()
     ids = torch.randint(1, 50, (8, 6))
     ids[:, 4:] = 0
-    path = captured(model, {"ids": ids}, buckets=[1, 8])
+    said = list[str]()
+    path = captured(model, {"ids": ids}, buckets=[1, 8], progress=said.append)
+    assert any("of the example differs by" in line and "fast path" in line for line in said)
     assert torch.backends.mha.get_fastpath_enabled()
     with Runtime.load(path) as runtime:
         got = runtime.run({"ids": ids.numpy()})["output"]
