@@ -132,6 +132,20 @@ def _moved(values: torch.Tensor, known: torch.Tensor, generator: torch.Generator
     return torch.where(moves, moved, values)
 
 
+def negative_ids(
+    example: Mapping[str, torch.Tensor], bounds: Sequence[IdBound]
+) -> dict[str, tuple[int, IdBound]]:
+    """By input, the least id of the example where that is below 0, which no request may have."""
+    found: dict[str, tuple[int, IdBound]] = {}
+    for bound in bounds:
+        values = example[bound.input]
+        ids = values if bound.column is None else values[:, bound.column]
+        least = int(ids.amin()) if ids.numel() else 0
+        if least < 0:
+            found.setdefault(bound.input, (least, bound))
+    return found
+
+
 def _limit(bound: IdBound, bounds: Sequence[IdBound]) -> int:
     """What the ids of `bound` may reach where the same ids are read from other tables too."""
     return min(

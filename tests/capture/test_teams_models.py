@@ -517,6 +517,20 @@ def test_weights_are_read_as_data(captured: Capture) -> None:
         np.testing.assert_allclose(runtime.run(given)["output"], want.numpy(), rtol=1e-6)
 
 
+class FromMinusOne(Ids):
+    def forward(self, x: Tensor, ids: Tensor) -> Tensor:
+        return x + self.table(ids + 1)
+
+
+def test_ids_of_the_example_that_requests_may_not_have_are_told(captured: Capture) -> None:
+    given, said = {**example(), "ids": torch.arange(-1, 7)}, list[str]()
+    captured(FromMinusOne().eval(), given, buckets=[8], progress=said.append)
+    told = [line for line in said if "'ids' of the example has id -1" in line]
+    assert [line.partition("refused: ")[2].partition(";")[0] for line in told] == [
+        "ids of table 'table.weight[1:]' are 0 to 7"
+    ]
+
+
 class Compares(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x * 2 if x.shape[0] > 4 else x
