@@ -36,7 +36,9 @@ def keep_vectors(graph: fx.Graph) -> None:
 
 
 def _count(graph: fx.Graph, node: fx.Node, mask: Any, dims: Any, *others: Any) -> fx.Node | None:
-    if _dtype(mask) != torch.bool or not dims or node.meta["val"].is_floating_point():
+    if _dtype(mask) != torch.bool or not dims or node.kwargs.keys() - {"dtype"}:
+        return None
+    if node.meta["val"].is_floating_point():
         return None
     added = prod(mask.meta["val"].shape[dim] for dim in dims)
     if not isinstance(added, int) or added > _EXACT:
