@@ -51,6 +51,7 @@ REWRITES = (
     "narrow_ids",
     "stack_lookups",
     "group_lookups",
+    "slice_early",
     "split_linears",
     "pack_linears",
     "stack_branches",

@@ -28,6 +28,7 @@ from recreplay.capture.rewrites.narrow_ids import narrow_ids, narrowed
 from recreplay.capture.rewrites.pack_linears import pack_large_linears, pack_linears
 from recreplay.capture.rewrites.pool_jagged import pool_jagged
 from recreplay.capture.rewrites.pool_rows import pool_rows
+from recreplay.capture.rewrites.slice_early import slice_early
 from recreplay.capture.rewrites.split_linears import split_linears
 from recreplay.capture.rewrites.spread_bags import spread_bags
 from recreplay.capture.rewrites.stack_branches import plan_weight_stacks, stack_branches
@@ -101,6 +102,8 @@ def survey(
         if "pool_rows" in rewrites:
             pool_jagged(program, tables, lowering.tables)
         stack_lookups(program, tables)
+        if "slice_early" in rewrites:
+            slice_early(program)
         laid = [*tables, *(group.flat for group in groups)]
         elsewhere = {name for stack in laid for name in stack.members}
         branches = plan_weight_stacks(program, lowering, elsewhere)
@@ -167,6 +170,8 @@ def _rewrite(program: Program, choice: Choice, known: Survey, smallest: bool) ->
         pool_jagged(program, stacks, known.lowering.tables)
     if "stack_lookups" in choice.rewrites:
         stack_lookups(program, known.tables)
+    if "slice_early" in choice.rewrites:
+        slice_early(program)
     if "split_linears" in choice.rewrites:
         split_linears(program)
     lowering = known.lowering
