@@ -151,7 +151,7 @@ class Service:
             raise
         with self._lock:
             counts.pending -= 1
-            counts = self._counts.setdefault((name, answering), counts)
+            counts = self._counts.setdefault((name, answering), Counts())
             counts.success += 1
             counts.success_ns += time.perf_counter_ns() - begun
             counts.last_ms = time.time_ns() // 1_000_000

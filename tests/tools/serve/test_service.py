@@ -97,6 +97,26 @@ def test_statistics_of_a_version_that_is_about_to_take_over(root: Path, shop: An
     service.repository.close()
 
 
+def test_a_request_counts_for_the_version_that_answers_it(
+    root: Path, shop: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = Service(ModelRepository(root))
+    service.start()
+    shutil.copytree(root / "shop" / "1", root / "shop" / "2")
+    arun = service.repository.arun
+
+    async def after_an_exchange(*given: Any, **named: Any) -> Any:
+        service.load("shop")
+        return await arun(*given, **named)
+
+    monkeypatch.setattr(service.repository, "arun", after_an_exchange)
+    for _ in range(2):
+        assert asyncio.run(service.infer("shop", None, shop.request(2), None))[0] == "2"
+    found = {version: counts.success for (_, version), counts in service.counts().items()}
+    assert found == {"1": 0, "2": 2}
+    service.repository.close()
+
+
 def funnel_beside(root: Path) -> None:
     """Of the one model twice."""
     folder = root / "best" / "1"
