@@ -181,8 +181,9 @@ class Runtime:
 
         `ids` `[k]` without repeats, `values` `[k, dim]` of the table's dtype or one that widens to
         it. `table` is the weight's name in the model (`manifest.tables` and `weights` list
-        them). Replays that run are waited for, and none sees half of the rows. Raises RefreshError
-        before anything is written.
+        them). Replays that run are waited for, and none sees half of the rows; the chunks of a
+        request (`Serving.chunk_rows`) and the stages of a funnel are replays each, and may lie on
+        both sides of a write. Raises RefreshError before anything is written.
         """
         self._lending.refuse_borrowers()
         self._refresher.update_rows(table, ids, values)
