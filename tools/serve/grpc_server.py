@@ -209,6 +209,8 @@ def read_inputs(request: Any) -> dict[str, Array]:
         dtype = dtype_of(item.datatype, where)
         shape = list(item.shape)
         if raw:
+            if item.HasField("contents"):
+                raise ProtocolError(f"{where} has contents beside raw_input_contents; send one")
             found[item.name] = from_bytes(raw[at], dtype, shape, where)
             continue
         if item.datatype not in _CONTENTS:

@@ -181,12 +181,16 @@ def test_grpc_refuses_what_http_does(server: Any, shop: Any) -> None:
         with pytest.raises(utils.InferenceServerException, match=f"^.*{re.escape(message)}") as got:
             client.infer("shop", **{"inputs": inputs, **options})
         assert "INVALID_ARGUMENT" in got.value.status()
-    asked = grpcclient.service_pb2.ModelInferRequest(model_name="shop")
-    asked.parameters["timeout"].string_param = "5"
+    late, both = (grpcclient.service_pb2.ModelInferRequest(model_name="shop") for _ in range(2))
+    late.parameters["timeout"].string_param = "5"
+    both.inputs.add(name="tag", datatype="INT32", shape=[1]).contents.int_contents.append(7)
+    both.raw_input_contents.append(bytes(4))
     with grpc.insecure_channel(f"127.0.0.1:{server.grpc}") as line:
         stub = grpcclient.service_pb2_grpc.GRPCInferenceServiceStub(line)
         with pytest.raises(grpc.RpcError, match="parameter 'timeout' is '5'; expected microsecond"):
-            stub.ModelInfer(asked)
+            stub.ModelInfer(late)
+        with pytest.raises(grpc.RpcError, match="input 'tag' has contents beside raw_input_content"):
+            stub.ModelInfer(both)
 
 
 @pytest.mark.parametrize("kind", KINDS)
