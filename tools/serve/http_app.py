@@ -19,6 +19,7 @@ from recreplay.tools.serve import describe
 from recreplay.tools.serve.protocol import (
     ProtocolError,
     check_outputs,
+    flag_of,
     parse_infer,
     render_infer,
     select,
@@ -143,7 +144,7 @@ class _Api:
     @_answered
     async def index(self, request: Request) -> Response:
         wanted = _object(await self._body(request))
-        ready = bool(wanted.get("ready", False))
+        ready = flag_of(wanted, "ready")
         return JSONResponse(describe.index(self._service.repository, ready))
 
     @_answered

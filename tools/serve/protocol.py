@@ -35,7 +35,8 @@ _DATATYPES = {
 _DTYPES = {datatype: np.dtype(dtype) for dtype, datatype in _DATATYPES.items()}
 
 
-_LONGEST = 2**53  # microseconds, which a float holds
+_WHOLE = 2**53  # from here on, a float does not hold every whole number
+_LONGEST = _WHOLE  # microseconds
 
 
 class ProtocolError(InputError):
@@ -102,6 +103,14 @@ def timeout_of(value: Any) -> int | None:
     return value
 
 
+def flag_of(parameters: Mapping[str, Any], name: str, default: bool = False) -> bool:
+    """A parameter that is true or false; a text would be true whatever it says."""
+    value = parameters.get(name, default)
+    if type(value) is not bool:
+        raise ProtocolError(f"parameter {name!r} is {value!r}; expected true or false")
+    return value
+
+
 def refuse_extensions(parameters: Container[str]) -> None:
     """Of an input, an output or the request: what would change an answer, if it were known here."""
     if "shared_memory_region" in parameters:
@@ -137,11 +146,11 @@ def parse_infer(body: bytes, header_length: int | None) -> InferRequest:
     if not isinstance(wanted, list):
         raise ProtocolError("'outputs' is no list")
     names = tuple(_name(item, "output") for item in wanted)
-    everywhere = bool(parameters.get("binary_data_output", False))
+    everywhere = flag_of(parameters, "binary_data_output")
     chosen = [
         name
         for name, item in zip(names, wanted, strict=True)
-        if _parameters(item).get("binary_data", everywhere)
+        if flag_of(_parameters(item), "binary_data", everywhere)
     ]
     binary = frozenset(chosen) if names else frozenset({"*"} if everywhere else ())
     return InferRequest(_id(data), inputs, names, binary, timeout_of(parameters.get("timeout")))
@@ -212,6 +221,11 @@ def _from_json(data: Any, dtype: np.dtype[Any], where: str) -> Array:
     with np.errstate(over="ignore", invalid="ignore"):
         array = values if large else values.astype(dtype)
     exact = dtype.kind in "biu"
+    if exact and values.dtype.kind == "f" and (np.abs(values) >= _WHOLE).any():
+        raise ProtocolError(
+            f"{where} has numbers of 2**53 and more; expected all of its 'data' as whole numbers, "
+            "not as floats, which round them"
+        )
     if large or (exact and not (values == array).all()) or np.isinf(array).any():
         raise ProtocolError(f"{where} has numbers that {_DATATYPES[dtype.name]} cannot hold")
     return array

@@ -53,11 +53,13 @@ def scores(answer: httpx.Response) -> Any:
         ({"data": [1e39] * 8}, "input 'dense' has numbers that FP32 cannot hold"),
         ({"data": [10**400] * 8}, "input 'dense' has numbers that FP32 cannot hold"),
         ({"datatype": "INT64", "data": [2**70] * 8}, "has numbers that INT64 cannot hold"),
+        ({"datatype": "INT64", "data": [2**53 + 1] * 7 + [1.0]}, "not as floats, which round"),
         ({"datatype": "BOOL", "data": [2] * 8}, "has numbers that BOOL cannot hold"),
         ({"shape": [0, 2**70], "data": []}, f"input 'dense' has shape [0, {2**70}]: "),
         ({"shape": [0, 2**40, 2**40], "data": []}, "input 'dense' has shape [0, 10995116"),
         ({"id": [1]}, "'id' is [1]; expected a string"),
         ({"outputs": [{"name": "score", "parameters": {"classification": 2}}]}, "classification"),
+        ({"outputs": [{"name": "score", "parameters": {"binary_data": "false"}}]}, "expected true"),
         ({"parameters": {"binary_data_size": 9}}, "has binary_data_size 9; 0 bytes are left"),
         ({"parameters": {"shared_memory_region": "a"}}, "shared memory extensions are not"),
         ({"outputs": [{"name": "y"}]}, "unexpected inference output 'y' for model 'shop'"),
@@ -201,6 +203,15 @@ def test_methods_and_parameters(server: Any, shop: Any) -> None:
         400,
         "parameter 'timeout' is more than 9007199254740992 microseconds",
     )
+    for path, asked, name in (
+        ("models/shop/infer", {"parameters": {"binary_data_output": "no"}}, "binary_data_output"),
+        ("repository/index", {"ready": "no"}, "ready"),
+    ):
+        answer = httpx.post(f"{server.url}/v2/{path}", json=body(shop.request(2)) | asked)
+        assert (answer.status_code, answer.json()["error"]) == (
+            400,
+            f"parameter {name!r} is 'no'; expected true or false",
+        )
     answer = httpx.post(f"{server.url}/v2/repository/models/shop/load", json={"parameters": [1]})
     assert (answer.status_code, answer.json()["error"]) == (400, "'parameters' is no object")
     unnamed = body({"\ud800": shop.request(2)["dense"]})
