@@ -127,10 +127,11 @@ class ModelRepository:
     def index(self) -> list[ModelState]:
         """Every version on disk or live, and why those that are not live are not."""
         found = []
+        on_disk = {name: self.versions(name) for name in self.names()}  # which may take its time
         with self._lock:
-            for name in sorted({*self.names(), *self._live}):
+            for name in sorted({*on_disk, *self._live}):
                 live = self._live.get(name)
-                known = {*self.versions(name), *(v for n, v in self._failed if n == name)}
+                known = {*on_disk.get(name, ())}
                 if live is not None:
                     known.add(live.version)
                 for version in sorted(known, key=int) or [""]:
@@ -151,6 +152,8 @@ class ModelRepository:
             with self._lock:
                 if self._closed:
                     raise RuntimeClosedError(_CLOSED)
+                for key in [k for k in self._failed if k[0] == name and k[1] not in known]:
+                    del self._failed[key]  # it is not on disk any more
                 self._loading.add((name, chosen))
             try:
                 served = Served(chosen, self._open(name, chosen))
@@ -200,6 +203,8 @@ class ModelRepository:
         with self._turn(name):
             with self._lock:
                 served = self._live.pop(name, None)
+                for key in [key for key in self._failed if key[0] == name]:
+                    del self._failed[key]  # why another version is not loaded is not why none is
             if served is None:
                 raise ModelNotFoundError(f"model {name!r} is not loaded")
             served.runtime.close()

@@ -89,6 +89,54 @@ def test_a_corrupt_version_leaves_the_old_one_serving(
     assert agree(repository.run("shop", shop.request(3))[1], shop.answer(shop.request(3)))
 
 
+def test_reasons_are_of_versions_that_there_are(repository: ModelRepository) -> None:
+    bad = repository.root / "shop" / "2"
+    shutil.copytree(repository.root / "shop" / "1", bad)
+    (bad / "weights.safetensors").write_bytes(b"")
+    with pytest.raises(RepositoryError):
+        repository.load("shop")
+    with pytest.raises(ModelNotFoundError, match=r"^model 'shop' is not loaded: .*shop/2/weights"):
+        repository.get("shop")
+    shutil.rmtree(bad)
+    repository.load("shop")
+    assert [s.version for s in repository.index()] == ["1"]
+    repository.unload("shop")
+    with pytest.raises(ModelNotFoundError, match=r"^model 'shop' is not loaded$"):
+        repository.get("shop")
+
+
+def test_who_asks_for_the_index_waits_for_the_disk_alone(
+    repository: ModelRepository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A storage that hangs is looked into, and whoever asks for a model is told at once."""
+    asked, answered = threading.Event(), threading.Event()
+    listed = Path.iterdir
+
+    def iterdir(path: Path) -> Iterator[Path]:
+        asked.set()
+        assert answered.wait(10)
+        return listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    index = threading.Thread(target=repository.index)
+    index.start()
+    assert asked.wait(10)
+
+    def get() -> None:
+        with pytest.raises(ModelNotFoundError):
+            repository.get("shop")
+        answered.set()
+
+    other = threading.Thread(target=get)
+    other.start()
+    other.join(2)
+    told = answered.is_set()
+    answered.set()
+    index.join()
+    other.join()
+    assert told
+
+
 def test_unloaded_models_and_unknown_ones(repository: ModelRepository, shop: Any) -> None:
     with pytest.raises(ModelNotFoundError, match=r"^model 'shop' is not loaded$"):
         repository.run("shop", shop.request(1))

@@ -189,7 +189,9 @@ def test_grpc_refuses_what_http_does(server: Any, shop: Any) -> None:
         stub = grpcclient.service_pb2_grpc.GRPCInferenceServiceStub(line)
         with pytest.raises(grpc.RpcError, match="parameter 'timeout' is '5'; expected microsecond"):
             stub.ModelInfer(late)
-        with pytest.raises(grpc.RpcError, match="input 'tag' has contents beside raw_input_content"):
+        with pytest.raises(
+            grpc.RpcError, match="input 'tag' has contents beside raw_input_content"
+        ):
             stub.ModelInfer(both)
 
 
