@@ -110,16 +110,15 @@ class Inference(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
     @_answered
     async def ModelStatistics(self, request: Any, context: Any) -> Any:
         if request.name:
-            wanted = [(request.name, request.version or None)]
+            found = [self._service.statistics(request.name, request.version or None)]
         else:
-            ready = describe.index(self._service.repository, only_ready=True)
-            wanted = [(m["name"], m["version"]) for m in ready]
-        found = [self._service.statistics(*one) for one in wanted]
+            found = self._service.all_statistics()
         return json_format.ParseDict({"model_stats": found}, service_pb2.ModelStatisticsResponse())
 
     @_answered
     async def RepositoryIndex(self, request: Any, context: Any) -> Any:
-        models = describe.index(self._service.repository, request.ready)
+        repository = self._service.repository
+        models = await asyncio.to_thread(describe.index, repository, request.ready)
         return service_pb2.RepositoryIndexResponse(models=models)
 
     @_answered

@@ -137,15 +137,15 @@ class _Api:
 
     @_answered
     async def all_stats(self, request: Request) -> Response:
-        ready = describe.index(self._service.repository, only_ready=True)
-        found = [self._service.statistics(m["name"], m["version"]) for m in ready]
-        return JSONResponse({"model_stats": found})
+        return JSONResponse({"model_stats": self._service.all_statistics()})
 
     @_answered
     async def index(self, request: Request) -> Response:
         wanted = _object(await self._body(request))
         ready = flag_of(wanted, "ready")
-        return JSONResponse(describe.index(self._service.repository, ready))
+        # Off the loop, whose requests do not wait for a storage that is slow.
+        found = await asyncio.to_thread(describe.index, self._service.repository, ready)
+        return JSONResponse(found)
 
     @_answered
     async def load(self, request: Request) -> Response:

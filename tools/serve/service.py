@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -192,6 +193,16 @@ class Service:
             "batch_stats": [],
             "memory_usage": [],
         }
+
+    def all_statistics(self) -> list[dict[str, Any]]:
+        """Those of every model that serves; no disk is asked for them."""
+        with self._lock:
+            names = sorted(self._live)
+        found = []
+        for name in names:
+            with suppress(ModelNotFoundError):  # it was unloaded meanwhile
+                found.append(self.statistics(name, None))
+        return found
 
     def _follow(self, name: str) -> None:
         """Take note of what is live now; what was, has been closed and keeps its counters here."""

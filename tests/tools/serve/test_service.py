@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -23,6 +24,7 @@ from recreplay.runtime import ModelRepository
 from recreplay.runtime.errors import RepositoryError
 from recreplay.tools.cli import app
 from recreplay.tools.serve import describe
+from recreplay.tools.serve.http_app import build_app
 from recreplay.tools.serve.metrics import ServiceCollector
 from recreplay.tools.serve.run import Ports, ServerOptions, serve
 from recreplay.tools.serve.service import Service
@@ -54,6 +56,36 @@ def test_metrics_ask_no_disk(root: Path, shop: Any) -> None:
     asyncio.run(service.infer("shop", None, shop.request(2), None))
     found = metrics(service)
     assert (found[REPLAYS], found[LANES]) == (1, 1)
+    service.repository.close()
+
+
+def test_requests_do_not_wait_while_the_storage_is_looked_into(
+    root: Path, shop: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = Service(ModelRepository(root))
+    service.start()
+    looking, answered = threading.Event(), threading.Event()
+    listed = Path.iterdir
+
+    def iterdir(path: Path) -> Any:
+        looking.set()
+        answered.wait(3)
+        return listed(path)
+
+    async def main() -> None:
+        transport = httpx.ASGITransport(build_app(service, 1000, 5))
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+            index = asyncio.create_task(client.post("/v2/repository/index"))
+            assert await asyncio.to_thread(looking.wait, 10)
+            await service.infer("shop", None, shop.request(2), None)
+            (counted,) = (await client.get("/v2/models/stats")).json()["model_stats"]
+            assert (counted["name"], counted["inference_count"]) == ("shop", 2)
+            assert not index.done()
+            answered.set()
+            assert (await index).json()[0]["state"] == "READY"
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    asyncio.run(main())
     service.repository.close()
 
 
