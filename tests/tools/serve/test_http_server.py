@@ -169,6 +169,12 @@ def test_clients_that_stall_or_leave(server: Any, shop: Any) -> None:
     with socket.create_connection(("127.0.0.1", server.http), timeout=10) as line:
         line.sendall(request.encode())
         assert line.recv(65536).startswith(b"HTTP/1.1 408 ")
+    head = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n"
+    for before, answers in ((b"", b""), (head + b"\r\n", b"HTTP/1.1 200 ")):
+        with socket.create_connection(("127.0.0.1", server.http), timeout=10) as line:
+            line.sendall(before + head)  # and no more of it
+            got = b"".join(iter(lambda: line.recv(65536), b""))
+            assert got.startswith(answers)
     answer = httpx.post(f"{server.url}/v2/models/shop/infer", json=body(shop.request(2)))
     np.testing.assert_allclose(scores(answer), shop.answer(shop.request(2))["score"], 1e-4)
 
