@@ -91,6 +91,12 @@ def _answered(handler: Handler) -> Handler:
             return JSONResponse({"error": str(error)}, error.status, headers)
         except ClientDisconnect:
             return Response(status_code=499)
+        except asyncio.CancelledError:
+            if not self._service.stopping:
+                raise
+            # The time to drain is over; uvicorn would log the traceback of each request.
+            headers = {"Connection": "close"}
+            return JSONResponse({"error": "the server is stopping"}, 503, headers)
         except Exception as error:
             return JSONResponse({"error": message(error)}, http_status(error))
 

@@ -260,6 +260,31 @@ def test_a_stop_while_models_load_loads_no_further_one(root: Path) -> None:
     assert said == ["stopping: answering what was accepted"]
 
 
+def test_who_is_not_answered_in_time_is_told_of_the_stop(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> bytes:
+        stop, ports = asyncio.Event(), list[Ports]()
+        options = ServerOptions(http_port=0, grpc_port=0, metrics_port=0, drain_seconds=0)
+        repository = ModelRepository(root)
+        task = asyncio.create_task(serve(repository, options, str, ports.append, stop))
+        while not ports:
+            await asyncio.sleep(0.01)
+        reader, writer = await asyncio.open_connection("127.0.0.1", ports[0].http)
+        path = b"/v2/repository/models/shop/load"
+        writer.write(b"POST " + path + b" HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{")
+        await asyncio.sleep(0.2)
+        stop.set()
+        answer = await reader.read()
+        await task
+        return answer
+
+    answer = asyncio.run(main())
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert answer.endswith(b'{"error":"the server is stopping"}')
+    assert not [record for record in caplog.records if record.exc_info]  # a traceback each
+
+
 def _nothing(_: Ports) -> None:
     pass
 
