@@ -56,6 +56,14 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def read_seal(path: str | Path) -> bytes | None:
+    """What tells the artifact that is at a path from any other; None where there is none."""
+    try:
+        return (Path(path) / SEAL).read_bytes()
+    except OSError:
+        return None
+
+
 def open_artifact(path: str | Path) -> Artifact:
     """Read and check an artifact; nothing of it is executed."""
     root = Path(path)

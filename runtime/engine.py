@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recreplay.runtime.artifact import Artifact, open_artifact
+from recreplay.runtime.artifact import Artifact, open_artifact, read_seal
 from recreplay.runtime.borrow import Borrow, Lending
 from recreplay.runtime.dispatch import Dispatcher, check_serving
 from recreplay.runtime.errors import (
@@ -90,7 +90,7 @@ class Runtime:
         serving: Serving | None = None,
     ) -> Runtime:
         """Check the artifact, record its graphs (nothing is compiled), and prove every lane on
-        stored requests.
+        stored requests. One that is replaced meanwhile is loaded again.
 
         `device`: where to run; the artifact's own if not given. `check`: what happens to ids
         outside their table: `"error"` refuses the request, `"clamp"` takes the nearest row and
@@ -102,6 +102,22 @@ class Runtime:
             raise RecReplayError(f"unknown check {check!r}; expected one of {', '.join(CHECKS)}")
         if lanes is not None and serving is not None:
             raise RecReplayError("give lanes or serving, not both: serving has lanes as well")
+        options = serving or Serving(lanes=1 if lanes is None else lanes)
+        while True:
+            seal = read_seal(path)
+            try:
+                runtime = cls._load(path, device, check, options)
+            except Exception:
+                if read_seal(path) == seal:
+                    raise
+            else:
+                if read_seal(path) in (seal, None):  # None: it was taken away, and read whole
+                    return runtime
+                runtime.close()
+            # Another artifact took its place, of which some files may have been read.
+
+    @classmethod
+    def _load(cls, path: str | Path, device: str | None, check: Check, options: Serving) -> Runtime:
         artifact = open_artifact(path)
         manifest = artifact.manifest
         wanted = device or manifest.device
@@ -110,7 +126,6 @@ class Runtime:
                 f"{artifact.path} was captured for {manifest.device!r} and cannot run on "
                 f"{wanted!r}; capture it again with device={wanted.partition(':')[0]!r}"
             )
-        options = serving or Serving(lanes=1 if lanes is None else lanes)
         check_serving(manifest, options)
         loader = LaneLoader(artifact, wanted, check, options.wait)
         runtime = cls(artifact, loader.lane(), loader, options, check)

@@ -314,6 +314,32 @@ def test_what_would_be_loaded_needs_a_digest(copy: Path) -> None:
         Runtime.load(copy)
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_what_is_replaced_while_it_is_loaded_is_loaded_again(
+    copy: Path, second: Any, monkeypatch: pytest.MonkeyPatch, first: bool
+) -> None:
+    """By a capture that overwrites it: no part of the one is put together with one of the other."""
+    other, path = second
+    load = engine.LaneLoader
+    calls = []
+
+    def replaced(*given: Any) -> Any:
+        calls.append(given)
+        if not first:
+            loader = load(*given)
+        if len(calls) == 1:
+            shutil.rmtree(copy)
+            shutil.copytree(path, copy)
+        return load(*given) if first else loader
+
+    monkeypatch.setattr(engine, "LaneLoader", replaced)
+    with Runtime.load(copy) as runtime:
+        assert runtime.manifest == open_artifact(path).manifest
+        got = runtime.run(other.request(3))
+    np.testing.assert_allclose(got["score"], other.answer(other.request(3))["score"], 1e-4)
+    assert len(calls) == 2
+
+
 def test_altered_weights_fail_the_self_test(copy: Path) -> None:
     tensors = load_file(copy / WEIGHTS)
     tensors["top.bias"] = tensors["top.bias"] + 0.01
