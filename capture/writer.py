@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 
 import torch
 from safetensors.torch import save_file
@@ -21,6 +22,7 @@ from recreplay.runtime.manifest import Manifest
 from recreplay.runtime.scratch import is_alive
 
 _OPEN: set[Path] = set()  # folders that this process is capturing into
+_OPENING = Lock()
 
 
 @contextmanager
@@ -41,18 +43,13 @@ def artifact_folder(out: Path, overwrite: bool) -> Iterator[Path]:
     except OSError as error:
         raise CaptureError(f"nothing can be written to {out.parent}: {error}") from error
     folder = out.parent / f".{out.name}.capturing-{os.getpid()}"
-    if folder in _OPEN:
-        raise CaptureError(f"{out} is being captured by this process already")
-    for stale in out.parent.glob(f".{glob.escape(out.name)}.capturing-*"):
-        # In a container every capture may have the number that one killed before it had.
-        if stale == folder or not is_alive(stale.name.rpartition("-")[2]):
-            if "capturing-old-" in stale.name and not out.exists():
-                stale.rename(out)  # killed between the two renames of an overwrite
-            else:
-                shutil.rmtree(stale, ignore_errors=True)
-    folder.mkdir()
-    _OPEN.add(folder)
+    with _OPENING:
+        if folder in _OPEN:
+            raise CaptureError(f"{out} is being captured by this process already")
+        _OPEN.add(folder)
     try:
+        _remove_stale(out, folder)
+        folder.mkdir()
         yield folder
         _sync_tree(folder)
         if out.exists():
@@ -68,8 +65,19 @@ def artifact_folder(out: Path, overwrite: bool) -> Iterator[Path]:
             folder.rename(out)
         _sync(out.parent)
     finally:
-        _OPEN.discard(folder)
         shutil.rmtree(folder, ignore_errors=True)
+        _OPEN.discard(folder)
+
+
+def _remove_stale(out: Path, folder: Path) -> None:
+    """What captures to `out` left when they were killed; `folder` is to be this one's."""
+    for stale in out.parent.glob(f".{glob.escape(out.name)}.capturing-*"):
+        # In a container every capture may have the number that one killed before it had.
+        if stale == folder or not is_alive(stale.name.rpartition("-")[2]):
+            if "capturing-old-" in stale.name and not out.exists():
+                stale.rename(out)  # killed between the two renames of an overwrite
+            else:
+                shutil.rmtree(stale, ignore_errors=True)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -163,6 +163,26 @@ def test_two_captures_to_one_place_at_once_are_refused(tmp_path: Path) -> None:
     assert (tmp_path / "m.rr").is_dir()
 
 
+def test_a_capture_that_begins_at_the_same_moment_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread's, while the first still looks for what killed ones left."""
+    (tmp_path / ".m.rr.capturing-99999999").mkdir()
+    refused: list[str] = []
+
+    def meanwhile(number: str) -> bool:
+        monkeypatch.undo()
+        with pytest.raises(CaptureError) as caught, artifact_folder(tmp_path / "m.rr", False):
+            pass
+        refused.append(str(caught.value))
+        return False
+
+    monkeypatch.setattr(writer, "is_alive", meanwhile)
+    make(tmp_path / "m.rr")
+    assert refused == [f"{tmp_path / 'm.rr'} is being captured by this process already"]
+    assert [p.name for p in tmp_path.iterdir()] == ["m.rr"]
+
+
 # Existing artifacts
 
 
