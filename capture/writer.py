@@ -14,6 +14,7 @@ from pathlib import Path
 from threading import Lock
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from recreplay.runtime.artifact import MANIFEST, SEAL, file_digest
@@ -89,7 +90,10 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         address = tensor.untyped_storage().data_ptr()
         plain[name] = tensor.clone() if address in seen else tensor
         seen.add(address)
-    save_file(plain, path)
+    try:
+        save_file(plain, path)
+    except SafetensorError as error:  # the system's own, as text
+        raise CaptureError(f"cannot write {path}: {error}") from error
 
 
 def seal(folder: Path, manifest: Manifest) -> Manifest:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -82,6 +83,18 @@ def test_an_interrupted_capture_leaves_nothing(
 
     with pytest.raises(kind, match="stopped here"):
         make(tmp_path / "m.rr", progress=stop)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_named(tmp_path: Path) -> None:
+    """As a limit on the size of files, which can be set here, is one as well."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
+    try:
+        with pytest.raises(CaptureError, match=r"^cannot write .*\.safetensors: .*too large"):
+            make(tmp_path / "m.rr", nn.Linear(X.shape[1], 100_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list(tmp_path.iterdir()) == []
 
 
