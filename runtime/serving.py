@@ -71,7 +71,7 @@ class Serving:
         """Read a `serving.json`; its key `report`, what a scheduler measured, is not read."""
         try:
             data = json.loads(Path(path).read_text())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise RecReplayError(f"{path} is no serving.json: {error}") from error
         return cls.from_json(data, str(path))
 
@@ -82,4 +82,7 @@ class Serving:
         if not isinstance(data, dict) or (unknown := sorted({*data} - {*names, "report"})):
             what = f"unknown {', '.join(unknown)}" if isinstance(data, dict) else "not an object"
             raise RecReplayError(f"{where}: {what}; expected {', '.join(names)}")
-        return cls(**{name: data[name] for name in names if name in data})
+        try:
+            return cls(**{name: data[name] for name in names if name in data})
+        except RecReplayError as error:
+            raise RecReplayError(f"{where}: {error}") from None

@@ -281,6 +281,12 @@ def test_serving_json_is_read_back(tmp_path: Path) -> None:
     path.write_text('{"lane": 2}')
     with pytest.raises(RecReplayError, match=r"serving\.json: unknown lane; expected lanes, max_"):
         Serving.read(path)
+    path.write_text('{"lanes": "two"}')
+    with pytest.raises(RecReplayError, match=r"serving\.json: lanes is 'two'; expected a whole nu"):
+        Serving.read(path)
+    path.write_text("[" * 100_000)
+    with pytest.raises(RecReplayError, match=r"serving\.json is no serving\.json: maximum recurs"):
+        Serving.read(path)
 
 
 @pytest.mark.parametrize("start", [0, 1])
