@@ -68,6 +68,7 @@ REWRITES = (
 # `group_lookups` has to be asked for until its kernel has run on a GPU.
 DEFAULT_REWRITES = tuple(name for name in REWRITES if name != "group_lookups")
 DEFAULT_BUCKETS = (1, 8, 64, 256)
+MOST_ROWS = 2**31 - 1  # of a bucket: shapes beyond it are beyond any memory, too
 # CPU graphs replay serially, so that more streams only mean more and smaller segments.
 DEFAULT_STRATEGY: dict[str, Strategy] = {"cpu": "single", "cuda": "matching"}
 Progress = Callable[[str], None]
@@ -275,8 +276,9 @@ def _check_arguments(
         sizes = sorted({index(b) for b in buckets})
     except TypeError:
         sizes = []
-    if not sizes or any(isinstance(b, bool) for b in buckets) or sizes[0] < 1:
-        raise CaptureError(f"buckets are batch sizes of 1 or more; got {buckets!r}")
+    in_range = sizes and sizes[0] >= 1 and sizes[-1] <= MOST_ROWS
+    if not in_range or any(isinstance(b, bool) for b in buckets):
+        raise CaptureError(f"buckets are batch sizes of 1 to {MOST_ROWS}; got {buckets!r}")
     if len(sizes) != len(buckets):
         raise CaptureError(f"buckets has repeats: {list(buckets)}")
     for name in rewrites:

@@ -231,8 +231,9 @@ def test_inputs_without_names_are_refused(example: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"buckets": []}, r"^buckets are batch sizes of 1 or more; got \[\]$"),
-        ({"buckets": [0, 2]}, r"^buckets are batch sizes of 1 or more; got \[0, 2\]$"),
+        ({"buckets": []}, r"^buckets are batch sizes of 1 to 2147483647; got \[\]$"),
+        ({"buckets": [2**31]}, r"^buckets are batch sizes of 1 to 2147483647; got \[2147483648\]$"),
+        ({"buckets": [0, 2]}, r"^buckets are batch sizes of 1 to 2147483647; got \[0, 2\]$"),
         ({"buckets": [2, 2]}, r"^buckets has repeats: \[2, 2\]$"),
         ({"strategy": "best"}, r"^unknown strategy 'best'; expected single, feature, matching or"),
         ({"streams": 0}, r"^streams must be 1 or more; got 0$"),

@@ -201,7 +201,7 @@ def test_inspect_refuses_a_damaged_artifact(artifact: Path, invoke: Invoke) -> N
     ("target", "options", "message"),
     [
         ("FILE:build", ["--buckets", "1,x"], "expected batch sizes separated by commas"),
-        ("FILE:build", ["--buckets", "0"], "batch sizes of 1 or more"),
+        ("FILE:build", ["--buckets", "0"], "batch sizes of 1 to 2147483647"),
         ("FILE:build", ["--strategy", "best"], "unknown strategy 'best'"),
         ("FILE:build", ["--compiler", "gcc"], "unknown compiler 'gcc'"),
         ("FILE:build", ["--rewrites", "magic"], "unknown rewrite 'magic'"),
