@@ -47,7 +47,8 @@ class _Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         with _one_line():
             found = super().invoke(ctx)
-            sys.stdout.flush()  # what cannot be written is an error of the command
+            if sys.stdout is not None:  # as it is where it was closed before
+                sys.stdout.flush()  # what cannot be written is an error of the command
         return found
 
 
@@ -82,6 +83,8 @@ def _file_error(error: OSError) -> str:
 
 def _drop_output() -> None:
     """Python writes what is left at its end, and would complain again."""
+    if sys.stdout is None:
+        return
     try:
         sys.stdout.flush()
     except OSError:

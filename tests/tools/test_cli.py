@@ -141,6 +141,13 @@ def test_a_result_that_cannot_be_written_is_an_error(
     assert done.stderr == "error: cannot read or write: [Errno 28] No space left on device\n"
 
 
+def test_an_output_that_is_closed_takes_nothing_and_is_no_error() -> None:
+    """As a service's is, where whoever starts it gives it none."""
+    command = 'exec "$0" -m recreplay.tools.cli models >&-'
+    done = subprocess.run(["sh", "-c", command, sys.executable], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_interrupt(invoke: Invoke, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
