@@ -17,6 +17,7 @@ from recreplay.runtime.errors import (
     ArtifactNotFoundError,
     ArtifactVersionError,
     EnvironmentMismatchError,
+    RecReplayError,
 )
 from recreplay.runtime.manifest import FORMAT, VERSION, Manifest
 
@@ -144,6 +145,14 @@ def _parse(root: Path, raw: bytes) -> Manifest:
             f"ascending sizes of 1 or more, and a request for each; {_AGAIN}"
         )
     return manifest
+
+
+def device_kind(name: str) -> str:
+    """`cpu` or `cuda`, of which `name` is one. Raises RecReplayError where it is none."""
+    kind, _, index = name.partition(":")
+    if (kind, index) == ("cpu", "") or (kind == "cuda" and (not index or index.isdecimal())):
+        return kind
+    raise RecReplayError(f"unknown device {name!r}; expected 'cpu', 'cuda' or 'cuda:N'")
 
 
 def check_environment(artifact: Artifact, found: Mapping[str, str]) -> None:

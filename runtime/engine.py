@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recreplay.runtime.artifact import Artifact, open_artifact, read_seal
+from recreplay.runtime.artifact import Artifact, device_kind, open_artifact, read_seal
 from recreplay.runtime.borrow import Borrow, Lending
 from recreplay.runtime.dispatch import Dispatcher, check_serving
 from recreplay.runtime.errors import (
@@ -121,10 +121,11 @@ class Runtime:
         artifact = open_artifact(path)
         manifest = artifact.manifest
         wanted = device or manifest.device
-        if wanted.partition(":")[0] != manifest.device:
+        kind = device_kind(wanted)
+        if kind != manifest.device:
             raise EnvironmentMismatchError(
                 f"{artifact.path} was captured for {manifest.device!r} and cannot run on "
-                f"{wanted!r}; capture it again with device={wanted.partition(':')[0]!r}"
+                f"{wanted!r}; capture it again with device={kind!r}"
             )
         check_serving(manifest, options)
         loader = LaneLoader(artifact, wanted, check, options.wait)

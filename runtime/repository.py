@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from recreplay.runtime.artifact import MANIFEST
+from recreplay.runtime.artifact import MANIFEST, device_kind
 from recreplay.runtime.engine import Runtime
 from recreplay.runtime.errors import (
     ModelNotFoundError,
@@ -80,6 +80,8 @@ class ModelRepository:
     def __init__(
         self, root: str | Path, *, device: str | None = None, check: Check = "error"
     ) -> None:
+        if device is not None:
+            device_kind(device)
         self.root = Path(root)
         if not self.root.is_dir():
             raise RepositoryError(f"no model repository at {self.root}: it is not a directory")

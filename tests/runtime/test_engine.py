@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from recreplay.capture import capture
-from recreplay.runtime import Runtime
+from recreplay.runtime import ModelRepository, Runtime
 from recreplay.runtime.errors import (
     EnvironmentMismatchError,
     InputNameError,
@@ -195,9 +195,13 @@ def test_another_device_is_refused(shop_path: Path) -> None:
         Runtime.load(shop_path, device="cuda:1")
 
 
-def test_a_cpu_has_no_number(shop_path: Path) -> None:
-    with pytest.raises(RecReplayError, match=r"^unknown device 'cpu:0'; expected 'cpu', 'cuda' or"):
-        Runtime.load(shop_path, device="cpu:0")
+@pytest.mark.parametrize("device", ["cpu:0", "tpu", "cuda:x"])
+def test_an_unknown_device_is_named(shop_path: Path, tmp_path: Path, device: str) -> None:
+    message = rf"^unknown device '{device}'; expected 'cpu', 'cuda' or 'cuda:N'$"
+    with pytest.raises(RecReplayError, match=message):
+        Runtime.load(shop_path, device=device)
+    with pytest.raises(RecReplayError, match=message):
+        ModelRepository(tmp_path, device=device)  # else each model would be said to fail
 
 
 def test_importing_the_runtime_does_not_import_torch() -> None:
