@@ -79,13 +79,12 @@ async def serve(
     http = _Http(config)
     registry = CollectorRegistry()
     registry.register(ServiceCollector(service))
-    try:
+    with _listening(options.host, options.metrics_port, "--metrics-port"):
         metrics, thread = start_http_server(options.metrics_port, options.host, registry)
+    with _listening(options.host, options.grpc_port, "--grpc-port"):
         grpc, grpc_port = await start_grpc(
             service, options.host, options.grpc_port, options.max_body
         )
-    except (OSError, RuntimeError) as error:
-        raise RecReplayError(f"cannot listen: {error}; choose other ports, or 0 for any") from error
     serving = asyncio.create_task(http.serve(sockets=[bound]))
     listening(Ports(bound.getsockname()[1], grpc_port, metrics.server_address[1]))
     stopped = asyncio.create_task(stop.wait())
@@ -119,16 +118,23 @@ async def _load(service: Service, report: Callable[[str], None]) -> None:
         report("ready" if service.is_ready() else "not ready: no model could be loaded")
 
 
+@contextlib.contextmanager
+def _listening(host: str, port: int, option: str) -> Iterator[None]:
+    """What keeps a port from being opened is told with the option that names another."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # of sockets, and of gRPC
+        raise RecReplayError(
+            f"cannot listen on {host}:{port}: {error}; choose another by {option}, or 0 for any"
+        ) from error
+
+
 def _listen(host: str, port: int) -> socket.socket:
     six = ":" in host
     dual = six and socket.has_dualstack_ipv6()  # `::` is every interface, as it is to gRPC
     family = socket.AF_INET6 if six else socket.AF_INET
-    try:
+    with _listening(host, port, "--http-port"):
         bound = socket.create_server((host, port), family=family, backlog=2048, dualstack_ipv6=dual)
-    except OSError as error:
-        raise RecReplayError(
-            f"cannot listen on {host}:{port}: {error}; choose another by --http-port, or 0 for any"
-        ) from error
     # Connections take it over. Asyncio sees to it only where it opens the socket itself, and
     # without it the body of an answer waits 40 ms for the client to acknowledge its head.
     bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

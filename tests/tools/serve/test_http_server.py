@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import socket
@@ -14,7 +15,13 @@ import numpy as np
 import pytest
 
 pytest.importorskip("starlette")
-grpcclient = pytest.importorskip("tritonclient.grpc")
+pytest.importorskip("tritonclient.grpc")
+
+from tritonclient import grpc as grpcclient
+
+from recreplay.runtime import ModelRepository
+from recreplay.runtime.errors import RecReplayError
+from recreplay.tools.serve.run import ServerOptions, serve
 
 
 def body(request: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -328,15 +335,15 @@ def test_a_model_that_fails_to_load_is_named(own_server: Any, make_root: Any) ->
     assert httpx.get(f"{server.url}/v2/models/broken/ready").status_code == 400
 
 
-def test_a_port_that_is_taken(server: Any, make_root: Any) -> None:
-    import subprocess
-    import sys
-
-    command = [sys.executable, "-m", "recreplay.tools.cli", "serve", str(make_root())]
-    command += ["--http-port", str(server.http), "--grpc-port", "0", "--metrics-port", "0"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1
-    assert f"cannot listen on 127.0.0.1:{server.http}" in done.stderr
+@pytest.mark.parametrize("kind", ["http", "grpc", "metrics"])
+def test_a_port_that_is_taken(server: Any, make_root: Any, kind: str) -> None:
+    ports = {"http": 0, "grpc": 0, "metrics": 0, kind: getattr(server, kind)}
+    options = ServerOptions(**{f"{name}_port": port for name, port in ports.items()})
+    started = serve(ModelRepository(make_root()), options, str, str, asyncio.Event())
+    with pytest.raises(RecReplayError) as caught:
+        asyncio.run(started)
+    assert str(caught.value).startswith(f"cannot listen on 127.0.0.1:{ports[kind]}: ")
+    assert str(caught.value).endswith(f"; choose another by --{kind}-port, or 0 for any")
 
 
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 here")
