@@ -108,7 +108,10 @@ class WaitingLine:
     ) -> None:
         self._limit, self._room, self._delay, self._clock = limit, room, delay, clock
         self._waiting: deque[Ticket] = deque()
-        self._changed = threading.Condition()
+        # Entered as itself: an interrupt within `Condition.__enter__`, which is Python, leaves it
+        # locked for good.
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._turn = threading.Lock()  # one lane fills a pack at a time, or two would share it
         self._closed = False
         self.overloaded = self.expired = 0
@@ -118,7 +121,7 @@ class WaitingLine:
 
     def put(self, tickets: Sequence[Ticket]) -> None:
         """Add the parts of one request: all or none. Raises Overloaded or RuntimeClosedError."""
-        with self._changed:
+        with self._lock:
             if self._closed:
                 raise RuntimeClosedError(CLOSED)
             # A request of many parts is let in where nothing waits, or it never could be.
@@ -139,7 +142,7 @@ class WaitingLine:
         """
         while True:
             late: list[Ticket] = []
-            with self._turn, self._changed:
+            with self._turn, self._lock:
                 taken = self._fill(late)
             for ticket in late:
                 ticket.reply.fail(_too_late(ticket, self._clock()))
@@ -168,7 +171,7 @@ class WaitingLine:
         """Whether a ticket is late; it is answered so then."""
         if not self._is_late(ticket):
             return False
-        with self._changed:
+        with self._lock:
             self.expired += 1
         ticket.reply.fail(_too_late(ticket, self._clock()))
         return True
@@ -178,7 +181,7 @@ class WaitingLine:
 
     def close(self) -> None:
         """Let nobody in any more. What waits is still taken."""
-        with self._changed:
+        with self._lock:
             self._closed = True
             self._changed.notify_all()
 

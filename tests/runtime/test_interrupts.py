@@ -69,6 +69,15 @@ def test_requests_lose_no_lane(shop_path: Path, shop: Any) -> None:
         np.testing.assert_array_equal(runtime.run(request)["score"], want)
 
 
+def test_submitting_leaves_the_queue_open(shop_path: Path, shop: Any) -> None:
+    request = shop.request(4)
+    with Runtime.load(shop_path) as runtime:
+        want = runtime.run(request)["score"]
+        for _ in range(300):
+            soon(2e-4, lambda: again(lambda: runtime.submit(request)))
+            np.testing.assert_array_equal(runtime.submit(request).result(10)["score"], want)
+
+
 def test_borrows_lose_no_lane(shop_path: Path, shop: Any) -> None:
     request = shop.request(4)
 
