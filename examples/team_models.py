@@ -1,11 +1,13 @@
-"""Models as teams write them: what they compute of weights alone is made once (`fold_weights`).
+"""Models as teams write them.
 
     recreplay bench examples/team_models.py:mmoe examples/team_models.py:dcn_v2 \
-        examples/team_models.py:catalogue --peers aotinductor,onnxruntime_gather
+        examples/team_models.py:catalogue examples/team_models.py:histories \
+        --peers aotinductor,onnxruntime_gather
 
 `mmoe` has eight experts of layers with batch normalisation and three tasks, `dcn_v2` keeps the
-weights of its cross layers in one parameter, and `catalogue` scores every item of a catalogue by
-its cosine. Weights and statistics are drawn.
+weights of its cross layers in one parameter, `catalogue` scores every item of a catalogue by its
+cosine, and `histories` pools what a user has seen, padded by item 0, in three ways. Weights and
+statistics are drawn.
 """
 
 from itertools import pairwise
@@ -114,6 +116,43 @@ class Catalogue(nn.Module):
         return {"history": torch.randint(0, items, (batch, 20), generator=draw)}
 
 
+class Histories(nn.Module):
+    """A mean of what was clicked, a maximum of what was bought, attention over what was seen."""
+
+    def __init__(self, items: int = 100_000, length: int = 50) -> None:
+        super().__init__()
+        self.length = length
+        self.items = nn.Embedding(items, 32, padding_idx=0)
+        self.top = nn.Sequential(nn.Linear(4 * 32, 64), nn.ReLU(), nn.Linear(64, 1))
+
+    def forward(self, clicked: Tensor, bought: Tensor, seen: Tensor, item: Tensor) -> Tensor:
+        candidate = self.items(item)
+        known = (clicked != 0).float().unsqueeze(-1)
+        mean = (self.items(clicked) * known).sum(1) / known.sum(1).clamp(min=1)
+        most = self.items(bought).amax(1)
+        rows = self.items(seen)
+        weights = (rows * candidate.unsqueeze(1)).sum(-1).masked_fill(seen == 0, -1e9).softmax(-1)
+        attended = (weights.unsqueeze(-1) * rows).sum(1)
+        score: Tensor = self.top(torch.cat([mean, most, attended, candidate], 1)).sigmoid()
+        return score
+
+    def example_inputs(self, batch: int, seed: int = 0) -> dict[str, Tensor]:
+        draw = torch.Generator().manual_seed(seed)
+        items = self.items.num_embeddings
+
+        def history() -> Tensor:
+            ids = torch.randint(1, items, (batch, self.length), generator=draw)
+            lengths = torch.randint(1, self.length + 1, (batch, 1), generator=draw)
+            return torch.where(torch.arange(self.length) < lengths, ids, 0)
+
+        return {
+            "clicked": history(),
+            "bought": history(),
+            "seen": history(),
+            "item": torch.randint(1, items, (batch,), generator=draw),
+        }
+
+
 def mmoe() -> nn.Module:
     torch.manual_seed(0)
     return trained(MMoE())
@@ -127,3 +166,8 @@ def dcn_v2() -> nn.Module:
 def catalogue() -> nn.Module:
     torch.manual_seed(0)
     return Catalogue().eval()
+
+
+def histories() -> nn.Module:
+    torch.manual_seed(0)
+    return Histories().eval()
