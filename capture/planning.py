@@ -20,6 +20,7 @@ from recreplay.capture.operator_graph import all_strategies, operator_graph
 from recreplay.capture.precision import FULL, Precision
 from recreplay.capture.rewrites.fuse_epilogues import fuse_epilogues
 from recreplay.capture.rewrites.group_lookups import group_lookups
+from recreplay.capture.rewrites.gru import gru
 from recreplay.capture.rewrites.inline_linears import inline_columns, inline_linears
 from recreplay.capture.rewrites.join_pieces import join_pieces
 from recreplay.capture.rewrites.lower_products import lower_products
@@ -172,6 +173,8 @@ def _rewrite(program: Program, choice: Choice, known: Survey, smallest: bool) ->
         stack_lookups(program, known.tables)
     if "slice_early" in choice.rewrites:
         slice_early(program)
+    if "gru" in choice.rewrites:
+        gru(program)
     if "split_linears" in choice.rewrites:
         split_linears(program)
     lowering = known.lowering

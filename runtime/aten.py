@@ -4,8 +4,8 @@ A program is a list of operators in execution order. Arguments are JSON values, 
 `{"value": name}` (a tensor), `{"dtype": "float32"}`, `{"memory_format": "..."}`, `{"device":
 true}` (the device that the segment runs on), `{"layout": "strided"}`, `{"float": "inf"}`,
 `{"complex": "(1+2j)"}`. Only operators of the `aten` namespace, `getitem` and our own
-`packed_linear`, `byte_bags`, `row_bags`, `jagged_bags`, `top_k` and `grouped_lookup` exist, so that
-loading one cannot run anything else.
+`packed_linear`, `byte_bags`, `row_bags`, `jagged_bags`, `top_k`, `gru` and `grouped_lookup` exist,
+so that loading one cannot run anything else.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ BYTE_BAGS = "recreplay.byte_bags.default"
 ROW_BAGS = "recreplay.row_bags.default"
 JAGGED_BAGS = "recreplay.jagged_bags.default"
 TOP_K = "recreplay.top_k.default"
+GRU = "recreplay.gru.default"
 GROUPED_LOOKUP = "recreplay.grouped_lookup.default"
+_OWN = (PACKED_LINEAR, BYTE_BAGS, ROW_BAGS, JAGGED_BAGS, TOP_K, GRU, GROUPED_LOOKUP)
 _MEMORY_FORMATS = {
     str(f): f for f in (torch.contiguous_format, torch.preserve_format, torch.channels_last)
 }
@@ -122,7 +124,7 @@ def rebuild(arg: Any, values: Mapping[str, Any], device: torch.device) -> Any:
 def target_name(target: Any) -> str:
     if target is operator.getitem:
         return "getitem"
-    if str(target) in (PACKED_LINEAR, BYTE_BAGS, ROW_BAGS, JAGGED_BAGS, TOP_K, GROUPED_LOOKUP):
+    if str(target) in _OWN:
         return str(target)
     if isinstance(target, torch._ops.OpOverload) and target.namespace == "aten":
         return str(target)
@@ -153,6 +155,10 @@ def resolve(target: str) -> Callable[..., Any]:
         from recreplay.runtime.top_k import top_k_operator
 
         return top_k_operator()
+    if target == GRU:
+        from recreplay.runtime.gru import gru_operator
+
+        return gru_operator()
     if target == GROUPED_LOOKUP:
         # Not before it is needed: most programs have none, and defining it looks for Triton.
         from recreplay.runtime.grouped_lookup import grouped_lookup_operator

@@ -13,7 +13,15 @@ from typing import Any
 import torch
 from torch import fx
 
-from recreplay.runtime.aten import BYTE_BAGS, JAGGED_BAGS, PACKED_LINEAR, ROW_BAGS, TOP_K, resolve
+from recreplay.runtime.aten import (
+    BYTE_BAGS,
+    GRU,
+    JAGGED_BAGS,
+    PACKED_LINEAR,
+    ROW_BAGS,
+    TOP_K,
+    resolve,
+)
 
 _SOURCES = {
     PACKED_LINEAR: "packed_linear.h",
@@ -21,6 +29,7 @@ _SOURCES = {
     ROW_BAGS: "row_bags.h",
     JAGGED_BAGS: "jagged_bags.h",
     TOP_K: "top_k.h",
+    GRU: "gru.h",
 }
 _INCLUDED = (  # in this order: the first includes the second
     "sums.h",
