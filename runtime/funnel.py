@@ -22,7 +22,7 @@ from recreplay.runtime.errors import FunnelError, IdRangeError, InputError, Runt
 from recreplay.runtime.mixed import Divided, MixedChecker, Order
 from recreplay.runtime.mixed_rows import as_given, pick_rows
 from recreplay.runtime.offload import Offload
-from recreplay.runtime.promises import cancel_with
+from recreplay.runtime.promises import cancel_with, new_future
 from recreplay.runtime.spec import InputSpec
 from recreplay.runtime.top_rows import best_first, top_rows
 
@@ -122,7 +122,7 @@ class Funnel:
         `deadline_us`: how long it may take until its last stage begins. Raises Overloaded where
         the first queue is full; the future raises it for the others, and whatever `run` would.
         """
-        answer: Future[Ranking] = Future()
+        answer: Future[Ranking] = new_future()
         due = None if deadline_us is None else time.monotonic() + deadline_us / 1e6
         try:
             request = self._checked(inputs)

@@ -16,7 +16,7 @@ import numpy as np
 from recreplay.runtime.engine import Runtime
 from recreplay.runtime.errors import LanesLostError, OffloadError
 from recreplay.runtime.jagged import rows_of
-from recreplay.runtime.promises import cancel_with, hand_on
+from recreplay.runtime.promises import cancel_with, hand_on, new_future
 
 Array = np.ndarray[Any, Any]
 
@@ -64,7 +64,7 @@ class Offload:
         """`Runtime.submit` of one of the two."""
         if not self._is_large(inputs):
             return self.host.submit(inputs, deadline_us=deadline_us)
-        answer: Future[dict[str, Array]] = Future()
+        answer: Future[dict[str, Array]] = new_future()
         asked = self.accelerator.submit(inputs, deadline_us=deadline_us)
 
         def told(asked: Future[dict[str, Array]]) -> None:

@@ -22,6 +22,25 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 
+class _Condition(type(threading.RLock())):  # type: ignore[misc]
+    """`threading.Condition`, whose lock is entered by C: an interrupt within its own `__enter__`,
+    which is Python, leaves it locked for good, and whoever answers waits for it with a lane."""
+
+    def __init__(self) -> None:
+        self._waiters: deque[Any] = deque()
+
+    wait = threading.Condition.wait
+    notify = threading.Condition.notify
+    notify_all = threading.Condition.notify_all
+
+
+def new_future() -> Future[Any]:
+    """One whose `result` may be interrupted."""
+    future: Future[Any] = Future()
+    future._condition = _Condition()
+    return future
+
+
 def hand_on(asked: Future[S], answer: Future[T], made: Callable[[S], T]) -> None:
     """Give `answer`, which is running, what `made` makes of the result of `asked`, or its error."""
     error = asked.exception()
@@ -56,7 +75,7 @@ class ThreadPromise:
     """Kept by a future, which tells at once."""
 
     def __init__(self) -> None:
-        self.future: Future[Outputs] = Future()
+        self.future: Future[Outputs] = new_future()
         self.start = self.future.set_running_or_notify_cancel
         self.give = self.future.set_result
         self.fail = self.future.set_exception

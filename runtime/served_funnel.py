@@ -24,7 +24,7 @@ from recreplay.runtime.engine import Runtime
 from recreplay.runtime.errors import FunnelError
 from recreplay.runtime.fill import Check
 from recreplay.runtime.funnel import Funnel, Ranking, Stage
-from recreplay.runtime.promises import cancel_with, hand_on
+from recreplay.runtime.promises import cancel_with, hand_on, new_future
 from recreplay.runtime.serving import Serving
 from recreplay.runtime.spec import InputSpec, OutputSpec
 
@@ -130,7 +130,7 @@ class ServedFunnel:
         self, inputs: Mapping[str, Any], *, deadline_us: int | None = None
     ) -> Future[dict[str, Array]]:
         """`Funnel.submit`."""
-        answer: Future[dict[str, Array]] = Future()
+        answer: Future[dict[str, Array]] = new_future()
         asked = self._funnel.submit(inputs, deadline_us=deadline_us)
 
         def answered(asked: Future[Ranking]) -> None:

@@ -9,6 +9,7 @@ import random
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,17 @@ def test_submitting_leaves_the_queue_open(shop_path: Path, shop: Any) -> None:
         for _ in range(300):
             soon(2e-4, lambda: again(lambda: runtime.submit(request)))
             np.testing.assert_array_equal(runtime.submit(request).result(10)["score"], want)
+
+
+def test_who_waits_for_a_future_holds_up_no_lane(shop_path: Path, shop: Any) -> None:
+    request = shop.request(4)
+    with Runtime.load(shop_path) as runtime:
+        want = runtime.run(request)["score"]
+        for _ in range(600):
+            # Which `Condition.wait` makes of an interrupt between two of its steps.
+            with suppress(RuntimeError):
+                soon(5e-4, lambda: again(lambda: runtime.submit(request).result()))
+        np.testing.assert_array_equal(runtime.submit(request).result(10)["score"], want)
 
 
 def test_borrows_lose_no_lane(shop_path: Path, shop: Any) -> None:
