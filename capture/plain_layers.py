@@ -3,7 +3,7 @@
 Torch's `linear` also takes a weight `[in]`, and a bias of whatever shape its result is broadcast
 with: one number for all units, or a row for each item. And models write layers as products, of rows
 with a weight `[in, out]`, or of a weight with columns, which stacked as they are would repeat the
-weight for each row of the batch; and as convolutions that see one item at a time.
+weight for each row of the batch; and as convolutions (`plain_convolutions`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from torch import fx
 
 from recreplay.capture.fold_weights import whole
+from recreplay.capture.plain_convolutions import of_windows
 from recreplay.capture.views import base
 
 if TYPE_CHECKING:
@@ -38,8 +39,13 @@ def spell_out(program: Program, source: fx.Node, weight: fx.Node, bias: Any = No
 def as_layer(program: Program, target: Any, args: Any, kwargs: Any) -> fx.Node | None:
     """The product of what a request makes and a weight as a linear layer; None for anything
     else."""
-    if target is aten.conv1d.default and not kwargs:
-        return _of_items(program, *args)
+    if target in (aten.conv1d.default, aten.conv2d.default) and not kwargs and is_weight(args[1]):
+        floats = args[0].meta["val"].is_floating_point()
+        return (
+            (_of_items(program, target, *args) or of_windows(program, target, args))
+            if floats
+            else None
+        )
     factors = None if kwargs else _factors(target, args)
     if factors is None:
         return None
@@ -110,6 +116,7 @@ def _of_columns(program: Program, weight: fx.Node, columns: fx.Node) -> fx.Node:
 
 def _of_items(
     program: Program,
+    target: Any,
     source: fx.Node,
     weight: fx.Node,
     bias: fx.Node | None = None,
@@ -119,7 +126,7 @@ def _of_items(
     groups: int = 1,
 ) -> fx.Node | None:
     """`[B, in, T]` to `[B, out, T]` by a weight `[out, in, 1]`; None of any other convolution."""
-    one = weight.meta["val"].shape[2] == groups == 1 and is_weight(weight)
+    one = target is aten.conv1d.default and weight.meta["val"].shape[2] == groups == 1
     if not one or [*stride, *padding] != [1, 0] or source.meta["val"].ndim != 3:
         return None
     rows = program.call(aten.transpose.int, source, 1, 2)

@@ -1,5 +1,6 @@
 """Rewrite: bags of float32 rows of fixed lengths are looked up and pooled by a function of ours,
-and so are looked-up rows `[B, L, dim]` that a model adds up itself.
+and so are looked-up rows `[B, L, dim]` that a model adds up itself. Maxima are left to loops of the
+compiler, which torch's operator for bags keeps out.
 
 It asks for rows some time before it reads them, and of stacked tables it takes the row where each
 bag's table begins, so that no number has to be added to every id. For 1, 16 and 128 items whose
@@ -22,6 +23,7 @@ from recreplay.capture.specialise import Program
 from recreplay.runtime.aten import ROW_BAGS, resolve
 
 aten = torch.ops.aten
+_MAX = 2  # the mode of `embedding_bag`
 
 
 def pool_rows(program: Program) -> None:
@@ -34,9 +36,14 @@ def pool_rows(program: Program) -> None:
         lengths = bag_lengths(program, arguments["offsets"], len(ids.meta["val"]))
         if lengths is None:
             continue
-        mean = arguments.get("mode", 0) == 1
+        mode = arguments.get("mode", 0)
+        if mode == _MAX and len(set(lengths)) != 1:
+            continue
         with program.graph.inserting_before(node):
-            pooled = _pool(program, arguments["weight"], ids, lengths, mean)
+            if mode == _MAX:
+                pooled = _most(program, arguments["weight"], ids, lengths)
+            else:
+                pooled = _pool(program, arguments["weight"], ids, lengths, mode == 1)
         for first in list(node.users):  # of what the operator gives, nothing else is read
             program.replace(first, pooled)
     for lookup in find_lookups(program):
@@ -64,12 +71,18 @@ def _is_plain(bag: fx.Node) -> bool:
     return (
         table.dtype == torch.float32
         and str(arguments["weight"].target).startswith("weight:")
-        and arguments.get("mode", 0) in (0, 1)
         and arguments.get("per_sample_weights") is None
         and arguments.get("padding_idx") in (None, -1)
         and not arguments.get("include_last_offset", False)
         and all(u.target is operator.getitem and u.args[1] == 0 for u in bag.users)
     )
+
+
+def _most(program: Program, table: fx.Node, ids: fx.Node, lengths: list[int]) -> fx.Node:
+    """The largest values of bags of one length, by a loop around their lookup."""
+    bags = program.call(aten.view.default, ids, [len(lengths), lengths[0]])
+    rows = program.call(aten.embedding.default, table, bags)
+    return program.call(aten.amax.default, rows, [1])
 
 
 def _pool(

@@ -67,6 +67,14 @@ LAYERS: dict[str, Run] = {
     "wide columns": wide_columns,
     "experts": experts,
     "single items": lambda m, x: F.conv1d(x.transpose(1, 2), m.single).transpose(1, 2),
+    "pairs of items": lambda m, x: F.conv1d(x.transpose(1, 2), m.pairs),
+    "padded items": lambda m, x: F.conv1d(x.transpose(1, 2), m.pairs, m.bias[:4], padding=2),
+    "every other item": lambda m, x: F.conv1d(x.transpose(1, 2), m.single, stride=2),
+    "items apart": lambda m, x: F.conv1d(x.transpose(1, 2), m.pairs, dilation=2, padding=1),
+    "whole rows": lambda m, x: F.conv2d(x.unsqueeze(1), m.pairs.transpose(1, 2).unsqueeze(1)),
+    "whole columns": lambda m, x: F.conv2d(
+        x.transpose(1, 2).unsqueeze(1), m.pairs.unsqueeze(1), m.bias[:4], padding=(0, 1)
+    ),
     "biased single items": lambda m, x: F.conv1d(x.transpose(1, 2), m.single, m.bias).relu(),
 }
 OTHERS: dict[str, Run] = {
@@ -74,9 +82,7 @@ OTHERS: dict[str, Run] = {
     "two requests": lambda m, x: x @ x.transpose(1, 2),
     "contracted otherwise": lambda m, x: torch.tensordot(x, m.outward, dims=([-1], [1])),
     "a weight for each": lambda m, x: torch.matmul(x.unsqueeze(2), m.each).squeeze(2),
-    "pairs of items": lambda m, x: F.conv1d(x.transpose(1, 2), m.pairs),
-    "padded items": lambda m, x: F.conv1d(x.transpose(1, 2), m.single, padding=1),
-    "every other item": lambda m, x: F.conv1d(x.transpose(1, 2), m.single, stride=2),
+    "parts of rows": lambda m, x: F.conv2d(x.unsqueeze(1), m.pairs[:, :2].unsqueeze(1)),
     "items by group": lambda m, x: F.conv1d(x.transpose(1, 2), m.single[:, :3], groups=2),
     "one vector": lambda m, x: x @ m.outward[0],
     "whole numbers": lambda m, x: (x.long() @ m.inward.long()).float(),
@@ -130,6 +136,7 @@ def check(path: Path, model: nn.Module) -> None:
         for scale in (1.0, -0.5):
             model.inward.mul_(scale)
             model.many.mul_(scale)
+            model.pairs.mul_(scale)
             runtime.update_weights(model.state_dict())
             for rows in (1, 2, 4, 9):
                 x = torch.randn(rows, 3, 6)

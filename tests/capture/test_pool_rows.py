@@ -81,7 +81,7 @@ def test_stacked_tables_are_counted_from_where_each_begins() -> None:
     [
         (lambda a, b, x: F.embedding_bag(x, a, mode="sum"), 1),
         (lambda a, b, x: F.embedding_bag(x, a, mode="mean"), 1),
-        (lambda a, b, x: F.embedding_bag(x, a, mode="max"), 0),
+        (lambda a, b, x: F.embedding_bag(x, a, mode="max"), 0),  # an embedding and its maximum
         (lambda a, b, x: F.embedding_bag(x, a, mode="sum", padding_idx=2), 0),
         (lambda a, b, x: F.embedding_bag(x, a, mode="sum", per_sample_weights=x.float()), 0),
         (lambda a, b, x: F.embedding_bag(x, a * 2, mode="sum"), 1),  # a table that is made once
@@ -98,6 +98,14 @@ def test_stacked_tables_are_counted_from_where_each_begins() -> None:
 def test_which_bags(run: Any, count: int) -> None:
     made = program(Run(run), {"x": torch.randint(0, 20, (4, 3))})
     assert len(calls(made)) == count
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+def test_bags_of_one_length_are_no_bags_any_more(mode: str) -> None:
+    made = program(
+        Run(lambda a, b, x: F.embedding_bag(x, a, mode=mode)), {"x": torch.ones(4, 3).long()}
+    )
+    assert aten.embedding_bag.padding_idx not in {n.target for n in made.graph.nodes}
 
 
 def test_ids_that_differ_by_place_keep_what_is_added() -> None:
@@ -120,7 +128,8 @@ class Bags(nn.Module):
         found = [bag(short if i % 2 else long) for i, bag in enumerate(self.bags)]
         twins = zip(self.twins, (short, other, long % 40), strict=True)
         added = F.embedding(long, self.bags[1].weight).mean(1)
-        return torch.cat([*found, *(twin(ids) for twin, ids in twins), added], dim=1)
+        most = F.embedding_bag(long, self.bags[2].weight, mode="max")
+        return torch.cat([*found, *(twin(ids) for twin, ids in twins), added, most], dim=1)
 
     def request(self, rows: int) -> dict[str, Tensor]:
         return {
