@@ -19,9 +19,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from recreplay.capture.eager_model import run_eager
 from recreplay.capture.ingest import Ingested
 from recreplay.capture.views import aliases
-from recreplay.runtime.closeness import column_scale, is_close
+from recreplay.runtime.closeness import is_close
 
 _RUNS = 16  # of which each turns a decision that hangs on rounding with a probability of a half
+ROUNDING = 2.0**-21  # of float32: a few units in the last place
+_ANOTHER = 10  # times what a replay may be off is no rounding that has grown on its way
 
 Array = np.ndarray[Any, Any]
 
@@ -31,17 +33,22 @@ def decided(
     inputs: Mapping[str, torch.Tensor],
     answer: Mapping[str, Array],
     rows: int,
-    tolerance: float,
+    share: float,
+    rtol: float,
+    atol: float,
+    scales: Mapping[str, Array | float],
 ) -> dict[str, Array]:
     """For each output of `answer`, eager's own of a request of so many rows, a mask of its shape:
-    true where no run gives another value. `tolerance`: by what share of its size a replay may be
-    off; operators are off by a tenth of that, and a float is another one beyond ten times that."""
+    true where no run gives another value. Results of operators are off by up to `share` of
+    themselves; a replay may be by `rtol` of `scales`, and `atol`."""
     found = {name: np.ones(want.shape, bool) for name, want in answer.items()}
     for seed in range(_RUNS):
-        with _Disturbed(tolerance / 10, seed):
+        with _Disturbed(share, seed):
             again = run_eager(model, inputs, rows)
         for name, want in answer.items():
-            found[name] &= is_close(again[name], want, 10 * tolerance, 0.0, column_scale(want))
+            found[name] &= is_close(
+                again[name], want, _ANOTHER * rtol, _ANOTHER * atol, scales[name]
+            )
     return found
 
 

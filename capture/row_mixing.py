@@ -16,7 +16,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from recreplay.capture.decisions import decided
+from recreplay.capture.decisions import ROUNDING, decided
 from recreplay.capture.division import division_of, starts_of
 from recreplay.capture.eager_model import run_eager
 from recreplay.capture.ingest import Ingested
@@ -88,12 +88,12 @@ def _mixed(
             for start, stop in ((0, _CUT), (_CUT, rows))
         ]
         others = {name: np.concatenate([part[name] for part in parts]) for name in together}
+    # Sums of other numbers of rows are rounded otherwise, by as much as their terms are large.
+    scales = {n: float(np.max(column_scale(v), initial=0.0)) for n, v in together.items()}
     for name, value in together.items():
-        # Sums of other numbers of rows are rounded otherwise, by as much as their terms are large.
-        scale = np.max(column_scale(value), initial=0.0)
-        same = is_close(others[name], value, rtol, atol, scale)
+        same = is_close(others[name], value, rtol, atol, scales[name])
         if not same.all():
-            same |= ~decided(model, whole, together, rows, rtol)[name]
+            same |= ~decided(model, whole, together, rows, ROUNDING, rtol, atol, scales)[name]
         if not same.all():
             gap = value[~same].astype(np.float64) - others[name][~same]
             return name, float(np.max(np.abs(gap)))

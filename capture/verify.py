@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from recreplay.capture.decisions import decided
+from recreplay.capture.decisions import ROUNDING, decided
 from recreplay.capture.eager_model import run_eager
 from recreplay.capture.ingest import Ingested
 from recreplay.capture.precision import Precision
@@ -102,8 +102,12 @@ def verify(
                 if not close or (keep and want.dtype.kind != "f"):
                     if firm is None:
                         given = for_eager(model.inputs, request, rows)
-                        tolerance = rtol if most is None else most
-                        firm = decided(model, given, expected, rows, tolerance)
+                        off = (
+                            (ROUNDING, rtol, atol, columns)
+                            if most is None
+                            else (most * _SHARE_OF_BOUND, most, 0.0, scales)
+                        )
+                        firm = decided(model, given, expected, rows, *off)
                     got = np.where(firm[spec.name], got, want)
                 with np.errstate(invalid="ignore"):  # infinity less itself
                     gap = np.abs(got.astype(np.float64) - want)

@@ -11,7 +11,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 
-from recreplay.capture.decisions import decided
+from recreplay.capture.decisions import ROUNDING, decided
 from recreplay.capture.eager_model import run_eager
 from recreplay.capture.ingest import ingest
 from recreplay.capture.writer import seal
@@ -119,7 +119,22 @@ def test_what_is_decided_by_more_than_rounding() -> None:
     x = torch.stack([apart, same, near])
     model = ingest(Cases().eval(), {"x": x})
     answer = run_eager(model, {"x": x}, 3)
-    firm = decided(model, {"x": x}, answer, 3, 1e-4)
+    firm = decided(model, {"x": x}, answer, 3, 1e-5, 1e-4, 1e-5, dict.fromkeys(answer, 1.0))
     assert firm["best"].tolist() == [True, False, False]
     assert firm["above"].tolist() == [True, False, True]
     assert firm["row"].tolist() == [[True]] * 3  # as large, whichever it is
+
+
+def test_a_sum_that_cancels_is_decided() -> None:
+    """Its rounding is small beside its terms, and large beside itself."""
+
+    class Cancels(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x * 3).sum(1) - (x * 3).flip(1).sum(1)
+
+    x = torch.rand(3, 8)
+    model = ingest(Cancels().eval(), {"x": x})
+    answer = run_eager(model, {"x": x}, 3)
+    assert abs(answer["output"]).max() < 1e-4
+    firm = decided(model, {"x": x}, answer, 3, ROUNDING, 1e-4, 1e-5, {"output": 0.0})
+    assert firm["output"].all()
