@@ -1,13 +1,15 @@
 """Models as teams write them.
 
     recreplay bench examples/team_models.py:mmoe examples/team_models.py:dcn_v2 \
-        examples/team_models.py:catalogue examples/team_models.py:histories \
-        --peers aotinductor,onnxruntime_gather
+        examples/team_models.py:catalogue examples/team_models.py:retrieval \
+        examples/team_models.py:histories examples/team_models.py:sequence \
+        examples/team_models.py:recurrent --peers aotinductor,onnxruntime_gather
 
 `mmoe` has eight experts of layers with batch normalisation and three tasks, `dcn_v2` keeps the
 weights of its cross layers in one parameter, `catalogue` scores every item of a catalogue by its
-cosine, and `histories` pools what a user has seen, padded by item 0, in three ways. Weights and
-statistics are drawn.
+cosine, and `retrieval` gives the best 100 of them. `histories` pools what a user has seen, padded
+by item 0, in three ways, `sequence` reads it by two blocks of attention (SASRec), and `recurrent` by
+a gated recurrent layer (GRU4Rec). Weights and statistics are drawn.
 """
 
 from itertools import pairwise
@@ -116,6 +118,12 @@ class Catalogue(nn.Module):
         return {"history": torch.randint(0, items, (batch, 20), generator=draw)}
 
 
+class Retrieval(Catalogue):
+    def forward(self, history: Tensor) -> dict[str, Tensor]:
+        score, item = super().forward(history).topk(100)
+        return {"score": score, "item": item}
+
+
 class Histories(nn.Module):
     """A mean of what was clicked, a maximum of what was bought, attention over what was seen."""
 
@@ -153,6 +161,54 @@ class Histories(nn.Module):
         }
 
 
+class Sequence(nn.Module):
+    """The last of 50 positions, behind two blocks of causal attention, meets 20 candidates."""
+
+    def __init__(self, items: int = 20_000, length: int = 50, size: int = 64) -> None:
+        super().__init__()
+        self.length = length
+        self.items, self.places = nn.Embedding(items, size), nn.Embedding(length, size)
+        self.blocks = nn.ModuleList(
+            nn.TransformerEncoderLayer(size, 2, size, batch_first=True, norm_first=True)
+            for _ in range(2)
+        )
+        self.norm = nn.LayerNorm(size)
+
+    def forward(self, history: Tensor, candidates: Tensor) -> Tensor:
+        before = torch.ones(self.length, self.length, dtype=torch.bool).triu(1)
+        x = self.items(history) + self.places.weight
+        for block in self.blocks:
+            x = block(x, before)
+        user = self.norm(x)[:, -1]
+        return (self.items(candidates) * user.unsqueeze(1)).sum(-1)
+
+    def example_inputs(self, batch: int, seed: int = 0) -> dict[str, Tensor]:
+        draw = torch.Generator().manual_seed(seed)
+        items = self.items.num_embeddings
+        history = torch.randint(0, items, (batch, self.length), generator=draw)
+        candidates = torch.randint(0, items, (batch, 20), generator=draw)
+        return {"history": history, "candidates": candidates}
+
+
+class Recurrent(nn.Module):
+    """The state after 20 items meets one."""
+
+    def __init__(self, items: int = 20_000, size: int = 64) -> None:
+        super().__init__()
+        self.items = nn.Embedding(items, size)
+        self.layer = nn.GRU(size, size, batch_first=True)
+
+    def forward(self, history: Tensor, item: Tensor) -> Tensor:
+        states, _ = self.layer(self.items(history))
+        return (states[:, -1] * self.items(item)).sum(-1).sigmoid()
+
+    def example_inputs(self, batch: int, seed: int = 0) -> dict[str, Tensor]:
+        draw = torch.Generator().manual_seed(seed)
+        items = self.items.num_embeddings
+        history = torch.randint(0, items, (batch, 20), generator=draw)
+        return {"history": history, "item": torch.randint(0, items, (batch,), generator=draw)}
+
+
 def mmoe() -> nn.Module:
     torch.manual_seed(0)
     return trained(MMoE())
@@ -171,3 +227,18 @@ def catalogue() -> nn.Module:
 def histories() -> nn.Module:
     torch.manual_seed(0)
     return Histories().eval()
+
+
+def retrieval() -> nn.Module:
+    torch.manual_seed(0)
+    return Retrieval().eval()
+
+
+def sequence() -> nn.Module:
+    torch.manual_seed(0)
+    return Sequence().eval()
+
+
+def recurrent() -> nn.Module:
+    torch.manual_seed(0)
+    return Recurrent().eval()

@@ -26,6 +26,10 @@ _TITLES = {
     "mmoe": "MMoE, 8 experts with batch normalisation",
     "dcn_v2": "DCNv2, 26 features",
     "catalogue": "Cosines of a catalogue of 20,000 items",
+    "retrieval": "the best 100 of them",
+    "histories": "Three histories of 50 items, pooled",
+    "sequence": "SASRec, 50 items, two blocks",
+    "recurrent": "GRU4Rec, 20 items",
 }
 _PEERS = {
     "onnxruntime_gather": "ONNX Runtime",
