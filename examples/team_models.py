@@ -8,8 +8,8 @@
 `mmoe` has eight experts of layers with batch normalisation and three tasks, `dcn_v2` keeps the
 weights of its cross layers in one parameter, `catalogue` scores every item of a catalogue by its
 cosine, and `retrieval` gives the best 100 of them. `histories` pools what a user has seen, padded
-by item 0, in three ways, `sequence` reads it by two blocks of attention (SASRec), and `recurrent` by
-a gated recurrent layer (GRU4Rec). Weights and statistics are drawn.
+by item 0, in three ways, `sequence` reads it by two blocks of attention (SASRec), and `recurrent`
+by a gated recurrent layer (GRU4Rec). Weights and statistics are drawn.
 """
 
 from itertools import pairwise
