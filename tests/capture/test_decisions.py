@@ -138,3 +138,20 @@ def test_a_sum_that_cancels_is_decided() -> None:
     assert abs(answer["output"]).max() < 1e-4
     firm = decided(model, {"x": x}, answer, 3, ROUNDING, 1e-4, 1e-5, {"output": 0.0})
     assert firm["output"].all()
+
+
+def test_ids_that_a_rounding_takes_beyond_their_table_say_nothing() -> None:
+    class Places(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(10, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            values: Tensor = self.table((x * 10).long())
+            return values.argmax(1)
+
+    x = torch.tensor([0.05, torch.nextafter(torch.tensor(1.0), torch.tensor(0.0))])
+    model = ingest(Places().eval(), {"x": x})
+    answer = run_eager(model, {"x": x}, 2)
+    firm = decided(model, {"x": x}, answer, 2, 1e-3, 1e-4, 1e-5, {"output": 1.0})
+    assert firm["output"].shape == (2,)
