@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from recreplay.capture.compilers import toolchain
+from recreplay.runtime.gru import gru_operator
 from recreplay.runtime.packed_linear import pack
 
 TORCH = Path(torch.__file__).parent
@@ -21,14 +22,27 @@ CALL = """
 #include <torch/csrc/inductor/aoti_include/cpu.h>
 #include <algorithm>
 #include <cstring>
+#include <functional>
 #include <limits>
 #include <stdexcept>
 #include <type_traits>
+#include <vector>
 extern "C" {
 #include "packed_linear.h"
 #include "byte_bags.h"
 #include "row_bags.h"
 #include "jagged_bags.h"
+#include "top_k.h"
+#include "gru.h"
+void best(const float *x, int64_t rows, int64_t columns, int64_t k, int largest, int64_t *out) {
+  recreplay::best::rows(x, rows, columns, k, largest, out);
+}
+void steps(const float *gates, const float *first, const float *turned, const float *bias,
+           float *out, int64_t rows, int64_t steps, int64_t hidden, int reverse) {
+  recreplay::recurrent::run_all(
+      recreplay::recurrent::Layer{gates, first, turned, bias, out, steps, hidden, reverse != 0},
+      rows);
+}
 void one_lane(const float *x, const float *packed, const float *bias, float *y, int64_t M,
               int64_t N, int64_t K, int relu) {
   recreplay::lane<float>(x, packed, bias, y, N, M, N, K, 0, N, false, relu);
@@ -177,3 +191,40 @@ def test_jagged_bags_are_sums_of_rows(library: Path) -> None:
             for i, first in enumerate((20, 3))
         ]
         torch.testing.assert_close(out, torch.cat(want))
+
+
+@needs_avx2
+@pytest.mark.parametrize("largest", [True, False])
+def test_the_best_are_the_first_of_a_sorted_row(library: Path, largest: bool) -> None:
+    call = ctypes.CDLL(str(library)).best
+    call.argtypes = [WHERE, *[INT] * 3, ctypes.c_int, WHERE]
+    torch.manual_seed(7)
+    for columns, k in ((5, 5), (40, 1), (333, 20), (2000, 100)):
+        for x in (
+            torch.randn(3, columns),
+            torch.randn(3, columns).round(),
+            torch.zeros(3, columns),
+        ):
+            x[1, ::3] = float("nan")
+            x[2, 1::5] = -float("inf")
+            out = torch.zeros(3, k, dtype=torch.int64)
+            call(x.data_ptr(), 3, columns, k, largest, out.data_ptr())
+            want = torch.sort(x, dim=-1, descending=largest, stable=True).indices[:, :k]
+            torch.testing.assert_close(out, want)
+
+
+@needs_avx2
+def test_steps_are_those_of_a_recurrent_layer(library: Path) -> None:
+    call = ctypes.CDLL(str(library)).steps
+    call.argtypes = [*[WHERE] * 5, *[INT] * 3, ctypes.c_int]
+    torch.manual_seed(8)
+    for hidden in (16, 21, 64):
+        for rows in (1, 3, 6):
+            gates, first = torch.randn(rows, 5, 3 * hidden) * 4, torch.randn(rows, hidden)
+            turned, bias = torch.randn(hidden, 3 * hidden) / hidden**0.5, torch.randn(3 * hidden)
+            for reverse in (False, True):
+                out = torch.zeros(rows, 5, hidden)
+                where = [t.data_ptr() for t in (gates, first, turned, bias, out)]
+                call(*where, rows, 5, hidden, reverse)
+                want = gru_operator()(gates, first, turned, bias, reverse)
+                torch.testing.assert_close(out, want, rtol=1e-5, atol=1e-5)
