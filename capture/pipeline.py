@@ -34,7 +34,7 @@ from recreplay.capture.program_file import write_program
 from recreplay.capture.row_mixing import refuse_mixing
 from recreplay.capture.sampling import negative_ids
 from recreplay.capture.tune import tune_buckets
-from recreplay.capture.verify import stored_requests, verify
+from recreplay.capture.verify import stored_requests, undecided, verify
 from recreplay.capture.weight_file import write_weights
 from recreplay.capture.writer import artifact_folder, save_tensors, seal
 from recreplay.runtime.artifact import CONSTANTS, FILLER, LAUNCHER, SELFTEST, Artifact
@@ -258,6 +258,8 @@ def capture(
             )
         finally:
             lane.close()
+        for line in undecided(answers):
+            progress(line)
         save_tensors(folder / SELFTEST, stored | answers)
         write_graph(folder, [p.graph for p in planned])
         write_program(folder, ingested)

@@ -149,6 +149,20 @@ def verify(
     return parity, answers
 
 
+def undecided(answers: Mapping[str, torch.Tensor]) -> list[str]:
+    """What of the stored answers is not compared, in words."""
+    lines = []
+    for key, mask in answers.items():
+        size, kind, name = key.split("/", 2)
+        if kind == "decided":
+            open_places = int((~mask).sum())
+            lines.append(
+                f"bucket {size}: {open_places} of {mask.numel()} values of output {name!r} hang on "
+                "a rounding of eager's own, as the order of equal scores does, and are not compared"
+            )
+    return lines
+
+
 def _request(
     model: Ingested, bounds: Sequence[IdBound], size: int, rows: int, room: Room, number: int
 ) -> dict[str, torch.Tensor]:

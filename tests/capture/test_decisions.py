@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,6 +51,13 @@ class Retrieval(nn.Module):
 def retrieval(captured: Capture) -> tuple[nn.Module, Path]:
     model = Retrieval().eval()
     return model, captured(model, {"user": torch.randn(8, 16)}, buckets=[4, 32], compiler="eager")
+
+
+def test_what_is_not_compared_is_told(captured: Capture) -> None:
+    told: list[str] = []
+    captured(Retrieval().eval(), {"user": torch.randn(8, 16)}, buckets=[4], progress=told.append)
+    (line,) = [line for line in told if "rounding" in line]
+    assert re.match(r"bucket 4: \d+ of 160 values of output 'item' hang on a rounding", line)
 
 
 def test_items_that_score_the_same_may_change_places(retrieval: tuple[nn.Module, Path]) -> None:
