@@ -23,7 +23,8 @@ aten = torch.ops.aten
 
 def of_windows(program: Program, target: Any, args: Any) -> fx.Node | None:
     """A convolution `[B, in, T]`, or one of `[B, in, H, W]` whose windows are as wide or as high as
-    what they see, as a layer; None of any other, and where weights are not made once."""
+    what they see, as a layer; None of any other, and where a weight would be laid out for each
+    request."""
     if target is aten.conv1d.default:
         return _along(program, *args)
     if target is aten.conv2d.default:
@@ -44,13 +45,15 @@ def _along(
     """`[B, in, T]` to `[B, out, T']` by a weight `[out, in, k]`."""
     if groups != 1 or source.meta["val"].ndim != 3:
         return None
-    flat = _laid_out(program, weight, [0, 2, 1])
+    window = weight.meta["val"].shape[2]
+    if window == 1:
+        flat: fx.Node | None = program.call(aten.squeeze.dims, weight, [2])
+    else:
+        flat = _laid_out(program, weight, [0, 2, 1])
     if flat is None:
         return None
     rows = program.call(aten.transpose.int, source, 1, 2)
-    return _layer(
-        program, rows, flat, bias, weight.meta["val"].shape[2], stride[0], padding[0], dilation[0]
-    )
+    return _layer(program, rows, flat, bias, window, stride[0], padding[0], dilation[0])
 
 
 def _of_images(
@@ -110,11 +113,12 @@ def _layer(
     if padding:
         rows = program.call(aten.constant_pad_nd.default, rows, [0, 0, padding, padding], 0.0)
     last = rows.meta["val"].shape[1] - dilation * (window - 1)
-    parts = [
-        program.call(aten.slice.Tensor, rows, 1, i * dilation, i * dilation + last, stride)
-        for i in range(window)
-    ]
-    read = parts[0] if window == 1 else program.call(aten.cat.default, parts, 2)
-    given = (read, weight) if bias is None else (read, weight, bias)
+    if window > 1 or stride > 1:
+        parts = [
+            program.call(aten.slice.Tensor, rows, 1, i * dilation, i * dilation + last, stride)
+            for i in range(window)
+        ]
+        rows = parts[0] if window == 1 else program.call(aten.cat.default, parts, 2)
+    given = (rows, weight) if bias is None else (rows, weight, bias)
     made = program.call(aten.linear.default, *given)
     return program.call(aten.transpose.int, made, 1, 2)

@@ -39,13 +39,9 @@ def spell_out(program: Program, source: fx.Node, weight: fx.Node, bias: Any = No
 def as_layer(program: Program, target: Any, args: Any, kwargs: Any) -> fx.Node | None:
     """The product of what a request makes and a weight as a linear layer; None for anything
     else."""
-    if target in (aten.conv1d.default, aten.conv2d.default) and not kwargs and is_weight(args[1]):
-        floats = args[0].meta["val"].is_floating_point()
-        return (
-            (_of_items(program, target, *args) or of_windows(program, target, args))
-            if floats
-            else None
-        )
+    if target in (aten.conv1d.default, aten.conv2d.default):
+        floats = not kwargs and args[0].meta["val"].is_floating_point()
+        return of_windows(program, target, args) if floats and is_weight(args[1]) else None
     factors = None if kwargs else _factors(target, args)
     if factors is None:
         return None
@@ -112,24 +108,3 @@ def _of_columns(program: Program, weight: fx.Node, columns: fx.Node) -> fx.Node:
     turned = program.call(aten.transpose.int, result, -2, -1)
     # As a product leaves it, which what follows may view.
     return program.call(aten.clone.default, turned, memory_format=torch.contiguous_format)
-
-
-def _of_items(
-    program: Program,
-    target: Any,
-    source: fx.Node,
-    weight: fx.Node,
-    bias: fx.Node | None = None,
-    stride: Any = (1,),
-    padding: Any = (0,),
-    dilation: Any = (1,),
-    groups: int = 1,
-) -> fx.Node | None:
-    """`[B, in, T]` to `[B, out, T]` by a weight `[out, in, 1]`; None of any other convolution."""
-    one = target is aten.conv1d.default and weight.meta["val"].shape[2] == groups == 1
-    if not one or [*stride, *padding] != [1, 0] or source.meta["val"].ndim != 3:
-        return None
-    rows = program.call(aten.transpose.int, source, 1, 2)
-    layer = (rows, program.call(aten.squeeze.dims, weight, [2]), *([bias] if bias else []))
-    result = program.call(aten.linear.default, *layer)
-    return program.call(aten.transpose.int, result, 1, 2)

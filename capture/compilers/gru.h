@@ -4,6 +4,7 @@ AOTITorchError aoti_torch_cpu_recreplay_gru_out(AtenTensorHandle, AtenTensorHand
 /* `recreplay::gru`: see recreplay.runtime.gru. Copied into a package's source behind `extern`,
    inside of extern "C". */
 extern "C++" {
+#include "shares.h"
 #include "vector.h"
 /* A package's wrapper is compiled with -O1, which keeps small arrays of vectors in memory. */
 #pragma GCC push_options
@@ -129,24 +130,7 @@ static void rows(const Layer &layer, int64_t begin, int64_t end) {
 }
 
 static void run_all(const Layer &layer, int64_t count) {
-#if RECREPLAY_THREADS > 1
-  constexpr int64_t threads = RECREPLAY_THREADS;
-  if (count > kRows) {
-    std::exception_ptr failed; /* may not leave a parallel loop */
-    #pragma omp parallel for num_threads(threads)
-    for (int64_t i = 0; i < threads; i++) {
-      try {
-        rows(layer, count * i / threads, count * (i + 1) / threads);
-      } catch (...) {
-        #pragma omp critical
-        failed = std::current_exception();
-      }
-    }
-    if (failed) std::rethrow_exception(failed);
-    return;
-  }
-#endif
-  rows(layer, 0, count);
+  in_parts(count, kRows + 1, [&](int64_t begin, int64_t end) { rows(layer, begin, end); });
 }
 } // namespace recurrent
 } // namespace recreplay

@@ -4,6 +4,7 @@ AOTITorchError aoti_torch_cpu_recreplay_jagged_bags_out(AtenTensorHandle, AtenTe
 /* `recreplay::jagged_bags`: see recreplay.runtime.jagged_bags. Copied into a package's source behind
    `extern`, inside of extern "C". */
 extern "C++" {
+#include "shares.h"
 #include "sums.h"
 /* A package's wrapper is compiled with -O1, which keeps small arrays of vectors in memory. */
 #pragma GCC push_options
@@ -119,14 +120,8 @@ template <typename Id> static void part(const Bags<Id> &all, int64_t begin, int6
 
 template <typename Id> static void run(const Bags<Id> &all) {
   check(all);
-  const int64_t total = all.features * all.bags;
-#if RECREPLAY_THREADS > 1
-  constexpr int64_t threads = RECREPLAY_THREADS;
-  #pragma omp parallel for num_threads(threads) if (total >= kBagsOfPart)
-  for (int64_t i = 0; i < threads; i++) part(all, total * i / threads, total * (i + 1) / threads);
-#else
-  part(all, 0, total);
-#endif
+  in_parts(all.features * all.bags, kBagsOfPart,
+           [&](int64_t begin, int64_t end) { part(all, begin, end); });
 }
 } // namespace jagged
 } // namespace recreplay

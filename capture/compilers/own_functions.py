@@ -32,6 +32,7 @@ _SOURCES = {
     GRU: "gru.h",
 }
 _INCLUDED = (  # in this order: the first includes the second
+    "shares.h",
     "sums.h",
     "vector.h",
     "linear_avx512.h",

@@ -4,6 +4,7 @@ AOTITorchError aoti_torch_cpu_recreplay_row_bags_out(AtenTensorHandle, AtenTenso
 /* `recreplay::row_bags`: see recreplay.runtime.row_bags. Copied into a package's source behind
    `extern`, inside of extern "C". */
 extern "C++" {
+#include "shares.h"
 #include "sums.h"
 /* A package's wrapper is compiled with -O1, which keeps small arrays of vectors in memory. */
 #pragma GCC push_options
@@ -102,28 +103,10 @@ template <typename Id> static void add_all(const Bags<Id> &bags) {
 template <typename Id>
 static void run(const Table &table, const void *ids, const void *first, int64_t total,
                 int64_t length, int64_t stride, bool mean, float *out) {
-  auto part = [&](int64_t begin, int64_t end) {
+  in_parts(total, kBagsOfPart, [&](int64_t begin, int64_t end) {
     add_all(Bags<Id>{table, (const Id *)ids, (const Id *)first, begin, end, length, stride,
                      mean ? 1.0f / length : 1.0f, out});
-  };
-#if RECREPLAY_THREADS > 1
-  constexpr int64_t threads = RECREPLAY_THREADS;
-  if (total >= kBagsOfPart) {
-    std::exception_ptr failed; /* may not leave a parallel loop */
-    #pragma omp parallel for num_threads(threads)
-    for (int64_t i = 0; i < threads; i++) {
-      try {
-        part(total * i / threads, total * (i + 1) / threads);
-      } catch (...) {
-        #pragma omp critical
-        failed = std::current_exception();
-      }
-    }
-    if (failed) std::rethrow_exception(failed);
-    return;
-  }
-#endif
-  part(0, total);
+  });
 }
 } // namespace rows
 } // namespace recreplay

@@ -3,6 +3,7 @@ AOTITorchError aoti_torch_cpu_recreplay_top_k_out(AtenTensorHandle, AtenTensorHa
 /* `recreplay::top_k`: see recreplay.runtime.top_k. Copied into a package's source behind `extern`,
    inside of extern "C". */
 extern "C++" {
+#include "shares.h"
 #include "vector.h"
 #ifdef __AVX2__
 #include <immintrin.h>
@@ -110,31 +111,13 @@ static void row(const float *x, int64_t columns, int64_t k, bool largest, int64_
 static void rows(const float *x, int64_t count, int64_t columns, int64_t k, bool largest,
                  int64_t *out) {
   const int64_t room = 2 * k + 4 * kWide, parts = (5 * k / 2 / kWide + 1) * kWide;
-  auto part = [&](int64_t begin, int64_t end) {
+  in_parts(count, kRowsOfPart, [&](int64_t begin, int64_t end) {
     std::vector<int64_t> found(room);
     std::vector<int32_t> most(parts);
     for (int64_t i = begin; i < end; i++)
       row(x + i * columns, columns, k, largest, found.data(), room, most.data(), parts,
           out + i * k);
-  };
-#if RECREPLAY_THREADS > 1
-  constexpr int64_t threads = RECREPLAY_THREADS;
-  if (count >= kRowsOfPart) {
-    std::exception_ptr failed; /* may not leave a parallel loop */
-    #pragma omp parallel for num_threads(threads)
-    for (int64_t i = 0; i < threads; i++) {
-      try {
-        part(count * i / threads, count * (i + 1) / threads);
-      } catch (...) {
-        #pragma omp critical
-        failed = std::current_exception();
-      }
-    }
-    if (failed) std::rethrow_exception(failed);
-    return;
-  }
-#endif
-  part(0, count);
+  });
 }
 } // namespace best
 } // namespace recreplay
