@@ -11,7 +11,6 @@ extern "C++" {
 #pragma GCC optimize("O3")
 namespace recreplay {
 namespace recurrent {
-typedef int32_t Ints __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
 constexpr int kRows = 4;    /* that go through all steps together */
 constexpr int kColumns = kVectorBytes > 32 ? 4 : 2; /* vectors of the gates, in registers */
 

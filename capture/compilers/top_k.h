@@ -13,7 +13,6 @@ extern "C++" {
 #pragma GCC optimize("O3")
 namespace recreplay {
 namespace best {
-typedef int32_t Ints __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
 constexpr int64_t kRowsOfPart = 4; /* from which on threads share them */
 
 /* Numbers in the order of values, NaN the largest; in the opposite order unless `largest`. */

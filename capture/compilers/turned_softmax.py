@@ -7,10 +7,10 @@ low-rank attention have it, it computes something else.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import fx
+
+from recreplay.capture.compilers.exported_calls import add_call
 
 aten = torch.ops.aten
 _SOFTMAXES = {aten.softmax.int, aten._softmax.default, aten._safe_softmax.default}
@@ -27,16 +27,8 @@ def turn_softmaxes(graph: fx.Graph) -> None:
         if dims < 2 or dim % dims == dims - 1:
             continue
         with graph.inserting_before(node):
-            turned = _call(graph, aten.transpose.int, scores, dim, -1)
-            weights = _call(graph, node.target, turned, -1, *others, **node.kwargs)
-            made = _call(graph, aten.transpose.int, weights, dim, -1)
+            turned = add_call(graph, aten.transpose.int, scores, dim, -1)
+            weights = add_call(graph, node.target, turned, -1, *others, **node.kwargs)
+            made = add_call(graph, aten.transpose.int, weights, dim, -1)
         node.replace_all_uses_with(made)
         graph.erase_node(node)
-
-
-def _call(graph: fx.Graph, target: Any, read: fx.Node, *args: Any, **options: Any) -> fx.Node:
-    made = graph.call_function(target, (read, *args), options)
-    value = read.meta["val"]
-    with value.fake_mode:
-        made.meta["val"] = target(value, *args, **options)
-    return made

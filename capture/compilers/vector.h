@@ -1,5 +1,5 @@
 /* As many floats as the processor takes at once, which the compiler may not make of one: wider ones
-   are kept in memory. Copied into what includes it. */
+   are kept in memory. As many numbers of their size. Copied into what includes it. */
 #ifndef RECREPLAY_VECTOR
 #define RECREPLAY_VECTOR
 namespace recreplay {
@@ -11,6 +11,7 @@ constexpr int kVectorBytes = 32;
 constexpr int kVectorBytes = 16;
 #endif
 typedef float Vector __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
+typedef int32_t Ints __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
 constexpr int64_t kWide = sizeof(Vector) / sizeof(float);
 } // namespace recreplay
 #endif

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from recreplay.capture.compilers.exported_calls import add_call
+
 aten = torch.ops.aten
 _BYTES = {torch.int8, torch.uint8}
 _EXACT = 1 << 24  # up to which float32 counts
@@ -43,21 +45,21 @@ def _count(graph: fx.Graph, node: fx.Node, mask: Any, dims: Any, *others: Any) -
     added = prod(mask.meta["val"].shape[dim] for dim in dims)
     if not isinstance(added, int) or added > _EXACT:
         return None
-    total = _call(graph, node.target, _floats(graph, mask), dims, *others[:1])
-    return _call(graph, aten._to_copy.default, total, dtype=node.meta["val"].dtype)
+    total = add_call(graph, node.target, _floats(graph, mask), dims, *others[:1])
+    return add_call(graph, aten._to_copy.default, total, dtype=node.meta["val"].dtype)
 
 
 def _bytes(graph: fx.Graph, node: fx.Node, mask: Any, *others: Any) -> fx.Node | None:
     if _dtype(mask) != torch.bool or node.meta["val"].dtype not in _BYTES:
         return None
     read = _floats(graph, mask)
-    return _call(graph, aten._to_copy.default, read, dtype=node.meta["val"].dtype)
+    return add_call(graph, aten._to_copy.default, read, dtype=node.meta["val"].dtype)
 
 
 def _comparison(graph: fx.Graph, node: fx.Node, left: Any, right: Any) -> fx.Node | None:
     if any(_dtype(side) not in _BYTES for side in (left, right)):
         return None
-    return _call(graph, node.target, _floats(graph, left), _floats(graph, right))
+    return add_call(graph, node.target, _floats(graph, left), _floats(graph, right))
 
 
 def _dtype(node: Any) -> torch.dtype | None:
@@ -66,13 +68,4 @@ def _dtype(node: Any) -> torch.dtype | None:
 
 
 def _floats(graph: fx.Graph, node: fx.Node) -> fx.Node:
-    return _call(graph, aten._to_copy.default, node, dtype=torch.float32)
-
-
-def _call(graph: fx.Graph, target: Any, read: fx.Node, *args: Any, **options: Any) -> fx.Node:
-    made = graph.call_function(target, (read, *args), options)
-    value = read.meta["val"]
-    others = [a.meta["val"] if isinstance(a, fx.Node) else a for a in args]
-    with value.fake_mode:
-        made.meta["val"] = target(value, *others, **options)
-    return made
+    return add_call(graph, aten._to_copy.default, node, dtype=torch.float32)
