@@ -13,10 +13,18 @@ from torch import fx
 
 from recreplay.capture.cost import PICKS, operator_cost
 from recreplay.capture.dag import Cost
+from recreplay.capture.rewrites.slice_early import slice_early
+from recreplay.capture.rewrites.split_linears import split_linears
 from recreplay.capture.specialise import Program
 
 aten = torch.ops.aten
 _LOOKUPS = (aten.embedding.default, aten.embedding_bag.padding_idx)
+
+
+def leave_out_avoidable(program: Program) -> None:
+    """Rewrite `program` in place, without the work that rewrites for every device save."""
+    slice_early(program)
+    split_linears(program)
 
 
 def least_work(program: Program) -> Cost:

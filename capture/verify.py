@@ -74,6 +74,15 @@ def verify(
     columns = _columns(model, bounds, sizes[-1])
     scales = {name: float(np.max(scale, initial=0.0)) for name, scale in columns.items()}
     most = precision.max_error
+    off: tuple[float, float, float, Mapping[str, Any]] = (ROUNDING, rtol, atol, columns)
+    if most is not None:
+        off = (most * _SHARE_OF_BOUND, most, 0.0, scales)
+
+    def is_near(name: str, got: Array, want: Array) -> bool:
+        if most is None:
+            return all_close(got, want, rtol, atol, columns[name])
+        return _largest(got, want) <= most * scales[name]
+
     for size in sizes:
         worst_abs = worst_rel = 0.0
         worst = dict.fromkeys(scales, 0.0)
@@ -94,26 +103,18 @@ def verify(
             firm: dict[str, Array] | None = None
             for spec, (_, got) in zip(model.outputs, prepared.outputs, strict=True):
                 want = expected[spec.name]
-                close = (
-                    all_close(got, want, rtol, atol, columns[spec.name])
-                    if most is None
-                    else _largest(got, want) <= most * scales[spec.name]
-                )
-                if not close or (keep and want.dtype.kind != "f"):
+                near = is_near(spec.name, got, want)
+                if not near or (keep and want.dtype.kind != "f"):
                     if firm is None:
                         given = for_eager(model.inputs, request, rows)
-                        off = (
-                            (ROUNDING, rtol, atol, columns)
-                            if most is None
-                            else (most * _SHARE_OF_BOUND, most, 0.0, scales)
-                        )
                         firm = decided(model, given, expected, rows, *off)
                     got = np.where(firm[spec.name], got, want)
+                    near = is_near(spec.name, got, want)
                 with np.errstate(invalid="ignore"):  # infinity less itself
                     gap = np.abs(got.astype(np.float64) - want)
                 far = _largest(got, want)
                 worst[spec.name] = max(worst[spec.name], far)
-                if most is not None and not far <= most * scales[spec.name]:
+                if not near and most is not None:
                     raise ParityError(
                         f"bucket {size}, {rows} rows: output {spec.name!r} differs from the "
                         f"float32 model by {far:.3g}, expected at most "
@@ -121,7 +122,7 @@ def verify(
                         f"{scales[spec.name]:.3g}) with {precision.describe()}; nothing was "
                         "written. Raise --max-error if the model may be that far off, or use fp32"
                     )
-                if most is None and not all_close(got, want, rtol, atol, columns[spec.name]):
+                if not near:
                     raise ParityError(
                         f"bucket {size}, {rows} rows: output {spec.name!r} differs from the eager "
                         "model "

@@ -157,9 +157,7 @@ def modelled_costs(
     each input, and the slowest of memory, arithmetic and link that no replay can avoid. `declared`
     are what capture is told of inputs."""
     from recreplay.capture.ingest import ingest
-    from recreplay.capture.least_work import crossing, least_work
-    from recreplay.capture.rewrites.slice_early import slice_early
-    from recreplay.capture.rewrites.split_linears import split_linears
+    from recreplay.capture.least_work import crossing, least_work, leave_out_avoidable
     from recreplay.capture.specialise import specialise
     from recreplay.capture.views import launches
     from recreplay.tools.bench.floor import measure_floor
@@ -174,8 +172,7 @@ def modelled_costs(
     found = {}
     for size in sorted({*(n for n in _MODELLED if n < largest), largest}):
         program = specialise(model, size)
-        slice_early(program)
-        split_linears(program)
+        leave_out_avoidable(program)
         calls = len(launches(program.graph)) + len(model.inputs)
         least = floor.us(least_work(program), crossing(program))
         found[size] = round(least + calls * floor.operator_us, 3)

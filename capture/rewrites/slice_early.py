@@ -182,16 +182,13 @@ def _attention(program: Program, node: fx.Node, cut: _Cut) -> fx.Node | None:
     given: list[Any] = list(node.args)
     defaults = [None] * 4 + [0.0, False]
     query, key, value, mask, chance, causal = given + defaults[len(given) :]
-    masked = node.kwargs.get("attn_mask", mask)
-    if cut.dim != node.meta["val"].ndim - 2 or causal or node.kwargs.get("is_causal"):
+    if cut.dim != node.meta["val"].ndim - 2 or causal:
         return None
-    if isinstance(masked, fx.Node) and masked.meta["val"].shape[-2] != 1:
-        masked = cut.of(program, masked, masked.meta["val"].ndim - 2)
-    others = {k: v for k, v in node.kwargs.items() if k != "attn_mask"}
+    if mask is not None and mask.meta["val"].shape[-2] != 1:
+        mask = cut.of(program, mask, mask.meta["val"].ndim - 2)
     taken = cut.of(program, query, cut.dim)
-    return program.call(
-        aten.scaled_dot_product_attention.default, taken, key, value, masked, chance, **others
-    )
+    given = [taken, key, value, mask, chance, causal]
+    return program.call(node.target, *given, **node.kwargs)  # type: ignore[arg-type]
 
 
 def _transposition(program: Program, node: fx.Node, cut: _Cut) -> fx.Node | None:

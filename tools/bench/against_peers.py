@@ -228,11 +228,9 @@ def _batch(
     errors: dict[str, float],
     floor: Floor,
 ) -> dict[str, Any]:
-    from recreplay.capture.least_work import crossing, least_work
+    from recreplay.capture.least_work import crossing, least_work, leave_out_avoidable
     from recreplay.capture.lookups import id_bounds
     from recreplay.capture.rewrites.narrow_ids import narrow_ids, narrowed
-    from recreplay.capture.rewrites.slice_early import slice_early
-    from recreplay.capture.rewrites.split_linears import split_linears
     from recreplay.capture.specialise import specialise
 
     percentiles = latencies(found)
@@ -242,8 +240,7 @@ def _batch(
     )
     model = subject.ingested_as_captured
     program = specialise(model, batch)
-    for avoids in (slice_early, split_linears):  # what they save can be avoided
-        avoids(program)
+    leave_out_avoidable(program)
     if subject.device.startswith("cuda"):  # and half of the ids, before they are sent
         bounds, _ = id_bounds(program)
         narrow_ids(program, narrowed(model.inputs, bounds, "cuda"))
