@@ -51,8 +51,13 @@ def symbolic(size: Any) -> Any:
 
 
 def bag_arguments(node: fx.Node) -> dict[str, Any]:
-    """The arguments of an `embedding_bag` by name."""
-    return name_bag_arguments(node.args, node.kwargs)
+    """The arguments of an `embedding_bag` by name. A `padding_idx` that counts from the end, as -1
+    does too, is that from the beginning."""
+    arguments = name_bag_arguments(node.args, node.kwargs)
+    padding = arguments.get("padding_idx")
+    if padding is not None and padding < 0:
+        arguments["padding_idx"] = padding + int(arguments["weight"].meta["val"].shape[0])
+    return arguments
 
 
 def name_bag_arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -190,7 +190,7 @@ def _embedding_bag(program: Program, node: fx.Node) -> Lookup:
     scales = arguments.get("per_sample_weights")
     usual = (
         _is_weight(table)
-        and arguments.get("padding_idx") in (None, -1)
+        and arguments.get("padding_idx") is None
         and len(readers) == len(node.users) == 1
     )
     plain = usual and regular and mode in (0, 1) and not arguments.get("include_last_offset", False)

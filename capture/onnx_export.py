@@ -101,7 +101,7 @@ def spread_bags(module: fx.GraphModule) -> None:
         _, mode, _, weights, last, padding = (*rest, *(False, 0, False, None, False, None))[:6]
         readers = list(node.users)
         length = _length(offsets)
-        plain = not weights and not last and padding in (None, -1) and mode in _POOLINGS
+        plain = not weights and not last and padding is None and mode in _POOLINGS
         if length is None or not plain or any(r.args[1] != 0 for r in readers):
             _widen_bag(node)
             continue

@@ -72,7 +72,7 @@ def _is_plain(bag: fx.Node) -> bool:
         table.dtype == torch.float32
         and str(arguments["weight"].target).startswith("weight:")
         and arguments.get("per_sample_weights") is None
-        and arguments.get("padding_idx") in (None, -1)
+        and arguments.get("padding_idx") is None
         and not arguments.get("include_last_offset", False)
         and all(u.target is operator.getitem and u.args[1] == 0 for u in bag.users)
     )

@@ -83,6 +83,7 @@ def test_stacked_tables_are_counted_from_where_each_begins() -> None:
         (lambda a, b, x: F.embedding_bag(x, a, mode="mean"), 1),
         (lambda a, b, x: F.embedding_bag(x, a, mode="max"), 0),  # an embedding and its maximum
         (lambda a, b, x: F.embedding_bag(x, a, mode="sum", padding_idx=2), 0),
+        (lambda a, b, x: F.embedding_bag(x, a, mode="sum", padding_idx=-1), 0),  # the last row
         (lambda a, b, x: F.embedding_bag(x, a, mode="sum", per_sample_weights=x.float()), 0),
         (lambda a, b, x: F.embedding_bag(x, a * 2, mode="sum"), 1),  # a table that is made once
         (lambda a, b, x: F.embedding_bag(x, a * x.sum(), mode="sum"), 0),  # for each request
