@@ -10,7 +10,16 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from recreplay.capture.dag import Cost
-from recreplay.runtime.aten import BYTE_BAGS, GROUPED_LOOKUP, JAGGED_BAGS, PACKED_LINEAR, ROW_BAGS
+from recreplay.runtime.aten import (
+    BYTE_BAGS,
+    GROUPED_LOOKUP,
+    GRU,
+    JAGGED_BAGS,
+    LSTM,
+    PACKED_LINEAR,
+    ROW_BAGS,
+    WEIGHTED_BAGS,
+)
 
 aten = torch.ops.aten
 # Operators that read no more of their first argument than they give.
@@ -28,7 +37,7 @@ def operator_cost(node: fx.Node) -> Cost:
         n.meta["val"] for n in node.all_input_nodes if isinstance(n.meta["val"], torch.Tensor)
     ]
     lookups = (aten.embedding.default, aten.embedding_bag.padding_idx)
-    if node.target in lookups or str(node.target) in (ROW_BAGS, JAGGED_BAGS):
+    if node.target in lookups or str(node.target) in (ROW_BAGS, JAGGED_BAGS, WEIGHTED_BAGS):
         table, ids = inputs[0], inputs[1]
         gathered = prod(ids.shape) * table.shape[1]
         return Cost(gathered * table.element_size() + _nbytes(ids) + _nbytes(out[0]), gathered)
@@ -55,6 +64,8 @@ def _flops(node: fx.Node, out: list[torch.Tensor]) -> int:
     added = (aten.addmm.default, aten.baddbmm.default, aten._addmm_activation.default)
     if node.target in added:
         return 2 * elements * _width(node.args[1])
+    if str(node.target) in (GRU, LSTM):  # as many gates as it is given, each of a whole state
+        return 2 * prod(node.args[0].meta["val"].shape) * _width(node.args[1])  # type: ignore[union-attr]
     inputs = [t for n in node.all_input_nodes for t in _tensors(n.meta["val"])]
     if node.target in PICKS:
         return elements

@@ -20,7 +20,6 @@ from recreplay.capture.operator_graph import all_strategies, operator_graph
 from recreplay.capture.precision import FULL, Precision
 from recreplay.capture.rewrites.fuse_epilogues import fuse_epilogues
 from recreplay.capture.rewrites.group_lookups import group_lookups
-from recreplay.capture.rewrites.gru import gru
 from recreplay.capture.rewrites.inline_linears import inline_columns, inline_linears
 from recreplay.capture.rewrites.join_pieces import join_pieces
 from recreplay.capture.rewrites.lower_products import lower_products
@@ -29,6 +28,7 @@ from recreplay.capture.rewrites.narrow_ids import narrow_ids, narrowed
 from recreplay.capture.rewrites.pack_linears import pack_large_linears, pack_linears
 from recreplay.capture.rewrites.pool_jagged import pool_jagged
 from recreplay.capture.rewrites.pool_rows import pool_rows
+from recreplay.capture.rewrites.recurrent import recurrent
 from recreplay.capture.rewrites.slice_early import slice_early
 from recreplay.capture.rewrites.split_linears import split_linears
 from recreplay.capture.rewrites.spread_bags import spread_bags
@@ -36,6 +36,7 @@ from recreplay.capture.rewrites.stack_branches import plan_weight_stacks, stack_
 from recreplay.capture.rewrites.stack_lookups import plan_stacks, stack_lookups
 from recreplay.capture.rewrites.top_k import top_k
 from recreplay.capture.rewrites.turn_linears import turn_linears
+from recreplay.capture.rewrites.weigh_rows import weigh_rows
 from recreplay.capture.rewrites.widen_weights import widen_weights
 from recreplay.capture.schedule import side_by_side
 from recreplay.capture.segments import BoundSegment, cut
@@ -102,6 +103,7 @@ def survey(
         group_lookups(program, groups)
         if "pool_rows" in rewrites:
             pool_jagged(program, tables, lowering.tables)
+            weigh_rows(program, lowering.tables)
         stack_lookups(program, tables)
         if "slice_early" in rewrites:
             slice_early(program)
@@ -169,12 +171,13 @@ def _rewrite(program: Program, choice: Choice, known: Survey, smallest: bool) ->
     if "pool_rows" in choice.rewrites:
         stacks = known.tables if "stack_lookups" in choice.rewrites else ()
         pool_jagged(program, stacks, known.lowering.tables)
+        weigh_rows(program, known.lowering.tables)
     if "stack_lookups" in choice.rewrites:
         stack_lookups(program, known.tables)
     if "slice_early" in choice.rewrites:
         slice_early(program)
-    if "gru" in choice.rewrites:
-        gru(program)
+    if "recurrent" in choice.rewrites:
+        recurrent(program)
     if "split_linears" in choice.rewrites:
         split_linears(program)
     lowering = known.lowering

@@ -25,6 +25,7 @@ from recreplay.runtime.aten import (
     GROUPED_LOOKUP,
     JAGGED_BAGS,
     ROW_BAGS,
+    WEIGHTED_BAGS,
     Operator,
     encode,
     target_name,
@@ -39,6 +40,7 @@ _TABLE_READS = {
     GROUPED_LOOKUP: (0, 5),
     BYTE_BAGS: (0, 1),
     ROW_BAGS: (0,),
+    WEIGHTED_BAGS: (0,),
     JAGGED_BAGS: (0,),
 }
 
@@ -47,7 +49,7 @@ def _tables_read(node: fx.Node) -> list[Any]:
     """Tables that an operator reads, whose number of rows does not matter to it."""
     bag = bag_arguments(node) if node.target is aten.embedding_bag.padding_idx else {}
     # torch compares an id that is left out with the number of rows, which is a constant then.
-    if bag.get("padding_idx") not in (None, -1):
+    if bag.get("padding_idx") is not None:
         return []
     return [node.args[at] for at in _TABLE_READS.get(str(node.target), ())]
 

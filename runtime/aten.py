@@ -3,9 +3,8 @@
 A program is a list of operators in execution order. Arguments are JSON values, or one of these:
 `{"value": name}` (a tensor), `{"dtype": "float32"}`, `{"memory_format": "..."}`, `{"device":
 true}` (the device that the segment runs on), `{"layout": "strided"}`, `{"float": "inf"}`,
-`{"complex": "(1+2j)"}`. Only operators of the `aten` namespace, `getitem` and our own
-`packed_linear`, `byte_bags`, `row_bags`, `jagged_bags`, `top_k`, `gru` and `grouped_lookup` exist,
-so that loading one cannot run anything else.
+`{"complex": "(1+2j)"}`. Only operators of the `aten` namespace, `getitem` and those
+of our own that `_OWN` lists exist, so that loading one cannot run anything else.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from math import isfinite
 from types import MappingProxyType
 from typing import Any
@@ -25,11 +25,24 @@ from recreplay.runtime.in_place import writing_form
 PACKED_LINEAR = "recreplay.packed_linear.default"
 BYTE_BAGS = "recreplay.byte_bags.default"
 ROW_BAGS = "recreplay.row_bags.default"
+WEIGHTED_BAGS = "recreplay.weighted_bags.default"
 JAGGED_BAGS = "recreplay.jagged_bags.default"
 TOP_K = "recreplay.top_k.default"
 GRU = "recreplay.gru.default"
+LSTM = "recreplay.lstm.default"
 GROUPED_LOOKUP = "recreplay.grouped_lookup.default"
-_OWN = (PACKED_LINEAR, BYTE_BAGS, ROW_BAGS, JAGGED_BAGS, TOP_K, GRU, GROUPED_LOOKUP)
+# Where each is defined when it is first needed: most programs have none.
+_OWN = {
+    PACKED_LINEAR: "packed_linear",
+    BYTE_BAGS: "byte_bags",
+    ROW_BAGS: "row_bags",
+    WEIGHTED_BAGS: "row_bags",
+    JAGGED_BAGS: "jagged_bags",
+    TOP_K: "top_k",
+    GRU: "recurrent",
+    LSTM: "recurrent",
+    GROUPED_LOOKUP: "grouped_lookup",  # which looks for Triton
+}
 _MEMORY_FORMATS = {
     str(f): f for f in (torch.contiguous_format, torch.preserve_format, torch.channels_last)
 }
@@ -135,35 +148,10 @@ def resolve(target: str) -> Callable[..., Any]:
     """The callable of a stored operator name such as `aten.linear.default`."""
     if target == "getitem":
         return operator.getitem
-    if target == PACKED_LINEAR:
-        from recreplay.runtime.packed_linear import packed_linear_operator
-
-        return packed_linear_operator()
-    if target == BYTE_BAGS:
-        from recreplay.runtime.byte_bags import byte_bags_operator
-
-        return byte_bags_operator()
-    if target == ROW_BAGS:
-        from recreplay.runtime.row_bags import row_bags_operator
-
-        return row_bags_operator()
-    if target == JAGGED_BAGS:
-        from recreplay.runtime.jagged_bags import jagged_bags_operator
-
-        return jagged_bags_operator()
-    if target == TOP_K:
-        from recreplay.runtime.top_k import top_k_operator
-
-        return top_k_operator()
-    if target == GRU:
-        from recreplay.runtime.gru import gru_operator
-
-        return gru_operator()
-    if target == GROUPED_LOOKUP:
-        # Not before it is needed: most programs have none, and defining it looks for Triton.
-        from recreplay.runtime.grouped_lookup import grouped_lookup_operator
-
-        return grouped_lookup_operator()
+    if target in _OWN:
+        module = import_module(f"recreplay.runtime.{_OWN[target]}")
+        own: Callable[..., Any] = getattr(module, f"{target.split('.')[1]}_operator")()
+        return own
     namespace, _, rest = target.partition(".")
     packet, _, overload = rest.rpartition(".")
     found = getattr(getattr(torch.ops.aten, packet, None), overload, None)

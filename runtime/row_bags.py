@@ -1,8 +1,8 @@
-"""`recreplay::row_bags`: bags of float32 rows, all of one length.
+"""`recreplay::row_bags`, `recreplay::weighted_bags`: bags of float32 rows, all of one length.
 
 torch's `embedding_bag` makes three more results, and of stacked tables it wants the row in the
-stack for every id. Packages call `row_bags.h` of `recreplay.capture.compilers`; what is below runs
-where no package is: in tracing and in tests.
+stack for every id. Packages call `row_bags.h` and `weighted_bags.h` of
+`recreplay.capture.compilers`; what is below runs where no package is: in tracing and in tests.
 """
 
 from __future__ import annotations
@@ -29,6 +29,17 @@ def row_bags_operator() -> Callable[..., Any]:
     return define_operator("row_bags", schema, _bags, _shape)
 
 
+@cache
+def weighted_bags_operator() -> Callable[..., Any]:
+    """The operator, defined when it is first asked for.
+
+    `weighted_bags(table, ids, factors, length) -> float32 [bags, dim]`: as `row_bags`, of rows that
+    are multiplied by `factors`, float32, one for each id.
+    """
+    schema = "Tensor table, Tensor ids, Tensor factors, int length"
+    return define_operator("weighted_bags", schema, _weighted, _weighted_shape)
+
+
 def _shape(table: Tensor, ids: Tensor, _first: Any, length: int, _mean: bool) -> Tensor:
     return table.new_empty([ids.numel() // length, table.shape[1]])
 
@@ -39,3 +50,12 @@ def _bags(table: Tensor, ids: Tensor, first: Tensor | None, length: int, mean: b
         bags = bags + first.unsqueeze(1)
     rows = table[bags]
     return rows.mean(1) if mean else rows.sum(1)
+
+
+def _weighted_shape(table: Tensor, ids: Tensor, _factors: Tensor, length: int) -> Tensor:
+    return _shape(table, ids, None, length, False)
+
+
+def _weighted(table: Tensor, ids: Tensor, factors: Tensor, length: int) -> Tensor:
+    rows = table[ids.reshape(-1, length)]
+    return (rows * factors.reshape(-1, length, 1)).sum(1)

@@ -50,16 +50,17 @@ template <typename Id> static void check(const Bags<Id> &all) {
   if (bad) throw std::out_of_range("an id is not below the rows");
 }
 
-/* Adds up V vectors of each row, from column `at` on, for bags [begin, end) of all. With every row one
+/* Adds up V vectors of N floats of each row, from column `at` on (see sums.h), for bags [begin, end). With every row one
    is fetched that is some ids on, and with a feature the first ones of the next: a processor sees
    some rows ahead by itself, which is not enough to wait for many at a time. */
-template <int V, typename Id>
-static void add(const Bags<Id> &all, int64_t begin, int64_t end, int64_t at) {
-  constexpr int64_t ahead = rows_ahead<V>();
+template <int V, int N, typename Id>
+static void add(const Bags<Id> &all, int64_t begin, int64_t end, int64_t at, int64_t rest) {
+  typedef typename Lanes<N>::Type Vector;
+  constexpr int64_t ahead = rows_ahead<V * N>();
   const int64_t dim = all.dim;
   auto fetch = [](const float *row) __attribute__((always_inline)) {
 #pragma GCC unroll 8
-    for (int64_t j = 0; j < V * kWide; j += kLine) __builtin_prefetch(row + j);
+    for (int64_t j = 0; j < V * N; j += kLine) __builtin_prefetch(row + j);
   };
   auto fetch_first = [&](int64_t feature) {
     const Spot &spot = all.spots[feature];
@@ -82,7 +83,7 @@ static void add(const Bags<Id> &all, int64_t begin, int64_t end, int64_t at) {
       auto sum = [&](int64_t k) __attribute__((always_inline)) {
         const float *row = rows + ids[k] * dim;
 #pragma GCC unroll 8
-        for (int v = 0; v < V; v++) sums[v] += *(const Vector *)(row + v * kWide);
+        for (int v = 0; v < V; v++) sums[v] += *(const Vector *)(row + (v + 1 < V ? v * N : rest));
       };
       int64_t k = ends[0];
       for (; k < std::min(stop, last); k++) {
@@ -93,35 +94,18 @@ static void add(const Bags<Id> &all, int64_t begin, int64_t end, int64_t at) {
       const float share = all.share(stop - ends[0]);
       float *to = all.out + i * all.stride + at;
 #pragma GCC unroll 8
-      for (int v = 0; v < V; v++) *(Vector *)(to + v * kWide) = sums[v] * share;
+      for (int v = 0; v < V; v++) *(Vector *)(to + (v + 1 < V ? v * N : rest)) = sums[v] * share;
     }
   }
-}
-
-template <typename Id> static void part(const Bags<Id> &all, int64_t begin, int64_t end) {
-  static constexpr decltype(&add<1, Id>) of[kMostSums] = {add<1, Id>, add<2, Id>, add<3, Id>,
-                                                          add<4, Id>, add<5, Id>, add<6, Id>,
-                                                          add<7, Id>, add<8, Id>};
-  int64_t at = 0, now;
-  for (int64_t left = all.dim / kWide; left > 0; left -= now, at += now * kWide) {
-    now = std::min<int64_t>(left, kMostSums);
-    of[now - 1](all, begin, end, at);
-  }
-  for (; at < all.dim; at++)
-    for (int64_t i = begin; i < end; i++) {
-      const Spot &spot = all.spots[i / all.bags];
-      const Id *ends = all.ends + spot.ends + i % all.bags, *ids = all.ids + spot.ids;
-      float sum = 0;
-      for (int64_t k = ends[0]; k < ends[1]; k++)
-        sum += all.rows[(spot.first + ids[k]) * all.dim + at];
-      all.out[i * all.stride + at] = sum * all.share(ends[1] - ends[0]);
-    }
 }
 
 template <typename Id> static void run(const Bags<Id> &all) {
   check(all);
-  in_parts(all.features * all.bags, kBagsOfPart,
-           [&](int64_t begin, int64_t end) { part(all, begin, end); });
+  in_parts(all.features * all.bags, kBagsOfPart, [&](int64_t begin, int64_t end) {
+    in_columns(all.dim, [&](auto v, auto n, int64_t at, int64_t last) {
+      add<v.value, n.value>(all, begin, end, at, last);
+    });
+  });
 }
 } // namespace jagged
 } // namespace recreplay

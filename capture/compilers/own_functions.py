@@ -17,9 +17,11 @@ from recreplay.runtime.aten import (
     BYTE_BAGS,
     GRU,
     JAGGED_BAGS,
+    LSTM,
     PACKED_LINEAR,
     ROW_BAGS,
     TOP_K,
+    WEIGHTED_BAGS,
     resolve,
 )
 
@@ -27,11 +29,15 @@ _SOURCES = {
     PACKED_LINEAR: "packed_linear.h",
     BYTE_BAGS: "byte_bags.h",
     ROW_BAGS: "row_bags.h",
+    WEIGHTED_BAGS: "weighted_bags.h",
     JAGGED_BAGS: "jagged_bags.h",
     TOP_K: "top_k.h",
     GRU: "gru.h",
+    LSTM: "lstm.h",
 }
-_INCLUDED = (  # in this order: the first includes the second
+_INCLUDED = (  # in this order: the first includes the next ones
+    "recurrent.h",
+    "rows.h",
     "shares.h",
     "sums.h",
     "vector.h",

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from recreplay.capture.compilers import toolchain
-from recreplay.runtime.gru import gru_operator
 from recreplay.runtime.packed_linear import pack
+from recreplay.runtime.recurrent import gru_operator, lstm_operator
 
 TORCH = Path(torch.__file__).parent
 HEADERS = Path(toolchain.__file__).parent
@@ -31,17 +31,21 @@ extern "C" {
 #include "packed_linear.h"
 #include "byte_bags.h"
 #include "row_bags.h"
+#include "weighted_bags.h"
 #include "jagged_bags.h"
 #include "top_k.h"
 #include "gru.h"
+#include "lstm.h"
 void best(const float *x, int64_t rows, int64_t columns, int64_t k, int largest, int64_t *out) {
   recreplay::best::rows(x, rows, columns, k, largest, out);
 }
-void steps(const float *gates, const float *first, const float *turned, const float *bias,
-           float *out, int64_t rows, int64_t steps, int64_t hidden, int reverse) {
-  recreplay::recurrent::run_all(
-      recreplay::recurrent::Layer{gates, first, turned, bias, out, steps, hidden, reverse != 0},
-      rows);
+void steps(const float *gates, const float *first, const float *cells, const float *turned,
+           const float *bias, float *out, int64_t rows, int64_t steps, int64_t hidden,
+           int reverse) {
+  using namespace recreplay::recurrent;
+  const Layer layer{gates, first, cells, turned, bias, out, steps, hidden, reverse != 0};
+  if (cells) run_all<Lstm>(layer, rows);
+  else run_all<Gru>(layer, rows);
 }
 void one_lane(const float *x, const float *packed, const float *bias, float *y, int64_t M,
               int64_t N, int64_t K, int relu) {
@@ -51,10 +55,11 @@ void bags(const uint8_t *codes, const float *scales, const void *ids, int64_t co
           int64_t length, int64_t dim, float *out) {
   recreplay::bags<int64_t>(codes, scales, ids, count, rows, length, dim, dim, false, out);
 }
-void row_bags(const float *rows, const void *ids, const void *first, int64_t count, int64_t bags,
-              int64_t length, int64_t dim, float *out) {
+void row_bags(const float *rows, const void *ids, const void *first, const float *factors,
+              int64_t count, int64_t bags, int64_t length, int64_t dim, float *out) {
   const recreplay::rows::Table table{rows, count, dim};
-  recreplay::rows::run<int64_t>(table, ids, first, bags, length, dim, false, out);
+  auto run = factors ? recreplay::rows::run<true, int64_t> : recreplay::rows::run<false, int64_t>;
+  run(table, ids, first, factors, bags, length, dim, false, out);
 }
 void jagged_bags(const float *rows, const int64_t *ids, const int64_t *ends, const void *spots,
                  int64_t count, int64_t dim, int64_t ids_count, int64_t features, int64_t bags,
@@ -154,7 +159,7 @@ def test_bags_of_bytes_are_sums_of_rows(library: Path) -> None:
 @needs_avx2
 def test_bags_of_rows_are_sums_of_rows(library: Path) -> None:
     call = ctypes.CDLL(str(library)).row_bags
-    call.argtypes = [*[WHERE] * 3, *[INT] * 4, WHERE]
+    call.argtypes = [*[WHERE] * 4, *[INT] * 4, WHERE]
     torch.manual_seed(5)
     rows, bags = 50, 5
     for dim in (1, 4, 20, 32, 100, 140):
@@ -162,9 +167,13 @@ def test_bags_of_rows_are_sums_of_rows(library: Path) -> None:
             table, ids = torch.randn(rows, dim), torch.randint(0, 30, (bags, length))
             first, out = torch.tensor([0, 0, 20, 20, 7]), torch.zeros(bags, dim)
             where = [t.data_ptr() for t in (table, ids, first)]
-            call(*where, rows, bags, length, dim, out.data_ptr())
-            want = torch.nn.functional.embedding_bag(ids + first[:, None], table, mode="sum")
-            torch.testing.assert_close(out, want)
+            for factors in (None, torch.randn(bags, length)):
+                scales = None if factors is None else factors.data_ptr()
+                call(*where, scales, rows, bags, length, dim, out.data_ptr())
+                want = torch.nn.functional.embedding_bag(
+                    ids + first[:, None], table, mode="sum", per_sample_weights=factors
+                )
+                torch.testing.assert_close(out, want)
 
 
 @needs_avx2
@@ -214,17 +223,23 @@ def test_the_best_are_the_first_of_a_sorted_row(library: Path, largest: bool) ->
 
 
 @needs_avx2
-def test_steps_are_those_of_a_recurrent_layer(library: Path) -> None:
+@pytest.mark.parametrize("gates_of_a_state", [3, 4], ids=["gru", "lstm"])
+def test_steps_are_those_of_a_recurrent_layer(library: Path, gates_of_a_state: int) -> None:
     call = ctypes.CDLL(str(library)).steps
-    call.argtypes = [*[WHERE] * 5, *[INT] * 3, ctypes.c_int]
+    call.argtypes = [*[WHERE] * 6, *[INT] * 3, ctypes.c_int]
     torch.manual_seed(8)
     for hidden in (16, 21, 64):
         for rows in (1, 3, 6):
-            gates, first = torch.randn(rows, 5, 3 * hidden) * 4, torch.randn(rows, hidden)
-            turned, bias = torch.randn(hidden, 3 * hidden) / hidden**0.5, torch.randn(3 * hidden)
+            width = gates_of_a_state * hidden
+            gates, first = torch.randn(rows, 5, width) * 4, torch.randn(rows, hidden)
+            cells = torch.randn(rows, hidden) if gates_of_a_state == 4 else None
+            turned, bias = torch.randn(hidden, width) / hidden**0.5, torch.randn(width)
             for reverse in (False, True):
                 out = torch.zeros(rows, 5, hidden)
-                where = [t.data_ptr() for t in (gates, first, turned, bias, out)]
-                call(*where, rows, 5, hidden, reverse)
-                want = gru_operator()(gates, first, turned, bias, reverse)
+                tensors = (gates, first, cells, turned, bias, out)
+                call(*[t if t is None else t.data_ptr() for t in tensors], rows, 5, hidden, reverse)
+                if cells is None:
+                    want = gru_operator()(gates, first, turned, bias, reverse)
+                else:
+                    want = lstm_operator()(gates, first, cells, turned, bias, reverse)
                 torch.testing.assert_close(out, want, rtol=1e-5, atol=1e-5)

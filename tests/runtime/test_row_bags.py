@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from recreplay.runtime.row_bags import row_bags_operator
+from recreplay.runtime.row_bags import row_bags_operator, weighted_bags_operator
 
 
 @pytest.mark.parametrize("ids_dtype", [torch.int32, torch.int64])
@@ -26,4 +27,16 @@ def test_bags_are_sums_or_means_of_the_rows(
     assert torch.equal(out, got)
     there = (t if t is None else t.to("meta") for t in (table, ids, first))
     fake = operator(*there, length, mean)
+    assert (fake.shape, fake.dtype) == (got.shape, got.dtype)
+
+
+@pytest.mark.parametrize("ids_dtype", [torch.int32, torch.int64])
+def test_bags_of_rows_that_are_multiplied(ids_dtype: torch.dtype) -> None:
+    table, factors = torch.randn(20, 7), torch.randn(4, 3)
+    ids = torch.randint(0, 20, (4, 3), dtype=ids_dtype)
+    operator = weighted_bags_operator()
+    got = operator(table, ids.flatten(), factors, 3)
+    want = F.embedding_bag(ids, table, mode="sum", per_sample_weights=factors)
+    torch.testing.assert_close(got, want)
+    fake = operator(*(t.to("meta") for t in (table, ids, factors)), 3)
     assert (fake.shape, fake.dtype) == (got.shape, got.dtype)

@@ -1,0 +1,17 @@
+AOTITorchError aoti_torch_cpu_recreplay_lstm_out(AtenTensorHandle, AtenTensorHandle,
+                                                AtenTensorHandle, AtenTensorHandle,
+                                                AtenTensorHandle, AtenTensorHandle *, int32_t);
+/* `recreplay::lstm`: see recreplay.runtime.recurrent. Copied into a package's source behind
+   `extern`, inside of extern "C". */
+extern "C++" {
+#include "recurrent.h"
+} // extern "C++"
+
+inline AOTITorchError aoti_torch_cpu_recreplay_lstm_out(AtenTensorHandle out, AtenTensorHandle gates,
+                                                       AtenTensorHandle first,
+                                                       AtenTensorHandle cells,
+                                                       AtenTensorHandle turned,
+                                                       AtenTensorHandle *bias, int32_t reverse) {
+  using namespace recreplay::recurrent;
+  return call<Lstm>("lstm", out, gates, first, cells, turned, bias, reverse);
+}

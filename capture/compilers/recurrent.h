@@ -1,0 +1,196 @@
+/* Steps of recurrent layers: see recreplay.runtime.recurrent. A package may include it several
+   times. */
+#ifndef RECREPLAY_RECURRENT
+#define RECREPLAY_RECURRENT
+#include "shares.h"
+#include "vector.h"
+/* A package's wrapper is compiled with -O1, which keeps small arrays of vectors in memory. */
+#pragma GCC push_options
+#pragma GCC optimize("O3")
+namespace recreplay {
+namespace recurrent {
+constexpr int kRows = 4;    /* that go through all steps together */
+constexpr int kColumns = kVectorBytes > 32 ? 4 : 2; /* vectors of the gates, in registers */
+
+struct Layer {
+  const float *gates, *first, *cells, *turned, *bias; /* cells: before the first step, if any */
+  float *out;
+  int64_t steps, hidden;
+  bool reverse;
+};
+
+static inline Vector load(const float *from) { return *(const Vector *)from; }
+static inline Vector all(float value) { return (Vector){} + value; }
+static inline Vector choose(Ints where, Vector yes, Vector no) {
+  return (Vector)(((Ints)yes & where) | ((Ints)no & ~where));
+}
+
+/* e^x to a unit in the last place or two, as Cephes' expf has it (S. Moshier): x = n ln 2 + r, and a
+   polynomial of r. Beyond what float32 holds it is next to 0 or very large. */
+static inline Vector power(const Vector given) {
+  Vector x = choose(given > 88.0f, all(88.0f), given);
+  x = choose(x < -87.0f, all(-87.0f), x);
+  const Vector shift = all(12582912.0f); /* 1.5 * 2^23: rounds to whole numbers */
+  Vector n = x * 1.44269504088896341f + shift;
+  const Ints exponent = (Ints)n << 23;
+  n -= shift;
+  const Vector r = x - n * 0.693359375f + n * 2.12194440e-4f;
+  Vector p = all(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  return choose(given == given, (Vector)((Ints)p + exponent), given); /* NaN stays */
+}
+
+static inline Vector sigmoid(Vector x) { return 1.0f / (1.0f + power(-x)); }
+
+/* As Cephes' tanhf: a polynomial next to 0, where 1 - 2 / (e^2x + 1) would be rounded away. */
+static inline Vector hyperbolic(Vector x) {
+  const Vector square = x * x;
+  Vector p = all(-5.70498872745e-3f);
+  p = p * square + 2.06390887954e-2f;
+  p = p * square - 5.37397155531e-2f;
+  p = p * square + 1.33314422036e-1f;
+  p = p * square - 3.33332819422e-1f;
+  const Vector near = p * square * x + x, far = 1.0f - 2.0f / (power(2.0f * x) + 1.0f);
+  return choose(square < 0.390625f, near, far);
+}
+
+/* A vector of the new state: of what the inputs give to each gate, what the state gives to it, and
+   the state before. */
+struct Gru {
+  static constexpr int kGates = 3; /* reset, update, new */
+  static constexpr bool kCells = false;
+
+  static inline Vector step(const float *given, const float *own, int64_t hidden, Vector before,
+                            const float *, float *) {
+    const Vector reset = sigmoid(load(given) + load(own));
+    const Vector kept = sigmoid(load(given + hidden) + load(own + hidden));
+    const Vector made = hyperbolic(load(given + 2 * hidden) + reset * load(own + 2 * hidden));
+    return made + kept * (before - made);
+  }
+};
+
+struct Lstm {
+  static constexpr int kGates = 4; /* input, forget, new, output */
+  static constexpr bool kCells = true;
+
+  static inline Vector step(const float *given, const float *own, int64_t hidden, Vector,
+                            const float *cell, float *next) {
+    const Vector in = sigmoid(load(given) + load(own));
+    const Vector kept = sigmoid(load(given + hidden) + load(own + hidden));
+    const Vector made = hyperbolic(load(given + 2 * hidden) + load(own + 2 * hidden));
+    const Vector out = sigmoid(load(given + 3 * hidden) + load(own + 3 * hidden));
+    const Vector held = kept * load(cell) + in * made;
+    *(Vector *)next = held;
+    return out * hyperbolic(held);
+  }
+};
+
+/* R rows of `state` by V vectors of columns of the weight, which are `width` in all. */
+template <int R, int V>
+static inline void multiply(const float *state, const Layer &layer, int64_t width, int64_t column,
+                            float *own) {
+  Vector sums[R][V];
+#pragma GCC unroll 4
+  for (int v = 0; v < V; v++) {
+    sums[0][v] = layer.bias ? load(layer.bias + column + v * kWide) : all(0);
+#pragma GCC unroll 4
+    for (int r = 1; r < R; r++) sums[r][v] = sums[0][v];
+  }
+  const float *weight = layer.turned + column;
+  for (int64_t k = 0; k < layer.hidden; k++, weight += width) {
+    Vector read[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) read[v] = load(weight + v * kWide);
+#pragma GCC unroll 4
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+      for (int v = 0; v < V; v++) sums[r][v] += state[r * layer.hidden + k] * read[v];
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) *(Vector *)(own + r * width + column + v * kWide) = sums[r][v];
+}
+
+/* R rows, from item `row` on, through all steps. `state` has room for R states, cells and cells of
+   the next step, and `own` for R of all gates. The last vectors begin so that they end with the row,
+   and do some columns again. */
+template <typename Cell, int R>
+static void run(const Layer &layer, int64_t row, float *state, float *own) {
+  const int64_t hidden = layer.hidden, width = Cell::kGates * hidden, steps = layer.steps;
+  const size_t size = R * hidden * sizeof(float);
+  float *cells = state + R * hidden, *next = cells + R * hidden;
+  memcpy(state, layer.first + row * hidden, size);
+  if (Cell::kCells) memcpy(cells, layer.cells + row * hidden, size);
+  for (int64_t at = 0; at < steps; at++) {
+    const int64_t step = layer.reverse ? steps - 1 - at : at;
+    int64_t column = 0;
+    for (; column + kColumns * kWide <= width; column += kColumns * kWide)
+      multiply<R, kColumns>(state, layer, width, column, own);
+    for (; column < width; column += kWide)
+      multiply<R, 1>(state, layer, width, std::min(column, width - kWide), own);
+    for (int r = 0; r < R; r++) {
+      const int64_t place = (row + r) * steps + step;
+      const float *given = layer.gates + place * width, *mine = own + r * width;
+      float *out = layer.out + place * hidden, *before = state + r * hidden;
+      for (int64_t j = 0; j < hidden; j += kWide) {
+        const int64_t i = std::min(j, hidden - kWide), cell = r * hidden + i;
+        *(Vector *)(out + i) = Cell::step(given + i, mine + i, hidden, load(before + i),
+                                          cells + cell, next + cell);
+      }
+      memcpy(before, out, hidden * sizeof(float));
+    }
+    std::swap(cells, next);
+  }
+}
+
+template <typename Cell>
+static void rows(const Layer &layer, int64_t begin, int64_t end) {
+  std::vector<float> scratch(kRows * (3 + Cell::kGates) * layer.hidden);
+  float *state = scratch.data(), *own = state + kRows * 3 * layer.hidden;
+  for (int64_t row = begin; row < end;) {
+    const int64_t left = end - row;
+    if (left >= 4) run<Cell, 4>(layer, row, state, own), row += 4;
+    else if (left >= 2) run<Cell, 2>(layer, row, state, own), row += 2;
+    else run<Cell, 1>(layer, row, state, own), row += 1;
+  }
+}
+
+template <typename Cell>
+static void run_all(const Layer &layer, int64_t count) {
+  in_parts(count, kRows + 1, [&](int64_t begin, int64_t end) { rows<Cell>(layer, begin, end); });
+}
+
+static inline float *data(AtenTensorHandle tensor) {
+  void *found;
+  aoti_torch_get_data_ptr(tensor, &found);
+  return (float *)found;
+}
+
+/* `cells` and `bias` may be null. */
+template <typename Cell>
+static AOTITorchError call(const char *name, AtenTensorHandle out, AtenTensorHandle gates,
+                           AtenTensorHandle first, AtenTensorHandle cells, AtenTensorHandle turned,
+                           AtenTensorHandle *bias, int32_t reverse) {
+  try {
+    int64_t *shape;
+    aoti_torch_get_sizes(gates, &shape);
+    const Layer layer{data(gates), data(first), cells ? data(cells) : nullptr, data(turned),
+                      bias ? data(*bias) : nullptr, data(out), shape[1], shape[2] / Cell::kGates,
+                      reverse != 0};
+    run_all<Cell>(layer, shape[0]);
+    return AOTI_TORCH_SUCCESS;
+  } catch (const std::exception &error) {
+    fprintf(stderr, "%s: %s\n", name, error.what());
+    return AOTI_TORCH_FAILURE;
+  }
+}
+} // namespace recurrent
+} // namespace recreplay
+#pragma GCC pop_options
+#endif

@@ -1,0 +1,16 @@
+AOTITorchError aoti_torch_cpu_recreplay_weighted_bags_out(AtenTensorHandle, AtenTensorHandle,
+                                                         AtenTensorHandle, AtenTensorHandle,
+                                                         int64_t);
+/* `recreplay::weighted_bags`: see recreplay.runtime.row_bags. Copied into a package's source behind
+   `extern`, inside of extern "C". */
+extern "C++" {
+#include "rows.h"
+} // extern "C++"
+
+inline AOTITorchError aoti_torch_cpu_recreplay_weighted_bags_out(AtenTensorHandle out,
+                                                                AtenTensorHandle table,
+                                                                AtenTensorHandle ids,
+                                                                AtenTensorHandle factors,
+                                                                int64_t length) {
+  return recreplay::rows::call<true>("weighted_bags", out, table, ids, nullptr, factors, length, false);
+}
