@@ -7,94 +7,88 @@ extern "C++" {
 #ifdef __AVX2__
 #include <immintrin.h>
 #endif
+#include "shares.h"
+#include "sums.h"
+/* A package's wrapper is compiled with -O1, which keeps small arrays of vectors in memory. */
+#pragma GCC push_options
+#pragma GCC optimize("O3")
 namespace recreplay {
-/* Spelt out, because a package's wrapper is compiled without vectorising loops; as wide as the
-   processor has them, because wider ones are kept in memory. GCC converts bytes one by one. */
-#if defined(__AVX512F__)
-typedef float Floats __attribute__((vector_size(64), aligned(4), may_alias));
-static inline Floats widen(const uint8_t *codes) {
-  return (Floats)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(*(const __m128i_u *)codes));
-}
-#elif defined(__AVX2__)
-typedef float Floats __attribute__((vector_size(32), aligned(4), may_alias));
-static inline Floats widen(const uint8_t *codes) {
-  return (Floats)_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)codes)));
-}
-#else
-typedef float Floats __attribute__((vector_size(16), aligned(4), may_alias));
-static inline Floats widen(const uint8_t *codes) {
-  return Floats{(float)codes[0], (float)codes[1], (float)codes[2], (float)codes[3]};
-}
-#endif
-constexpr int64_t kAtOnce = sizeof(Floats) / sizeof(float);
+namespace bytes {
 constexpr int64_t kAhead = 16; /* ids between the row that is read and the one that is fetched */
-constexpr int64_t kBagsOfThread = 64;
 
-/* Values [at, at + kAtOnce * V) of a bag. */
-template <int V, typename Id>
-static inline void piece(const uint8_t *codes, const float *scales, const Id *ids, int64_t length,
-                         int64_t dim, int64_t at, float share, float *out) {
-  Floats a = {}, b = {}, c = {}, d = {};
-  float offset = 0;
-  for (int64_t i = 0; i < length; i++) {
-    const int64_t id = ids[i];
-    const uint8_t *row = codes + id * dim + at;
-    const float scale = scales[2 * id];
-    offset += scales[2 * id + 1];
-    a += widen(row) * scale;
-    if constexpr (V > 1) b += widen(row + kAtOnce) * scale;
-    if constexpr (V > 2) c += widen(row + 2 * kAtOnce) * scale;
-    if constexpr (V > 3) d += widen(row + 3 * kAtOnce) * scale;
-  }
-  Floats *to = (Floats *)(out + at);
-  to[0] = (a + offset) * share;
-  if constexpr (V > 1) to[1] = (b + offset) * share;
-  if constexpr (V > 2) to[2] = (c + offset) * share;
-  if constexpr (V > 3) to[3] = (d + offset) * share;
+/* Spelt out, because GCC converts bytes one by one. */
+template <int N>
+__attribute__((always_inline)) static inline typename Lanes<N>::Type widen(const uint8_t *codes) {
+  typedef typename Lanes<N>::Type Vector;
+#ifdef __AVX512F__
+  if constexpr (N == 16)
+    return (Vector)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(*(const __m128i_u *)codes));
+#endif
+#ifdef __AVX2__
+  if constexpr (N == 8)
+    return (Vector)_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((__m128i *)codes)));
+#endif
+  if constexpr (N == 4)
+    return Vector{(float)codes[0], (float)codes[1], (float)codes[2], (float)codes[3]};
+  return Vector{} + (float)codes[0];
 }
 
-template <typename Id>
-static void bag(const uint8_t *codes, const float *scales, const Id *ids, int64_t length,
-                int64_t dim, bool mean, float *out) {
-  const float share = mean ? 1.0f / length : 1.0f;
-  int64_t at = 0;
-  for (; at + 4 * kAtOnce <= dim; at += 4 * kAtOnce)
-    piece<4>(codes, scales, ids, length, dim, at, share, out);
-  const int64_t left = (dim - at) / kAtOnce;
-  if (left == 3) piece<3>(codes, scales, ids, length, dim, at, share, out);
-  if (left == 2) piece<2>(codes, scales, ids, length, dim, at, share, out);
-  if (left == 1) piece<1>(codes, scales, ids, length, dim, at, share, out);
-  for (at += left * kAtOnce; at < dim; at++) {
-    float sum = 0;
-    for (int64_t i = 0; i < length; i++) {
-      const int64_t id = ids[i];
-      sum += codes[id * dim + at] * scales[2 * id] + scales[2 * id + 1];
+/* Bags [begin, end) of one length. */
+template <typename Id> struct Bags {
+  const uint8_t *codes;
+  const float *scales; /* of each row, and what is added to it */
+  const Id *ids;
+  int64_t count, begin, end, length, dim, stride;
+  float share;
+  float *out;
+};
+
+/* V vectors of N floats of all rows, from column `at` on: see sums.h. */
+template <int V, int N, typename Id>
+static void add(const Bags<Id> &bags, int64_t at, int64_t last) {
+  typedef typename Lanes<N>::Type Vector;
+  const int64_t length = bags.length, dim = bags.dim;
+  const uint8_t *codes = bags.codes + at;
+  for (int64_t i = bags.begin; i < bags.end; i++) {
+    const int64_t soon = std::min(bags.count, (i + 1) * length + kAhead);
+    for (int64_t k = std::min(bags.count, i * length + kAhead); k < soon; k++) {
+      __builtin_prefetch(bags.scales + 2 * bags.ids[k]);
+      for (int64_t j = 0; j < V * N; j += 64) __builtin_prefetch(codes + bags.ids[k] * dim + j);
     }
-    out[at] = sum * share;
+    Vector sums[V] = {};
+    float offset = 0;
+    for (int64_t k = i * length; k < (i + 1) * length; k++) {
+      const int64_t id = bags.ids[k];
+      const uint8_t *row = codes + id * dim;
+      const float scale = bags.scales[2 * id];
+      offset += bags.scales[2 * id + 1];
+#pragma GCC unroll 8
+      for (int v = 0; v < V; v++) sums[v] += widen<N>(row + (v + 1 < V ? v * N : last)) * scale;
+    }
+    float *to = bags.out + i * bags.stride + at;
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++)
+      *(Vector *)(to + (v + 1 < V ? v * N : last)) = (sums[v] + offset) * bags.share;
   }
 }
 
 template <typename Id>
-static void bags(const uint8_t *codes, const float *scales, const void *given, int64_t count,
-                 int64_t rows, int64_t length, int64_t dim, int64_t stride, bool mean, float *out) {
+static void run(const uint8_t *codes, const float *scales, const void *given, int64_t count,
+                int64_t rows, int64_t length, int64_t dim, int64_t stride, bool mean, float *out) {
   const Id *ids = (const Id *)given;
   for (int64_t i = 0; i < count; i++) /* requests were checked, ids that a model computes were not */
     if (ids[i] < 0 || ids[i] >= rows) throw std::out_of_range("an id is not below the rows");
-  const int64_t total = count / length;
-  auto one = [&](int64_t i) {
-    const int64_t soon = std::min(count, (i + 1) * length + kAhead);
-    for (int64_t k = std::min(count, i * length + kAhead); k < soon; k++) {
-      __builtin_prefetch(scales + 2 * ids[k]);
-      for (int64_t j = 0; j < dim; j += 64) __builtin_prefetch(codes + ids[k] * dim + j);
-    }
-    bag(codes, scales, ids + i * length, length, dim, mean, out + i * stride);
-  };
-#if RECREPLAY_THREADS > 1
-  #pragma omp parallel for num_threads(RECREPLAY_THREADS) if (total >= kBagsOfThread)
-#endif
-  for (int64_t i = 0; i < total; i++) one(i);
+  in_parts(count / length, kBagsOfPart, [&](int64_t begin, int64_t end) {
+    const Bags<Id> bags{codes, scales, ids, count, begin, end, length, dim, stride,
+                        mean ? 1.0f / length : 1.0f, out};
+    in_columns(dim, [&](auto v, auto n, int64_t at, int64_t last) {
+      add<v.value, n.value>(bags, at, last);
+    });
+  });
 }
+} // namespace bytes
 } // namespace recreplay
+#pragma GCC pop_options
 } // extern "C++"
 
 inline AOTITorchError aoti_torch_cpu_recreplay_byte_bags_out(
@@ -113,8 +107,8 @@ inline AOTITorchError aoti_torch_cpu_recreplay_byte_bags_out(
     aoti_torch_get_numel(ids, &count);
     aoti_torch_get_dtype(ids, &dtype);
     if (strides[1] != 1) throw std::runtime_error("columns of the result lie apart");
-    auto run = dtype == aoti_torch_dtype_int64() ? recreplay::bags<int64_t>
-                                                 : recreplay::bags<int32_t>;
+    auto run = dtype == aoti_torch_dtype_int64() ? recreplay::bytes::run<int64_t>
+                                                 : recreplay::bytes::run<int32_t>;
     run((const uint8_t *)bytes, (const float *)pairs, given, count, shape[0], length, shape[1],
         strides[0], mean, (float *)to);
     return AOTI_TORCH_SUCCESS;

@@ -1,4 +1,4 @@
-/* What rows.h and jagged_bags.h add rows up by. A package may have both. */
+/* What rows.h, jagged_bags.h and byte_bags.h add rows up by. A package may have all of them. */
 #ifndef RECREPLAY_SUMS
 #define RECREPLAY_SUMS
 #include "vector.h"

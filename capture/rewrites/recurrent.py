@@ -30,7 +30,7 @@ def recurrent(program: Program) -> None:
             with program.graph.inserting_before(node):
                 results = _layers(program, own, *node.args)
             for result in list(node.users):
-                program.replace(result, results[result.args[1]])  # type: ignore[index]
+                program.replace(result, results[result.args[1]])
     program.sort()
     program.prune()
 

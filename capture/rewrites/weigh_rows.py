@@ -92,12 +92,12 @@ def _product(rows: fx.Node, user: fx.Node) -> tuple[fx.Node, _Form] | None:
         value = factors.meta["val"]
         return (factors, "row") if value.ndim == 3 and value.shape[1] == 1 else None
     if user.target is aten.einsum.default:
-        equation, operands = user.args[:2]
-        given, _, result = str(equation).replace(" ", "").partition("->")
-        terms = dict(zip(given.split(","), operands, strict=False))  # type: ignore[call-overload]
-        for own, other in (tuple(terms.items()), tuple(terms.items())[::-1]):
-            (axes, node), (of_rows, read) = own, other
-            if read is rows and axes == of_rows[:2] and result == of_rows[0] + of_rows[2]:
+        operands: Any = user.args[1]
+        given, _, result = str(user.args[0]).replace(" ", "").partition("->")
+        terms = list(zip(given.split(","), operands, strict=False))
+        for (axes, node), (of_rows, read) in (terms, terms[::-1]) if len(terms) == 2 else ():
+            plain = len(set(of_rows)) == 3 and result == of_rows[0] + of_rows[2]
+            if read is rows and axes == of_rows[:2] and plain:
                 return node, "ids"
     return None
 

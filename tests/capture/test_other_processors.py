@@ -53,7 +53,7 @@ void one_lane(const float *x, const float *packed, const float *bias, float *y, 
 }
 void bags(const uint8_t *codes, const float *scales, const void *ids, int64_t count, int64_t rows,
           int64_t length, int64_t dim, float *out) {
-  recreplay::bags<int64_t>(codes, scales, ids, count, rows, length, dim, dim, false, out);
+  recreplay::bytes::run<int64_t>(codes, scales, ids, count, rows, length, dim, dim, false, out);
 }
 void row_bags(const float *rows, const void *ids, const void *first, const float *factors,
               int64_t count, int64_t bags, int64_t length, int64_t dim, float *out) {
