@@ -62,7 +62,8 @@ def _factors(rows: fx.Node) -> tuple[fx.Node, _Form, fx.Node, fx.Node] | None:
     if len(rows.users) != 1:
         return None
     (user,) = rows.users
-    if user.kwargs or user.meta["val"].dtype != torch.float32:
+    value = user.meta["val"]
+    if user.kwargs or not isinstance(value, torch.Tensor) or value.dtype != torch.float32:
         return None
     product = _product(rows, user)
     if product is not None:

@@ -66,6 +66,7 @@ SUMS: dict[str, Callable[[Any, Tensor], Tensor]] = {
 }
 OTHERS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "read twice": lambda m, x: ((e := m.table(x)) * (x != 0)[..., None]).sum(1) + e.sum(1),
+    "in parts": lambda m, x: sum(m.table(x).split(2, dim=1)).sum(1),  # type: ignore[arg-type]
     "by column": lambda m, x: (m.table(x) * m.table.weight[0]).sum(1),
     "other sums": lambda m, x: (m.table(x) * (x != 0)[..., None]).sum(2),
     "kept": lambda m, x: (m.table(x) * (x != 0)[..., None]).sum(1, keepdim=True),
