@@ -71,16 +71,16 @@ def packed_linear_operator() -> Callable[..., Any]:
     - several, each with a weight of its own: `x` `[lanes, rows, in]`, or `[1, rows, in]` for all,
       to `[lanes, rows, columns]`, `bias` `[lanes, columns]` or None. Lane `i` has the rows of the
       weight that begin at `i * (rows of packed // lanes)`;
-    - `lanes` of 0, for weights that a request makes: `x` `[L, rows, in]` and `packed`
-      `[L, in, columns]`, which is in no blocks, to `[L, rows, columns]`, `bias` `[L, columns]` or
-      None.
+    - `lanes` of 0, for weights in no blocks, as a request makes them: `packed`
+      `[L, in, columns]`, `x` `[L, rows, in]`, or `[1, rows, in]` for all, to `[L, rows, columns]`,
+      `bias` `[L, columns]` or None.
     """
     schema = "Tensor x, Tensor packed, Tensor? bias, int lanes, int columns, bool relu"
     return define_operator("packed_linear", schema, _linear, _shape)
 
 
-def _shape(x: Tensor, _packed: Tensor, _bias: Any, lanes: int, columns: int, _relu: bool) -> Tensor:
-    outer = list(x.shape[:-1]) if lanes < 2 else [lanes, x.shape[1]]
+def _shape(x: Tensor, packed: Tensor, _bias: Any, lanes: int, columns: int, _relu: bool) -> Tensor:
+    outer = list(x.shape[:-1]) if lanes == 1 else [lanes or packed.shape[0], x.shape[1]]
     return x.new_empty([*outer, columns], dtype=torch.float32)
 
 

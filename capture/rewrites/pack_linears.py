@@ -19,7 +19,7 @@ import torch
 from torch import fx
 
 from recreplay.capture.specialise import Program
-from recreplay.capture.views import slice_arguments
+from recreplay.capture.views import base, slice_arguments
 from recreplay.runtime.packed_linear import packed_linear_operator
 
 aten = torch.ops.aten
@@ -108,7 +108,7 @@ def _pack_lanes(program: Program, node: fx.Node, even: bool) -> None:
     if source.meta["val"].dtype != torch.float32 or node.kwargs:
         return
     if storage is None:
-        if not _is_made(turned):
+        if not (_is_made(turned) or (not even and _lies_stored(turned))):
             return
     elif even and storage.meta["val"].shape[1] % 2:
         return
@@ -126,10 +126,18 @@ def _pack_lanes(program: Program, node: fx.Node, even: bool) -> None:
         if alone.meta["val"].shape == (1, *source.meta["val"].shape[1:]):
             source = alone
     if storage is None:
-        _replace(program, node, node.args[-2], turned, added, lanes=0, columns=columns)
+        _replace(program, node, source, turned, added, lanes=0, columns=columns)
     else:
         packed = _packed(program, storage)
         _replace(program, node, source, packed, added, lanes=lanes, columns=columns)
+
+
+def _lies_stored(weight: fx.Node) -> bool:
+    """Whether it is all of a stored weight of float32 as it lies there, `[lanes, in, out]`, whose
+    few columns are read as they are."""
+    value, stored = weight.meta["val"], base(weight)
+    whole = _is_stored(stored) and stored.meta["val"].numel() == value.numel()
+    return bool(whole and value.is_contiguous() and value.dtype == torch.float32)
 
 
 def _is_made(weight: fx.Node) -> bool:

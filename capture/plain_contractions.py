@@ -1,0 +1,156 @@
+"""Products of what a request makes and a weight of several matrices (experts, fields, domains), as
+the operators that rewrites take: one linear layer, or a batched product over the weight as it lies.
+
+Models write them as `einsum`, or as a `matmul` that broadcasts, for which torch repeats the weight
+for every row of the batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx
+
+from recreplay.capture.fold_weights import fold, whole
+from recreplay.capture.plain_layers import is_weight
+
+if TYPE_CHECKING:
+    from recreplay.capture.specialise import Program
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class _Product:
+    """`rows` times `weight`, one letter for each dimension, as `einsum` has them."""
+
+    rows: fx.Node
+    weight: fx.Node
+    of_rows: str
+    of_weight: str
+    result: str
+
+    def sizes(self) -> dict[str, int]:
+        shapes = ((self.of_rows, self.rows), (self.of_weight, self.weight))
+        return {c: int(d) for of, n in shapes for c, d in zip(of, n.meta["val"].shape, strict=True)}
+
+
+def as_contraction(program: Program, target: Any, args: Any) -> fx.Node | None:
+    """The result of a product with a weight; None for anything else."""
+    found = _product(program, target, args)
+    if found is None or not _is_plain(found):
+        return None
+    of_rows, of_weight = set(found.of_rows), set(found.of_weight)
+    summed = "".join(c for c in found.of_weight if c not in found.result)
+    each = "".join(c for c in found.of_weight if c in of_rows and c in found.result)
+    rows = "".join(c for c in found.of_rows if c not in of_weight)
+    columns = "".join(c for c in found.of_weight if c not in of_rows)
+    if len(summed) != 1 or not columns or len(each) > 1:
+        return None
+    made = _multiply(program, found, rows, summed, each, columns)
+    if made is None:
+        return None
+    result, letters = made
+    sizes = found.sizes()
+    result = _shaped(program, result, [sizes[c] for c in letters])
+    return _permuted(program, result, letters, found.result)
+
+
+def _product(program: Program, target: Any, args: Any) -> _Product | None:
+    if target is aten.einsum.default:
+        equation, operands = str(args[0]).replace(" ", ""), args[1]
+        given, arrow, result = equation.partition("->")
+        terms = given.split(",")
+        if len(operands) != 2 or not arrow or "." in equation:
+            return None
+        pairs = list(zip(operands, terms, strict=True))
+        if is_weight(operands[0]):
+            pairs.reverse()
+        (rows, of_rows), (weight, of_weight) = pairs
+        return _Product(rows, weight, of_rows, of_weight, result)
+    if target is not aten.matmul.default:
+        return None
+    rows, weight = args
+    dims = rows.meta["val"].ndim
+    if weight.meta["val"].ndim != 3 or dims < 2:
+        return None
+    outer = "abcdfgh"[: max(dims - 3, 0)]
+    if dims > 2 and rows.meta["val"].shape[-3] == 1 < weight.meta["val"].shape[0]:
+        rows = program.call(aten.squeeze.dims, rows, [-3])
+        return _Product(rows, weight, f"{outer}mk", "ekn", f"{outer}emn")
+    each = "e" if dims > 2 else ""
+    return _Product(rows, weight, f"{outer}{each}mk", "ekn", f"{outer}emn")
+
+
+def _is_plain(product: _Product) -> bool:
+    """Whether one of the two is a weight, no letter is twice in one or without a meaning, and none
+    of its size is stretched."""
+    of_rows, of_weight, result = product.of_rows, product.of_weight, product.result
+    both = set(of_rows) & set(of_weight)
+    sizes = [
+        [n.meta["val"].shape[of.index(c)] for c in sorted(both)]
+        for n, of in ((product.rows, of_rows), (product.weight, of_weight))
+    ]
+    return (
+        is_weight(product.weight)
+        and not is_weight(product.rows)
+        and product.rows.meta["val"].is_floating_point()
+        and all(len(set(letters)) == len(letters) for letters in (of_rows, of_weight, result))
+        and set(result) <= {*of_rows, *of_weight} <= {*result, *both}
+        and sizes[0] == sizes[1]
+    )
+
+
+def _multiply(
+    program: Program, product: _Product, rows: str, summed: str, each: str, columns: str
+) -> tuple[fx.Node, str] | None:
+    """The product, and the letters of its dimensions, of which some may be one dimension."""
+    call, sizes = program.call, product.sizes()
+    weight, order = whole(program, product.weight), product.of_weight
+    source = _permuted(program, product.rows, product.of_rows, each + rows + summed)
+    count, width = prod(sizes[c] for c in rows), sizes[summed]
+    wide = prod(sizes[c] for c in columns)
+    if not each and summed in (order[0], order[-1]):
+        turned = order[0] == summed and len(order) > 1
+        matrix = _matrix(program, weight, [width, wide] if turned else [wide, width])
+        layer = call(aten.t.default, matrix) if turned else matrix
+        return call(aten.linear.default, source, layer), rows + columns
+    if each and order[0] == each and summed in (order[1], order[-1]):
+        source = _shaped(program, source, [sizes[each], count, width])
+        if order[1] == summed:
+            weight = _shaped(program, weight, [sizes[each], width, wide])
+        else:
+            weight = _shaped(program, weight, [sizes[each], wide, width])
+            weight = call(aten.transpose.int, weight, 1, 2)
+        return call(aten.bmm.default, source, weight), each + rows + columns
+    if not each and len(order) == 3:  # the same rows by several matrices
+        source = _shaped(program, source, [1, count, width])
+        source = call(aten.expand.default, source, [sizes[order[0]], count, width])
+        return call(aten.bmm.default, source, weight), order[0] + rows + order[2]
+    return None
+
+
+def _matrix(program: Program, weight: fx.Node, shape: list[int]) -> fx.Node:
+    """A weight as a matrix of its own, which rewrites may lay out as products want it."""
+    value = weight.meta["val"]
+    if list(value.shape) == shape:
+        return weight
+    view = program.call(aten.reshape.default, weight, shape)
+    fake = program.fake(tuple(shape), value.dtype)
+    options = {"memory_format": torch.contiguous_format}
+    return fold(program, aten.clone.default, (view,), options, fake) or view
+
+
+def _shaped(program: Program, node: fx.Node, shape: list[int]) -> fx.Node:
+    if list(node.meta["val"].shape) == shape:
+        return node
+    return program.call(aten.reshape.default, node, shape)
+
+
+def _permuted(program: Program, node: fx.Node, letters: str, order: str) -> fx.Node:
+    if letters == order:
+        return node
+    return program.call(aten.permute.default, node, [letters.index(c) for c in order])
