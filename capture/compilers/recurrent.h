@@ -9,8 +9,11 @@
 #pragma GCC optimize("O3")
 namespace recreplay {
 namespace recurrent {
-constexpr int kRows = 4;    /* that go through all steps together */
-constexpr int kColumns = kVectorBytes > 32 ? 4 : 2; /* vectors of the gates, in registers */
+constexpr bool kMany = kVectorBytes > 32; /* 32 registers in place of 16 */
+constexpr int kRows = kMany ? 6 : 4; /* that go through all steps together */
+
+/* Vectors of the gates of so many rows, whose sums are in registers. */
+constexpr int columns_of(int rows) { return rows > 2 ? (kMany ? 4 : 2) : (kMany ? 8 : 4); }
 
 struct Layer {
   const float *gates, *first, *cells, *turned, *bias; /* cells: before the first step, if any */
@@ -21,15 +24,12 @@ struct Layer {
 
 static inline Vector load(const float *from) { return *(const Vector *)from; }
 static inline Vector all(float value) { return (Vector){} + value; }
-static inline Vector choose(Ints where, Vector yes, Vector no) {
-  return (Vector)(((Ints)yes & where) | ((Ints)no & ~where));
-}
 
 /* e^x to a unit in the last place or two, as Cephes' expf has it (S. Moshier): x = n ln 2 + r, and a
    polynomial of r. Beyond what float32 holds it is next to 0 or very large. */
 static inline Vector power(const Vector given) {
-  Vector x = choose(given > 88.0f, all(88.0f), given);
-  x = choose(x < -87.0f, all(-87.0f), x);
+  Vector x = given > 88.0f ? all(88.0f) : given;
+  x = x < -87.0f ? all(-87.0f) : x;
   const Vector shift = all(12582912.0f); /* 1.5 * 2^23: rounds to whole numbers */
   Vector n = x * 1.44269504088896341f + shift;
   const Ints exponent = (Ints)n << 23;
@@ -42,21 +42,33 @@ static inline Vector power(const Vector given) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  return choose(given == given, (Vector)((Ints)p + exponent), given); /* NaN stays */
+  return given == given ? (Vector)((Ints)p + exponent) : given; /* NaN stays */
 }
 
 static inline Vector sigmoid(Vector x) { return 1.0f / (1.0f + power(-x)); }
 
-/* As Cephes' tanhf: a polynomial next to 0, where 1 - 2 / (e^2x + 1) would be rounded away. */
-static inline Vector hyperbolic(Vector x) {
+/* tanh(x) = above / below to some units in the last place, as Eigen's ptanh has it: an odd polynomial
+   by an even one, up to where float32 rounds to 1. */
+struct Ratio {
+  Vector above, below;
+};
+
+static inline Ratio hyperbolic(Vector x) {
+  x = x > 7.90531110763549805f ? all(7.90531110763549805f) : x;
+  x = x < -7.90531110763549805f ? all(-7.90531110763549805f) : x;
   const Vector square = x * x;
-  Vector p = all(-5.70498872745e-3f);
-  p = p * square + 2.06390887954e-2f;
-  p = p * square - 5.37397155531e-2f;
-  p = p * square + 1.33314422036e-1f;
-  p = p * square - 3.33332819422e-1f;
-  const Vector near = p * square * x + x, far = 1.0f - 2.0f / (power(2.0f * x) + 1.0f);
-  return choose(square < 0.390625f, near, far);
+  Vector p = all(-2.76076847742355e-16f);
+  p = p * square + 2.00018790482477e-13f;
+  p = p * square - 8.60467152213735e-11f;
+  p = p * square + 5.12229709037114e-08f;
+  p = p * square + 1.48572235717979e-05f;
+  p = p * square + 6.37261928875436e-04f;
+  p = p * square + 4.89352455891786e-03f;
+  Vector q = all(1.19825839466702e-06f);
+  q = q * square + 1.18534705686654e-04f;
+  q = q * square + 2.26843463243900e-03f;
+  q = q * square + 4.89352518554385e-03f;
+  return {p * x, q};
 }
 
 /* A vector of the new state: of what the inputs give to each gate, what the state gives to it, and
@@ -69,7 +81,8 @@ struct Gru {
                             const float *, float *) {
     const Vector reset = sigmoid(load(given) + load(own));
     const Vector kept = sigmoid(load(given + hidden) + load(own + hidden));
-    const Vector made = hyperbolic(load(given + 2 * hidden) + reset * load(own + 2 * hidden));
+    const Ratio tanh = hyperbolic(load(given + 2 * hidden) + reset * load(own + 2 * hidden));
+    const Vector made = tanh.above / tanh.below;
     return made + kept * (before - made);
   }
 };
@@ -80,13 +93,14 @@ struct Lstm {
 
   static inline Vector step(const float *given, const float *own, int64_t hidden, Vector,
                             const float *cell, float *next) {
-    const Vector in = sigmoid(load(given) + load(own));
+    const Vector in = power(-(load(given) + load(own)));
     const Vector kept = sigmoid(load(given + hidden) + load(own + hidden));
-    const Vector made = hyperbolic(load(given + 2 * hidden) + load(own + 2 * hidden));
-    const Vector out = sigmoid(load(given + 3 * hidden) + load(own + 3 * hidden));
-    const Vector held = kept * load(cell) + in * made;
+    const Ratio made = hyperbolic(load(given + 2 * hidden) + load(own + 2 * hidden));
+    const Vector out = power(-(load(given + 3 * hidden) + load(own + 3 * hidden)));
+    const Vector held = kept * load(cell) + made.above / (made.below + made.below * in);
     *(Vector *)next = held;
-    return out * hyperbolic(held);
+    const Ratio shown = hyperbolic(held);
+    return shown.above / (shown.below + shown.below * out);
   }
 };
 
@@ -95,25 +109,25 @@ template <int R, int V>
 static inline void multiply(const float *state, const Layer &layer, int64_t width, int64_t column,
                             float *own) {
   Vector sums[R][V];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int v = 0; v < V; v++) {
     sums[0][v] = layer.bias ? load(layer.bias + column + v * kWide) : all(0);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int r = 1; r < R; r++) sums[r][v] = sums[0][v];
   }
   const float *weight = layer.turned + column;
   for (int64_t k = 0; k < layer.hidden; k++, weight += width) {
     Vector read[V];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int v = 0; v < V; v++) read[v] = load(weight + v * kWide);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int r = 0; r < R; r++)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int v = 0; v < V; v++) sums[r][v] += state[r * layer.hidden + k] * read[v];
   }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int r = 0; r < R; r++)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int v = 0; v < V; v++) *(Vector *)(own + r * width + column + v * kWide) = sums[r][v];
 }
 
@@ -130,8 +144,14 @@ static void run(const Layer &layer, int64_t row, float *state, float *own) {
   for (int64_t at = 0; at < steps; at++) {
     const int64_t step = layer.reverse ? steps - 1 - at : at;
     int64_t column = 0;
-    for (; column + kColumns * kWide <= width; column += kColumns * kWide)
-      multiply<R, kColumns>(state, layer, width, column, own);
+    constexpr int many = columns_of(R);
+    for (; column + many * kWide <= width; column += many * kWide)
+      multiply<R, many>(state, layer, width, column, own);
+    if constexpr (many > 4)
+      if (column + 4 * kWide <= width)
+        multiply<R, 4>(state, layer, width, column, own), column += 4 * kWide;
+    if (column + 2 * kWide <= width)
+      multiply<R, 2>(state, layer, width, column, own), column += 2 * kWide;
     for (; column < width; column += kWide)
       multiply<R, 1>(state, layer, width, std::min(column, width - kWide), own);
     for (int r = 0; r < R; r++) {
@@ -155,7 +175,8 @@ static void rows(const Layer &layer, int64_t begin, int64_t end) {
   float *state = scratch.data(), *own = state + kRows * 3 * layer.hidden;
   for (int64_t row = begin; row < end;) {
     const int64_t left = end - row;
-    if (left >= 4) run<Cell, 4>(layer, row, state, own), row += 4;
+    if (left >= kRows) run<Cell, kRows>(layer, row, state, own), row += kRows;
+    else if (left >= 4) run<Cell, 4>(layer, row, state, own), row += 4;
     else if (left >= 2) run<Cell, 2>(layer, row, state, own), row += 2;
     else run<Cell, 1>(layer, row, state, own), row += 1;
   }
