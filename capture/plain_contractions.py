@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from recreplay.capture.specialise import Program
 
 aten = torch.ops.aten
+_LETTERS = "abcdefghijkl"
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,8 @@ def _product(program: Program, target: Any, args: Any) -> _Product | None:
             pairs.reverse()
         (rows, of_rows), (weight, of_weight) = pairs
         return _Product(rows, weight, of_rows, of_weight, result)
+    if target is aten.tensordot.default:
+        return _tensordot(*args)
     if target is not aten.matmul.default:
         return None
     rows, weight = args
@@ -83,6 +86,21 @@ def _product(program: Program, target: Any, args: Any) -> _Product | None:
         return _Product(rows, weight, f"{outer}mk", "ekn", f"{outer}emn")
     each = "e" if dims > 2 else ""
     return _Product(rows, weight, f"{outer}{each}mk", "ekn", f"{outer}emn")
+
+
+def _tensordot(
+    left: fx.Node, right: fx.Node, of_left: list[int], of_right: list[int]
+) -> _Product | None:
+    dims = left.meta["val"].ndim, right.meta["val"].ndim
+    if len(of_left) != 1 or sum(dims) > len(_LETTERS):
+        return None
+    letters = list(_LETTERS[: dims[0]]), list(_LETTERS[dims[0] : sum(dims)])
+    letters[0][of_left[0]] = letters[1][of_right[0]] = "z"
+    terms = "".join(letters[0]), "".join(letters[1])
+    result = "".join(terms).replace("z", "")
+    if is_weight(left):
+        return _Product(right, left, terms[1], terms[0], result)
+    return _Product(left, right, *terms, result)
 
 
 def _is_plain(product: _Product) -> bool:

@@ -62,11 +62,6 @@ def _factors(target: Any, args: Any) -> tuple[fx.Node, fx.Node] | None:
         return args[0], args[1]
     if target is aten.addmm.default:
         return args[1], args[2]
-    if target is aten.tensordot.default:
-        left, right, of_left, of_right = args
-        last = left.meta["val"].ndim - 1
-        if list(of_left) in ([-1], [last]) and list(of_right) in ([0], [-right.meta["val"].ndim]):
-            return left, right
     return None
 
 

@@ -31,6 +31,7 @@ from recreplay.capture.ingest import Ingested
 from recreplay.capture.jagged_axis import bag_arguments, first_symbol, name_bag_arguments
 from recreplay.capture.jagged_bags import bag_with_room
 from recreplay.capture.one_row import SQUEEZES, VIEWS, squeezed, viewable
+from recreplay.capture.plain_cells import as_cell
 from recreplay.capture.plain_contractions import as_contraction
 from recreplay.capture.plain_layers import as_layer, is_plain_layer, spell_out
 from recreplay.capture.plain_norms import as_factors
@@ -282,7 +283,7 @@ def _emit(
         return seen[key]
     layer = as_layer(program, target, args, kwargs)
     if layer is None and not kwargs:
-        layer = as_contraction(program, target, args)
+        layer = as_contraction(program, target, args) or as_cell(program, target, args)
     if layer is not None:
         seen[key] = layer
         return layer

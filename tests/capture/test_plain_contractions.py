@@ -1,0 +1,145 @@
+"""Products with weights of several matrices: as what, and that scores are the model's."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from recreplay.capture.ingest import ingest
+from recreplay.capture.rewrites.pack_linears import pack_linears
+from recreplay.capture.rewrites.stack_branches import plan_weight_stacks, stack_branches
+from recreplay.capture.specialise import Program, specialise
+from recreplay.runtime import Runtime
+from recreplay.runtime.aten import PACKED_LINEAR
+
+Run = Callable[[Any, Tensor], Tensor]
+aten = torch.ops.aten
+FIELDS, WIDTH = 3, 6
+
+
+class Products(nn.Module):
+    """`run` of fields `[B, FIELDS, WIDTH]` and weights of several matrices."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__()
+        torch.manual_seed(7)
+        self.run = run
+        self.each = nn.Parameter(torch.randn(FIELDS, WIDTH, 4))
+        self.turned = nn.Parameter(torch.randn(FIELDS, 4, WIDTH))
+        self.experts = nn.Parameter(torch.randn(5, WIDTH, 4))
+        self.tasks = nn.Parameter(torch.randn(FIELDS, WIDTH, 2, 4))
+        self.list = nn.ParameterList(nn.Parameter(torch.randn(WIDTH, 8)) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(self, x)
+
+
+LANES: dict[str, Run] = {
+    "fields": lambda m, x: torch.einsum("bfi,fio->bfo", x, m.each),
+    "fields of a turned weight": lambda m, x: torch.einsum("bfi,foi->bfo", x, m.turned),
+    "fields in another order": lambda m, x: torch.einsum("fio,bfi->ofb", m.each, x).permute(
+        2, 1, 0
+    ),
+    "several columns": lambda m, x: torch.einsum("bfi,fito->btfo", x, m.tasks),
+    "broadcast": lambda m, x: torch.matmul(x.unsqueeze(2), m.each).squeeze(2),
+    "of few rows each": lambda m, x: x.unsqueeze(1).expand(-1, 2, -1, -1).unsqueeze(3) @ m.each,
+    "a part": lambda m, x: torch.einsum("bfi,fio->bfo", x[..., 1:5], m.each[:, 1:5]),
+    "experts": lambda m, x: torch.einsum("bi,eio->beo", x[:, 0], m.experts),
+    "experts of lists": lambda m, x: torch.einsum("bli,eio->belo", x, m.experts),
+    "experts by matmul": lambda m, x: (x[:, 0].unsqueeze(0) @ m.experts).transpose(0, 1),
+    "experts by a broadcast": lambda m, x: (x[:, None, :1] @ m.experts).squeeze(2),
+}
+OTHERS: dict[str, Run] = {
+    "no columns": lambda m, x: torch.einsum("bfi,fi->bf", x, m.each[..., 0]),
+    "two sums": lambda m, x: torch.einsum("bfi,fio->bo", x, m.each),
+    "a trace": lambda m, x: torch.einsum("bff,fio->bfo", x[..., :3], m.each[:, :2]),
+    "two requests": lambda m, x: torch.einsum("bfi,bgi->bfg", x, x),
+    "three": lambda m, x: torch.einsum("bfi,fio,fo->bfo", x, m.each, m.each[:, 0]),
+    "dots": lambda m, x: torch.einsum("...i,fio->...fo", x[:, 0], m.each),
+    "stretched": lambda m, x: torch.einsum("bfi,fio->bfo", x[:, :1], m.each),
+}
+
+
+def specialised(run: Run) -> Program:
+    return specialise(ingest(Products(run).eval(), {"x": torch.randn(4, FIELDS, WIDTH)}), 4)
+
+
+def targets(program: Program) -> list[object]:
+    return [n.target for n in program.graph.nodes if n.op == "call_function"]
+
+
+@pytest.mark.parametrize("run", LANES.values(), ids=LANES)
+def test_weights_of_several_matrices_are_multiplied_as_they_lie(run: Run) -> None:
+    made = specialised(run)
+    found = targets(made)
+    assert found.count(aten.bmm.default) == 1
+    assert not {aten.einsum.default, aten.matmul.default} & set(found)
+
+
+@pytest.mark.parametrize("run", OTHERS.values(), ids=OTHERS)
+def test_other_products_stay_as_they_are(run: Run) -> None:
+    assert not {aten.bmm.default, aten.linear.default} & set(targets(specialised(run)))
+
+
+def test_lanes_read_the_stored_weight() -> None:
+    made = specialised(LANES["fields"])
+    pack_linears(made)
+    (packed,) = [n for n in made.graph.nodes if str(n.target) == PACKED_LINEAR]
+    assert packed.args[1].target == "weight:each"
+    assert packed.args[3] == 0  # in no blocks
+
+
+def test_the_rows_of_experts_are_not_repeated() -> None:
+    made = specialised(LANES["experts"])
+    pack_linears(made)
+    (packed,) = [n for n in made.graph.nodes if str(n.target) == PACKED_LINEAR]
+    assert [list(n.meta["val"].shape) for n in packed.args[:2]] == [[1, 4, 6], [5, 6, 4]]
+    assert list(packed.meta["val"].shape) == [5, 4, 4]
+
+
+def test_branches_with_weights_that_lie_turned_are_lanes() -> None:
+    made = specialised(lambda m, x: torch.cat([(x[:, 0] @ w).relu() for w in m.list], 1))
+    stack_branches(made, plan_weight_stacks(made))
+    pack_linears(made)
+    found = targets(made)
+    assert [str(t) for t in found].count(PACKED_LINEAR) == 1
+    assert aten.bmm.default not in found
+
+
+@pytest.mark.parametrize("run", [*LANES.values(), *OTHERS.values()], ids=[*LANES, *OTHERS])
+def test_scores_are_the_models(captured: Callable[..., Path], run: Run) -> None:
+    model, x = Products(run).eval(), torch.randn(9, FIELDS, WIDTH)
+    path = captured(model, {"x": x}, buckets=[1, 4])
+    with Runtime.load(path) as runtime, torch.no_grad():
+        for rows in (1, 3, 9):
+            got = runtime.run({"x": x[:rows]})["output"]
+            np.testing.assert_allclose(got, model(x[:rows]).numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.inductor
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="layers are packed on x86-64 alone")
+@pytest.mark.parametrize("options", [{}, {"precision": "bf16"}], ids=["fp32", "bf16"])
+def test_compiled_scores_are_the_models(captured: Callable[..., Path], options: Any) -> None:
+    def run(m: Any, x: Tensor) -> Tensor:
+        lists = torch.cat([(x[:, 0] @ w).relu() for w in m.list], 1)
+        return torch.cat([*(lane(m, x).flatten(1) for lane in LANES.values()), lists], 1)
+
+    model, x = Products(run).eval(), torch.randn(40, FIELDS, WIDTH)
+    path = captured(model, {"x": x[:4]}, buckets=[1, 4, 16], compiler="inductor", **options)
+    if options:
+        return  # what it may differ by is told at capture
+    with Runtime.load(path) as runtime, torch.no_grad():
+        for scale in (1.0, -0.5):
+            for weight in model.parameters():
+                weight.mul_(scale)
+            runtime.update_weights(model.state_dict())
+            for rows in (1, 3, 16, 40):
+                got = runtime.run({"x": x[:rows]})["output"]
+                np.testing.assert_allclose(got, model(x[:rows]).numpy(), rtol=1e-4, atol=1e-5)
