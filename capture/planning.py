@@ -26,6 +26,7 @@ from recreplay.capture.rewrites.lower_products import lower_products
 from recreplay.capture.rewrites.lower_tables import lower_tables
 from recreplay.capture.rewrites.narrow_ids import narrow_ids, narrowed
 from recreplay.capture.rewrites.pack_linears import pack_large_linears, pack_linears
+from recreplay.capture.rewrites.pack_products import pack_products
 from recreplay.capture.rewrites.pool_jagged import pool_jagged
 from recreplay.capture.rewrites.pool_rows import pool_rows
 from recreplay.capture.rewrites.recurrent import recurrent
@@ -198,6 +199,8 @@ def _rewrite(program: Program, choice: Choice, known: Survey, smallest: bool) ->
         inline_linears(program)
     if "inline_columns" in choice.rewrites:
         inline_columns(program)
+    if packs and not lowers:
+        pack_products(program)
     # After all that reads linear layers, because what it leaves is none any more.
     if "turn_linears" in choice.rewrites:
         turn_linears(program)

@@ -30,6 +30,7 @@ from recreplay.capture.compilers.own_functions import OwnFunctions
 from recreplay.capture.compilers.package_interface import compile_interface_once
 from recreplay.capture.compilers.realised_copies import realise_copies
 from recreplay.capture.compilers.row_loops import vectorise_columns
+from recreplay.capture.compilers.tangents import tangents_as_ratios
 from recreplay.capture.compilers.target_processor import compiling_for
 from recreplay.capture.compilers.turned_softmax import turn_softmaxes
 from recreplay.capture.compilers.unloadable import leave_out_marks, without_destructors
@@ -203,6 +204,7 @@ class Compiler:
         leave_out_marks()
         vectorise_columns()
         realise_copies()
+        tangents_as_ratios()
         compile_interface_once(without_destructors, Path(scratch))
 
     def compile(self, job: dict[str, Any]) -> None:
