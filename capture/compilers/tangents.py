@@ -34,10 +34,10 @@ def tangents_as_ratios() -> None:
     """Have every package of this process compiled so."""
     from torch._inductor.codegen.cpp import CppVecOverrides
 
-    usual = CppVecOverrides.tanh
+    usual: Any = CppVecOverrides.tanh  # untyped
 
     def tanh(a: Any) -> str:
-        return _tanh(a) if a.dtype == torch.float32 else usual(a)
+        return _tanh(a) if a.dtype == torch.float32 else str(usual(a))
 
     CppVecOverrides.tanh = staticmethod(tanh)  # type: ignore[method-assign]
 
