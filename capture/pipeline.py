@@ -65,6 +65,7 @@ REWRITES = (
     "pool_rows",
     "top_k",
     "recurrent",
+    "attend",
 )
 # `group_lookups` has to be asked for until its kernel has run on a GPU.
 DEFAULT_REWRITES = tuple(name for name in REWRITES if name != "group_lookups")
@@ -319,7 +320,7 @@ def _choose_compiler(compiler: str | None, device: str) -> tuple[str, list[str]]
 def _useless_rewrites(compiler: str, device: str) -> set[str]:
     # A fused loop needs a compiler that fuses; operator by operator, it is only more operators.
     # Functions of our own are compiled into packages.
-    own = {"pack_linears", "pool_bytes", "pool_rows", "top_k", "recurrent"}
+    own = {"pack_linears", "pool_bytes", "pool_rows", "top_k", "recurrent", "attend"}
     fused = {"inline_linears", "inline_columns", "spread_bags"}
     useless = set() if compiler in ("inductor", AUTOTUNED) else fused | own
     if device != "cpu":

@@ -18,6 +18,7 @@ from recreplay.capture.lookups import id_bounds
 from recreplay.capture.lowering import NOTHING, Lowering, find_lowering, with_storages
 from recreplay.capture.operator_graph import all_strategies, operator_graph
 from recreplay.capture.precision import FULL, Precision
+from recreplay.capture.rewrites.attend import attend
 from recreplay.capture.rewrites.fuse_epilogues import fuse_epilogues
 from recreplay.capture.rewrites.group_lookups import group_lookups
 from recreplay.capture.rewrites.inline_linears import inline_columns, inline_linears
@@ -179,6 +180,8 @@ def _rewrite(program: Program, choice: Choice, known: Survey, smallest: bool) ->
         slice_early(program)
     if "recurrent" in choice.rewrites:
         recurrent(program)
+    if "attend" in choice.rewrites:
+        attend(program)
     if "split_linears" in choice.rewrites:
         split_linears(program)
     lowering = known.lowering

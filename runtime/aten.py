@@ -30,6 +30,7 @@ JAGGED_BAGS = "recreplay.jagged_bags.default"
 TOP_K = "recreplay.top_k.default"
 GRU = "recreplay.gru.default"
 LSTM = "recreplay.lstm.default"
+ATTENTION = "recreplay.attention.default"
 GROUPED_LOOKUP = "recreplay.grouped_lookup.default"
 # Where each is defined when it is first needed: most programs have none.
 _OWN = {
@@ -41,6 +42,7 @@ _OWN = {
     TOP_K: "top_k",
     GRU: "recurrent",
     LSTM: "recurrent",
+    ATTENTION: "attention",
     GROUPED_LOOKUP: "grouped_lookup",  # which looks for Triton
 }
 _MEMORY_FORMATS = {

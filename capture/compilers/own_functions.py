@@ -14,6 +14,7 @@ import torch
 from torch import fx
 
 from recreplay.runtime.aten import (
+    ATTENTION,
     BYTE_BAGS,
     GRU,
     JAGGED_BAGS,
@@ -34,9 +35,12 @@ _SOURCES = {
     TOP_K: "top_k.h",
     GRU: "gru.h",
     LSTM: "lstm.h",
+    ATTENTION: "attention.h",
 }
 _INCLUDED = (  # in this order: the first includes the next ones
     "recurrent.h",
+    "exponential.h",
+    "products.h",
     "rows.h",
     "shares.h",
     "sums.h",
@@ -109,15 +113,17 @@ def _register(operator: Any, function: str) -> None:
         def should_allocate(self) -> bool:
             return False
 
+    if operator is resolve(ATTENTION):  # which reads heads, and masks that repeat, as they lie
+        lay: Any = _values_together
+    else:
+        lay = ir.ExternKernel.require_contiguous
+
     @register_lowering(operator, type_promotion_kind=None)
     def call(*arguments: Any) -> Any:
         """Tensors come first, of which the last may be None; then numbers."""
         tensors = [a for a in arguments if isinstance(a, ir.IRNode)]
         of: dict[str, Any] = {
-            "inputs": [
-                ir.ExternKernel.require_contiguous(ir.ExternKernel.realize_input(t))
-                for t in tensors
-            ],
+            "inputs": [lay(ir.ExternKernel.realize_input(t)) for t in tensors],
             "constant_args": list(arguments[len(tensors) :]),
             "python_kernel_name": f"torch.ops.{_out(operator)}",
             "cpp_kernel_name": function,
@@ -135,6 +141,17 @@ def _register(operator: Any, function: str) -> None:
         layout = ir.FlexibleLayout if len(size) == 2 else ir.FixedLayout
         made = ir.ExternKernelOut(layout=layout(result.device, result.dtype, size), **of)
         return ir.TensorBox.create(made)
+
+
+def _values_together(tensor: Any) -> Any:
+    """The same, with the last dimension without gaps."""
+    from torch._inductor import ir
+
+    if ir.is_storage_and_layout(tensor) and tensor.get_size()[-1] != 1:
+        _, layout = ir.as_storage_and_layout(tensor, freeze=True)
+        if layout.stride[-1] == 1:
+            return tensor
+    return ir.ExternKernel.require_contiguous(tensor)
 
 
 def _only_copied_to(node: fx.Node) -> fx.Node | None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from recreplay.capture.compilers import toolchain
+from recreplay.runtime.attention import attention_operator
 from recreplay.runtime.packed_linear import pack
 from recreplay.runtime.recurrent import gru_operator, lstm_operator
 
@@ -36,6 +37,7 @@ extern "C" {
 #include "top_k.h"
 #include "gru.h"
 #include "lstm.h"
+#include "attention.h"
 void best(const float *x, int64_t rows, int64_t columns, int64_t k, int largest, int64_t *out) {
   recreplay::best::rows(x, rows, columns, k, largest, out);
 }
@@ -46,6 +48,17 @@ void steps(const float *gates, const float *first, const float *cells, const flo
   const Layer layer{gates, first, cells, turned, bias, out, steps, hidden, reverse != 0};
   if (cells) run_all<Lstm>(layer, rows);
   else run_all<Gru>(layer, rows);
+}
+void attend(const float *query, const float *key, const float *value, float *out, int64_t batch,
+            int64_t queries, int64_t keys, int64_t heads, int64_t dim, int causal) {
+  using namespace recreplay::heads;
+  auto items = [&](const float *at, int64_t count) {
+    return Items{at, count * heads * dim, heads * dim, dim};
+  };
+  const Attention all{items(query, queries), items(key, keys), items(value, keys), nullptr, {},
+                      out, queries * heads * dim, heads * dim, queries, keys, heads, heads, dim,
+                      dim, 0.5f, causal != 0};
+  run(all, batch);
 }
 void one_lane(const float *x, const float *packed, const float *bias, float *y, int64_t M,
               int64_t N, int64_t K, int relu) {
@@ -243,3 +256,18 @@ def test_steps_are_those_of_a_recurrent_layer(library: Path, gates_of_a_state: i
                 else:
                     want = lstm_operator()(gates, first, cells, turned, bias, reverse)
                 torch.testing.assert_close(out, want, rtol=1e-5, atol=1e-5)
+
+
+@needs_avx2
+def test_attention_is_torchs(library: Path) -> None:
+    call = ctypes.CDLL(str(library)).attend
+    call.argtypes = [*[WHERE] * 4, *[INT] * 5, ctypes.c_int]
+    torch.manual_seed(9)
+    for queries, keys, dim in ((1, 5, 3), (7, 7, 16), (100, 33, 20), (3, 130, 40)):
+        for causal in (False, True):
+            query, out = torch.randn(2, queries, 3, dim), torch.zeros(2, queries, 3, dim)
+            key, value = torch.randn(2, 2, keys, 3, dim)
+            where = [t.data_ptr() for t in (query, key, value, out)]
+            call(*where, 2, queries, keys, 3, dim, causal)
+            want = attention_operator()(query, key, value, None, causal, 0.5, False)
+            torch.testing.assert_close(out, want, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,148 @@
+"""Scaled dot product attention by a function of ours: which, and that it is torch's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from recreplay.capture.ingest import ingest
+from recreplay.capture.rewrites.attend import attend
+from recreplay.capture.specialise import specialise
+from recreplay.runtime import Runtime
+from recreplay.runtime.aten import ATTENTION
+from recreplay.runtime.graph import read_graph
+
+Run = Callable[[Any, Tensor, Tensor], Tensor]
+aten = torch.ops.aten
+ITEMS, WIDTH = 19, 24
+
+
+def of_heads(x: Tensor, heads: int = 3) -> Tensor:
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, **options)
+
+
+class Attention(nn.Module):
+    """`run` of items `x` `[B, ITEMS, WIDTH]`, of which those after `n` are padding."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__()
+        torch.manual_seed(7)
+        self.run = run
+        self.layer = nn.MultiheadAttention(WIDTH, 4, batch_first=True)
+        self.bias = nn.Parameter(torch.randn(3, ITEMS, ITEMS))
+        options: Any = {"dim_feedforward": 32, "dropout": 0.0, "batch_first": True}
+        self.block = nn.TransformerEncoderLayer(WIDTH, 2, **options)
+
+    def forward(self, x: Tensor, n: Tensor) -> Tensor:
+        return self.run(self, x, torch.arange(ITEMS) >= n.unsqueeze(1))
+
+
+def behind(x: Tensor) -> Tensor:
+    return torch.ones(ITEMS, ITEMS, dtype=torch.bool).tril()
+
+
+OURS: dict[str, Run] = {
+    "heads": lambda m, x, p: sdpa(of_heads(x), of_heads(x * 2), of_heads(x + 1)),
+    "turned back": lambda m, x, p: sdpa(*3 * [of_heads(x)]).transpose(1, 2).flatten(2),
+    "causal": lambda m, x, p: sdpa(*3 * [of_heads(x)], is_causal=True),
+    "scaled": lambda m, x, p: sdpa(*3 * [of_heads(x)], scale=0.7),
+    "fewer queries": lambda m, x, p: sdpa(of_heads(x[:, -2:]), *2 * [of_heads(x)]),
+    "fewer keys, causal": lambda m, x, p: sdpa(
+        of_heads(x), *2 * [of_heads(x[:, :7])], is_causal=True
+    ),
+    "narrow values": lambda m, x, p: sdpa(*2 * [of_heads(x)], of_heads(x[..., :6])),
+    "groups of heads": lambda m, x, p: sdpa(
+        of_heads(x, 6), *2 * [of_heads(x[..., :8], 2)], enable_gqa=True
+    ),
+    "no heads": lambda m, x, p: sdpa(x, x * 2, x),
+    "a bias": lambda m, x, p: sdpa(*3 * [of_heads(x)], attn_mask=m.bias),
+    "flags": lambda m, x, p: sdpa(*3 * [of_heads(x)], attn_mask=~p[:, None, None]),
+    "flags without heads": lambda m, x, p: sdpa(x, x, x, attn_mask=~p.unsqueeze(1)),
+    "flags of places": lambda m, x, p: sdpa(*3 * [of_heads(x)], attn_mask=behind(x)),
+    "a layer": lambda m, x, p: m.layer(x, x, x, need_weights=False)[0],
+    "a padded layer": lambda m, x, p: m.layer(
+        x, x, x, need_weights=False, key_padding_mask=p, attn_mask=~behind(x)
+    )[0].masked_fill(p.unsqueeze(2), 0),
+    "a block": lambda m, x, p: m.block(x).flatten(1),
+}
+OTHERS: dict[str, Run] = {
+    "doubles": lambda m, x, p: sdpa(*3 * [of_heads(x.double())]).float(),
+    "more dimensions": lambda m, x, p: sdpa(*3 * [of_heads(x).unsqueeze(2)]),
+    "weights": lambda m, x, p: m.layer(x, x, x, need_weights=True)[1],
+}
+
+
+def request(rows: int) -> dict[str, Tensor]:
+    return {"x": torch.randn(rows, ITEMS, WIDTH), "n": torch.randint(1, ITEMS + 1, (rows,))}
+
+
+def targets(run: Run) -> list[str]:
+    program = specialise(ingest(Attention(run).eval(), request(4)), 4)
+    attend(program)
+    return [str(n.target) for n in program.graph.nodes if n.op == "call_function"]
+
+
+@pytest.mark.parametrize("run", OURS.values(), ids=OURS)
+def test_attention_is_ours(run: Run) -> None:
+    found = targets(run)
+    assert found.count(ATTENTION) == 1
+    assert "aten.scaled_dot_product_attention.default" not in found
+
+
+@pytest.mark.parametrize("run", OTHERS.values(), ids=OTHERS)
+def test_other_attention_stays(run: Run) -> None:
+    assert ATTENTION not in targets(run)
+
+
+class All(Attention):
+    def __init__(self) -> None:
+        super().__init__(OURS["heads"])
+
+    def forward(self, x: Tensor, n: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+        padding = torch.arange(ITEMS) >= n.unsqueeze(1)
+        return {f"o{i}": run(self, x, padding) for i, run in enumerate(OURS.values())}
+
+
+@pytest.mark.inductor
+def test_compiled_attention_is_torchs(captured: Callable[..., Path]) -> None:
+    model = All().eval()
+    path = captured(model, request(3), buckets=[1, 40], compiler="inductor", threads=2)
+    found = [o.target for o in read_graph(path)[40].captured.operators]
+    assert found.count(ATTENTION) == len(OURS)
+    with Runtime.load(path) as runtime, torch.no_grad():
+        for rows in (1, 3, 40, 50):
+            given: Any = request(rows)
+            given["n"][0] = 0  # no item counts
+            got = runtime.run(given)
+            for name, want in model(**given).items():
+                np.testing.assert_allclose(got[name], want.numpy(), rtol=1e-4, atol=1e-5)
+        given["x"][-1, 3, 4] = float("nan")
+        plain = OURS["heads"](model, given["x"], given["n"]).isnan().numpy()
+        np.testing.assert_array_equal(np.isnan(runtime.run(given)["o0"]), plain)
+        assert plain.any()
+
+
+@pytest.mark.inductor
+def test_long_sequences(captured: Callable[..., Path]) -> None:
+    """More queries than are done at once."""
+
+    class Long(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return sdpa(*3 * [of_heads(x, 2)], is_causal=True)
+
+    path = captured(Long().eval(), {"x": torch.randn(2, 250, 20)}, buckets=[2], compiler="inductor")
+    x = torch.randn(2, 250, 20)
+    with Runtime.load(path) as runtime:
+        want = Long()(x).numpy()
+        np.testing.assert_allclose(runtime.run({"x": x})["output"], want, rtol=1e-4, atol=1e-5)
