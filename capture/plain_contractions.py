@@ -40,7 +40,10 @@ class _Product:
 
 
 def as_contraction(program: Program, target: Any, args: Any) -> fx.Node | None:
-    """The result of a product with a weight; None for anything else."""
+    """The result of a product with a weight, or of more than two factors; None for anything
+    else."""
+    if target is aten.einsum.default and len(args[1]) > 2:
+        return _in_pairs(program, *args)
     found = _product(program, target, args)
     if found is None or not _is_plain(found):
         return None
@@ -58,6 +61,50 @@ def as_contraction(program: Program, target: Any, args: Any) -> fx.Node | None:
     sizes = found.sizes()
     result = _shaped(program, result, [sizes[c] for c in letters])
     return _permuted(program, result, letters, found.result)
+
+
+def _in_pairs(program: Program, equation: str, factors: Any) -> fx.Node | None:
+    """The first two, then their product and the rest, as torch goes too."""
+    given, arrow, result = equation.replace(" ", "").partition("->")
+    terms = given.split(",")
+    if not arrow or "." in equation:
+        return None
+    left = {*result, *"".join(terms[2:])}
+    both = "".join(c for c in dict.fromkeys("".join(terms[:2])) if c in left)
+    product = _einsum(program, f"{terms[0]},{terms[1]}->{both}", factors[:2])
+    return _einsum(program, f"{','.join([both, *terms[2:]])}->{result}", [product, *factors[2:]])
+
+
+def _einsum(program: Program, equation: str, factors: Any) -> fx.Node:
+    made = as_contraction(program, aten.einsum.default, (equation, factors))
+    return made or program.call(aten.einsum.default, equation, factors)
+
+
+def as_lanes(program: Program, equation: str, factors: Any) -> fx.Node | None:
+    """The result of an `einsum` of two things that a request makes, as a batched product; None for
+    any other."""
+    given, arrow, result = equation.replace(" ", "").partition("->")
+    terms = given.split(",")
+    if len(terms) != 2 or not arrow or "." in equation:
+        return None
+    of_rows, of_weight = terms
+    product = _Product(factors[0], factors[1], of_rows, of_weight, result)
+    each = "".join(c for c in result if c in of_rows and c in of_weight)
+    rows = "".join(c for c in of_rows if c not in of_weight)
+    columns = "".join(c for c in of_weight if c not in of_rows)
+    summed = "".join(c for c in of_rows if c in of_weight and c not in result)
+    if not each or not summed or not rows + columns or not _is_spelt(product):
+        return None
+    sizes = product.sizes()
+    lanes, count, width, wide = (prod(sizes[c] for c in of) for of in (each, rows, summed, columns))
+    left = _permuted(program, factors[0], of_rows, each + rows + summed)
+    right = _permuted(program, factors[1], of_weight, each + summed + columns)
+    left = _shaped(program, left, [lanes, count, width])
+    right = _shaped(program, right, [lanes, width, wide])
+    letters = each + rows + columns
+    made = program.call(aten.bmm.default, left, right)
+    made = _shaped(program, made, [sizes[c] for c in letters])
+    return _permuted(program, made, letters, result)
 
 
 def _product(program: Program, target: Any, args: Any) -> _Product | None:
@@ -104,8 +151,17 @@ def _tensordot(
 
 
 def _is_plain(product: _Product) -> bool:
-    """Whether one of the two is a weight, no letter is twice in one or without a meaning, and none
-    of its size is stretched."""
+    """Whether one of the two is a weight."""
+    return (
+        is_weight(product.weight)
+        and not is_weight(product.rows)
+        and product.rows.meta["val"].is_floating_point()
+        and _is_spelt(product)
+    )
+
+
+def _is_spelt(product: _Product) -> bool:
+    """Whether no letter is twice in one or without a meaning, and none of its size is stretched."""
     of_rows, of_weight, result = product.of_rows, product.of_weight, product.result
     both = set(of_rows) & set(of_weight)
     sizes = [
@@ -113,10 +169,7 @@ def _is_plain(product: _Product) -> bool:
         for n, of in ((product.rows, of_rows), (product.weight, of_weight))
     ]
     return (
-        is_weight(product.weight)
-        and not is_weight(product.rows)
-        and product.rows.meta["val"].is_floating_point()
-        and all(len(set(letters)) == len(letters) for letters in (of_rows, of_weight, result))
+        all(len(set(letters)) == len(letters) for letters in (of_rows, of_weight, result))
         and set(result) <= {*of_rows, *of_weight} <= {*result, *both}
         and sizes[0] == sizes[1]
     )

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from recreplay.capture.plain_contractions import as_lanes
 from recreplay.capture.plain_layers import is_weight
 from recreplay.capture.specialise import Program
 from recreplay.runtime.packed_linear import packed_linear_operator
@@ -25,12 +26,21 @@ _PRODUCTS = (aten.bmm.default, aten.matmul.default)
 
 def pack_products(program: Program) -> None:
     """Rewrite `program` in place. For the CPU alone."""
+    for node in list(program.graph.find_nodes(op="call_function", target=aten.einsum.default)):
+        with program.graph.inserting_before(node):
+            made = as_lanes(program, *node.args) if _is_of_floats(node) else None
+        if made is not None:
+            program.replace(node, made)
     for node in list(program.graph.nodes):
         if node.target in _PRODUCTS and _is_plain(node):
             with program.graph.inserting_before(node):
                 _pack(program, node)
     program.sort()
     program.prune()
+
+
+def _is_of_floats(node: fx.Node) -> bool:
+    return all(n.meta["val"].dtype == torch.float32 for n in node.all_input_nodes)
 
 
 def _is_plain(node: fx.Node) -> bool:

@@ -54,10 +54,18 @@ OURS: dict[str, Run] = {
     "one column, turned left": lambda a, b: b.transpose(1, 2) @ b[:, :, :1],
     "heads": heads,
     "twice": lambda a, b: (a @ b) @ (a @ b).transpose(1, 2),
+    "candidates by einsum": lambda a, b: torch.einsum("bk,bkn->bn", a[:, 0], b),
+    "candidates, turned": lambda a, b: torch.einsum("bnk,bk->bn", a, b[:, :, 0]),
+    "heads by einsum": lambda a, b: torch.einsum(
+        "bihd,bjhd->bhij", *2 * [a.view(-1, 5, 2, 4)]
+    ).flatten(1),
+    "two sums": lambda a, b: torch.einsum("bijk,bijn->bnk", *2 * [a.view(-1, 5, 4, 2)]),
     "a piece": lambda a, b: a[:, 1:4, 2:6] @ b[:, 2:6],
 }
 OTHERS: dict[str, Run] = {
     "of matrices": lambda a, b: a[:, 0] @ b[:, :, 0].t() @ b[:, :, 0] * 0,
+    "dots": lambda a, b: torch.einsum("bnk,bnk->bn", a, a),
+    "stretched": lambda a, b: torch.einsum("bnk,bkm->bnm", a[:, :, :1], b),
     "a broadcast": lambda a, b: a.unsqueeze(2) @ b.unsqueeze(1),
     "doubles": lambda a, b: (a.double() @ b.double()).float(),
     "a vector": lambda a, b: a @ b[0, :, 0] * 0,

@@ -61,7 +61,6 @@ OTHERS: dict[str, Run] = {
     "two sums": lambda m, x: torch.einsum("bfi,fio->bo", x, m.each),
     "a trace": lambda m, x: torch.einsum("bff,fio->bfo", x[..., :3], m.each[:, :2]),
     "two requests": lambda m, x: torch.einsum("bfi,bgi->bfg", x, x),
-    "three": lambda m, x: torch.einsum("bfi,fio,fo->bfo", x, m.each, m.each[:, 0]),
     "dots": lambda m, x: torch.einsum("...i,fio->...fo", x[:, 0], m.each),
     "stretched": lambda m, x: torch.einsum("bfi,fio->bfo", x[:, :1], m.each),
 }
@@ -86,6 +85,15 @@ def test_weights_of_several_matrices_are_multiplied_as_they_lie(run: Run) -> Non
 @pytest.mark.parametrize("run", OTHERS.values(), ids=OTHERS)
 def test_other_products_stay_as_they_are(run: Run) -> None:
     assert not {aten.bmm.default, aten.linear.default} & set(targets(specialised(run)))
+
+
+def forms(m: Any, x: Tensor) -> Tensor:
+    return torch.einsum("bi,eij,bj->be", x[:, 0], m.experts, x[:, 1, :4])
+
+
+def test_of_three_factors_the_weight_is_multiplied_first() -> None:
+    found = targets(specialised(forms))
+    assert found.index(aten.bmm.default) < found.index(aten.einsum.default)
 
 
 def test_lanes_read_the_stored_weight() -> None:
@@ -113,7 +121,9 @@ def test_branches_with_weights_that_lie_turned_are_lanes() -> None:
     assert aten.bmm.default not in found
 
 
-@pytest.mark.parametrize("run", [*LANES.values(), *OTHERS.values()], ids=[*LANES, *OTHERS])
+@pytest.mark.parametrize(
+    "run", [*LANES.values(), *OTHERS.values(), forms], ids=[*LANES, *OTHERS, "forms"]
+)
 def test_scores_are_the_models(captured: Callable[..., Path], run: Run) -> None:
     model, x = Products(run).eval(), torch.randn(9, FIELDS, WIDTH)
     path = captured(model, {"x": x}, buckets=[1, 4])
@@ -129,7 +139,8 @@ def test_scores_are_the_models(captured: Callable[..., Path], run: Run) -> None:
 def test_compiled_scores_are_the_models(captured: Callable[..., Path], options: Any) -> None:
     def run(m: Any, x: Tensor) -> Tensor:
         lists = torch.cat([(x[:, 0] @ w).relu() for w in m.list], 1)
-        return torch.cat([*(lane(m, x).flatten(1) for lane in LANES.values()), lists], 1)
+        lanes = [lane(m, x).flatten(1) for lane in (*LANES.values(), forms)]
+        return torch.cat([*lanes, lists], 1)
 
     model, x = Products(run).eval(), torch.randn(40, FIELDS, WIDTH)
     path = captured(model, {"x": x[:4]}, buckets=[1, 4, 16], compiler="inductor", **options)
