@@ -33,10 +33,11 @@ def row_bags_operator() -> Callable[..., Any]:
 def weighted_bags_operator() -> Callable[..., Any]:
     """The operator, defined when it is first asked for.
 
-    `weighted_bags(table, ids, factors, length) -> float32 [bags, dim]`: as `row_bags`, of rows that
-    are multiplied by `factors`, float32, one for each id.
+    `weighted_bags(table, ids, factors, length, masks) -> float32 [bags, dim]`: as `row_bags`, of
+    rows that are multiplied by `factors`, float32, one for each id. With `masks`, rows of factor 0
+    are left out, also where no number is in them.
     """
-    schema = "Tensor table, Tensor ids, Tensor factors, int length"
+    schema = "Tensor table, Tensor ids, Tensor factors, int length, bool masks"
     return define_operator("weighted_bags", schema, _weighted, _weighted_shape)
 
 
@@ -52,10 +53,14 @@ def _bags(table: Tensor, ids: Tensor, first: Tensor | None, length: int, mean: b
     return rows.mean(1) if mean else rows.sum(1)
 
 
-def _weighted_shape(table: Tensor, ids: Tensor, _factors: Tensor, length: int) -> Tensor:
+def _weighted_shape(
+    table: Tensor, ids: Tensor, _factors: Tensor, length: int, _masks: bool
+) -> Tensor:
     return _shape(table, ids, None, length, False)
 
 
-def _weighted(table: Tensor, ids: Tensor, factors: Tensor, length: int) -> Tensor:
-    rows = table[ids.reshape(-1, length)]
-    return (rows * factors.reshape(-1, length, 1)).sum(1)
+def _weighted(table: Tensor, ids: Tensor, factors: Tensor, length: int, masks: bool) -> Tensor:
+    rows, by_row = table[ids.reshape(-1, length)], factors.reshape(-1, length, 1)
+    if masks:
+        rows = rows.masked_fill(by_row == 0, 0.0)
+    return (rows * by_row).sum(1)

@@ -12,5 +12,6 @@ inline AOTITorchError aoti_torch_cpu_recreplay_row_bags_out(AtenTensorHandle out
                                                            AtenTensorHandle ids,
                                                            AtenTensorHandle *first, int64_t length,
                                                            int32_t mean) {
-  return recreplay::rows::call<false>("row_bags", out, table, ids, first, nullptr, length, mean != 0);
+  return recreplay::rows::call<false>("row_bags", out, table, ids, first, nullptr, false, length,
+                                      mean != 0);
 }

@@ -35,6 +35,7 @@ template <typename Id> struct Bags {
   const Id *ids;
   const Id *first; /* where the ids of each bag count from, or null */
   const float *factors; /* of each id, or null */
+  bool masks;           /* rows of factor 0 are left out, whatever is in them */
   int64_t begin, end, length, stride;
   float share;
   float *out;
@@ -70,6 +71,7 @@ static void add(const Bags<Id> &bags, int64_t at, int64_t last) {
         const float *far = next + soon[k] * dim, *row = rows + ids[k] * dim;
 #pragma GCC unroll 8
         for (int64_t j = 0; j < V * N; j += kLine) __builtin_prefetch(far + j);
+        if (Weighted && bags.masks && factors[k] == 0) continue;
 #pragma GCC unroll 8
         for (int v = 0; v < V; v++) {
           const Vector read = *(const Vector *)(row + (v + 1 < V ? v * N : last));
@@ -87,10 +89,10 @@ static void add(const Bags<Id> &bags, int64_t at, int64_t last) {
 
 template <bool Weighted, typename Id>
 static void run(const Table &table, const void *ids, const void *first, const float *factors,
-                int64_t total, int64_t length, int64_t stride, bool mean, float *out) {
+                bool masks, int64_t total, int64_t length, int64_t stride, bool mean, float *out) {
   in_parts(total, kBagsOfPart, [&](int64_t begin, int64_t end) {
-    const Bags<Id> bags{table, (const Id *)ids, (const Id *)first, factors, begin, end, length,
-                        stride, mean ? 1.0f / length : 1.0f, out};
+    const Bags<Id> bags{table, (const Id *)ids, (const Id *)first, factors, masks, begin, end,
+                        length, stride, mean ? 1.0f / length : 1.0f, out};
     check(bags.table, bags.ids + begin * length, bags.first ? bags.first + begin : nullptr,
           end - begin, length);
     in_columns(table.dim, [&](auto v, auto n, int64_t at, int64_t last) {
@@ -109,7 +111,7 @@ static inline void *data(AtenTensorHandle tensor) {
 template <bool Weighted>
 static AOTITorchError call(const char *name, AtenTensorHandle out, AtenTensorHandle table,
                            AtenTensorHandle ids, AtenTensorHandle *first, AtenTensorHandle factors,
-                           int64_t length, bool mean) {
+                           bool masks, int64_t length, bool mean) {
   try {
     int64_t *shape, *strides, count;
     int32_t dtype;
@@ -122,7 +124,7 @@ static AOTITorchError call(const char *name, AtenTensorHandle out, AtenTensorHan
     auto by = dtype == aoti_torch_dtype_int64() ? run<Weighted, int64_t>
                                                  : run<Weighted, int32_t>;
     by(read, data(ids), first ? data(*first) : nullptr, factors ? (float *)data(factors) : nullptr,
-       count / length, length, strides[0], mean, (float *)data(out));
+       masks, count / length, length, strides[0], mean, (float *)data(out));
     return AOTI_TORCH_SUCCESS;
   } catch (const std::exception &error) {
     fprintf(stderr, "%s: %s\n", name, error.what());

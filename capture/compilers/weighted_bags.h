@@ -1,6 +1,6 @@
 AOTITorchError aoti_torch_cpu_recreplay_weighted_bags_out(AtenTensorHandle, AtenTensorHandle,
                                                          AtenTensorHandle, AtenTensorHandle,
-                                                         int64_t);
+                                                         int64_t, int32_t);
 /* `recreplay::weighted_bags`: see recreplay.runtime.row_bags. Copied into a package's source behind
    `extern`, inside of extern "C". */
 extern "C++" {
@@ -11,6 +11,7 @@ inline AOTITorchError aoti_torch_cpu_recreplay_weighted_bags_out(AtenTensorHandl
                                                                 AtenTensorHandle table,
                                                                 AtenTensorHandle ids,
                                                                 AtenTensorHandle factors,
-                                                                int64_t length) {
-  return recreplay::rows::call<true>("weighted_bags", out, table, ids, nullptr, factors, length, false);
+                                                                int64_t length, int32_t masks) {
+  return recreplay::rows::call<true>("weighted_bags", out, table, ids, nullptr, factors, masks != 0,
+                                     length, false);
 }

@@ -35,7 +35,8 @@ def weigh_rows(program: Program, lowered: Collection[str] = ()) -> None:
             by_id = _by_id(program, node.args[1], factors, form)
             if added.target is aten.mean.dim:
                 by_id = program.call(aten.div.Tensor, by_id, int(by_id.meta["val"].shape[1]))
-            rows = _pool(program, node.args[0], node.args[1], by_id)
+            masks = form in ("counts", "counts not")
+            rows = _pool(program, node.args[0], node.args[1], by_id, masks)
             if output.meta["val"].ndim == 3:
                 rows = program.call(aten.unsqueeze.default, rows, 1)
         program.replace(output, rows)
@@ -50,10 +51,10 @@ def _is_table(node: Any, lowered: Collection[str]) -> bool:
     return kind == "weight" and name not in lowered and node.meta["val"].dtype == torch.float32
 
 
-def _pool(program: Program, table: Any, ids: Any, factors: fx.Node) -> fx.Node:
-    """Bags of the factors' `[bags, length]`."""
+def _pool(program: Program, table: Any, ids: Any, factors: fx.Node, masks: bool) -> fx.Node:
+    """Bags of the factors' `[bags, length]`; `masks`: which say what rows are left out."""
     length = int(factors.meta["val"].shape[1])
-    return program.call(resolve(WEIGHTED_BAGS), table, ids, factors, length)
+    return program.call(resolve(WEIGHTED_BAGS), table, ids, factors, length, masks)
 
 
 def _factors(rows: fx.Node) -> tuple[fx.Node, _Form, fx.Node, fx.Node] | None:
@@ -157,7 +158,7 @@ def _bag(program: Program, bag: fx.Node, lowered: Collection[str]) -> None:
             weights = call(aten._to_copy.default, weights, dtype=torch.float32)
         else:
             weights = call(aten.view.default, weights, shape)
-        pooled = _pool(program, table, ids, weights)
+        pooled = _pool(program, table, ids, weights, padded)
         if mode == 1:
             count = call(aten.clamp.default, call(aten.sum.dim_IntList, weights, [1], True), 1.0)
             pooled = call(aten.div.Tensor, pooled, count)

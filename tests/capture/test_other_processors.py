@@ -72,7 +72,7 @@ void row_bags(const float *rows, const void *ids, const void *first, const float
               int64_t count, int64_t bags, int64_t length, int64_t dim, float *out) {
   const recreplay::rows::Table table{rows, count, dim};
   auto run = factors ? recreplay::rows::run<true, int64_t> : recreplay::rows::run<false, int64_t>;
-  run(table, ids, first, factors, bags, length, dim, false, out);
+  run(table, ids, first, factors, false, bags, length, dim, false, out);
 }
 void jagged_bags(const float *rows, const int64_t *ids, const int64_t *ends, const void *spots,
                  int64_t count, int64_t dim, int64_t ids_count, int64_t features, int64_t bags,

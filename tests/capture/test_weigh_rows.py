@@ -122,13 +122,17 @@ def test_compiled(captured: Callable[..., Path]) -> None:
     operators = [o.target for o in read_graph(path)[90].captured.operators]
     assert operators.count(WEIGHTED_BAGS) == len(SUMS) + len(model.wide)
     with Runtime.load(path) as runtime, torch.no_grad():
-        for rows in (1, 5, 90):
-            x = torch.randint(0, 3, (rows, LENGTH)) * (ROWS - 1) // 2  # first, middle and last
-            x[0] = 0
-            user = torch.randint(0, ROWS, (1, LENGTH)).int()
-            got = runtime.run({"x": x, "user": user})
-            for name, want in model(x, user.expand(rows, -1)).items():
-                np.testing.assert_allclose(got[name], want.numpy(), rtol=1e-5, atol=1e-5)
+        for padding in (1.0, float("nan"), float("inf")):
+            for run in (*model.each, *model.wide):
+                run.table.weight[0] = padding
+            runtime.update_weights(model.state_dict())
+            for rows in (1, 5, 90):
+                x = torch.randint(0, 3, (rows, LENGTH)) * (ROWS - 1) // 2  # first, middle and last
+                x[0] = 0
+                user = torch.randint(0, ROWS, (1, LENGTH)).int()
+                got = runtime.run({"x": x, "user": user})
+                for name, want in model(x, user.expand(rows, -1)).items():
+                    np.testing.assert_allclose(got[name], want.numpy(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.inductor
