@@ -26,7 +26,8 @@ _PRODUCTS = (aten.matmul.default, aten.bmm.default)
 def weigh_rows(program: Program, lowered: Collection[str] = ()) -> None:
     """Rewrite `program` in place, but for tables that are stored `lowered`."""
     for node in list(program.graph.find_nodes(op="call_function", target=aten.embedding.default)):
-        known = _is_table(node.args[0], lowered) and node.meta["val"].ndim == 3
+        shape = node.meta["val"].shape
+        known = _is_table(node.args[0], lowered) and len(shape) == 3 and shape[1] > 0
         found = _factors(node) if known else None
         if found is None:
             continue
@@ -100,7 +101,8 @@ def _product(rows: fx.Node, user: fx.Node) -> tuple[fx.Node, _Form] | None:
         for (axes, node), (of_rows, read) in (terms, terms[::-1]) if len(terms) == 2 else ():
             plain = len(set(of_rows)) == 3 and result == of_rows[0] + of_rows[2]
             if read is rows and axes == of_rows[:2] and plain:
-                return node, "ids"
+                each = [int(n.meta["val"].shape[1]) for n in (node, rows)]
+                return (node, "ids") if each[0] in (1, each[1]) else None
     return None
 
 
