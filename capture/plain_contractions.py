@@ -7,7 +7,7 @@ for every row of the batch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +45,8 @@ def as_contraction(program: Program, target: Any, args: Any) -> fx.Node | None:
     if target is aten.einsum.default and len(args[1]) > 2:
         return _in_pairs(program, *args)
     found = _product(program, target, args)
-    if found is None or not _is_plain(found):
+    found = None if found is None or not _is_plain(found) else _once(program, found)
+    if found is None:
         return None
     of_rows, of_weight = set(found.of_rows), set(found.of_weight)
     summed = "".join(c for c in found.of_weight if c not in found.result)
@@ -173,6 +174,27 @@ def _is_spelt(product: _Product) -> bool:
         and set(result) <= {*of_rows, *of_weight} <= {*result, *both}
         and sizes[0] == sizes[1]
     )
+
+
+def _once(program: Program, product: _Product) -> _Product | None:
+    """With a weight that is repeated, for each row of the batch as a rule, as it is without; None
+    where that is more than a dimension of the rows."""
+    weight, value = product.weight, product.weight.meta["val"]
+    given = zip(product.of_weight, value.shape, value.stride(), strict=True)
+    again = {c for c, size, stride in given if size > 1 and not stride}
+    if not again:
+        return product
+    if weight.target is not aten.expand.default or not again <= {*product.of_rows} & {
+        *product.result
+    }:
+        return None
+    sizes = product.sizes()
+    letters = "".join(c for c in product.of_weight if c not in again)
+    shape = [sizes[c] for c in letters]
+    weight = weight.all_input_nodes[0]
+    while weight.target is aten.unsqueeze.default and list(weight.meta["val"].shape) != shape:
+        weight = weight.all_input_nodes[0]
+    return replace(product, weight=_shaped(program, weight, shape), of_weight=letters)
 
 
 def _multiply(

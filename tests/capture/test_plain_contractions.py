@@ -62,6 +62,7 @@ OTHERS: dict[str, Run] = {
     "a trace": lambda m, x: torch.einsum("bff,fio->bfo", x[..., :3], m.each[:, :2]),
     "two requests": lambda m, x: torch.einsum("bfi,bgi->bfg", x, x),
     "dots": lambda m, x: torch.einsum("...i,fio->...fo", x[:, 0], m.each),
+    "repeated columns": lambda m, x: torch.einsum("bfi,eio->bfeo", x, m.each[:1].expand(5, -1, -1)),
     "stretched": lambda m, x: torch.einsum("bfi,fio->bfo", x[:, :1], m.each),
 }
 
@@ -96,6 +97,23 @@ def test_of_three_factors_the_weight_is_multiplied_first() -> None:
     assert found.index(aten.bmm.default) < found.index(aten.einsum.default)
 
 
+REPEATED: dict[str, Run] = {
+    "matmul": lambda m, x: x @ m.list[0].expand(x.shape[0], -1, -1),
+    "einsum": lambda m, x: torch.einsum("bfi,bio->bfo", x, m.list[0].expand(x.shape[0], -1, -1)),
+    "one of several": lambda m, x: x @ m.each[1:2].expand(x.shape[0], -1, -1),
+    "and turned": lambda m, x: x @ m.turned[0].t().expand(x.shape[0], -1, -1),
+}
+
+
+@pytest.mark.parametrize("run", REPEATED.values(), ids=REPEATED)
+def test_a_weight_that_is_repeated_for_each_row_is_one_layer(run: Run) -> None:
+    made = specialised(run)
+    assert targets(made).count(aten.linear.default) == 1
+    assert not {aten.bmm.default, aten.einsum.default, aten.matmul.default} & set(targets(made))
+    sizes = [n.meta["val"].numel() for n in made.placeholders.values()]
+    assert max(sizes) <= 4 * FIELDS * WIDTH  # no weight has more, but for the input
+
+
 def test_lanes_read_the_stored_weight() -> None:
     made = specialised(LANES["fields"])
     pack_linears(made)
@@ -121,9 +139,10 @@ def test_branches_with_weights_that_lie_turned_are_lanes() -> None:
     assert aten.bmm.default not in found
 
 
-@pytest.mark.parametrize(
-    "run", [*LANES.values(), *OTHERS.values(), forms], ids=[*LANES, *OTHERS, "forms"]
-)
+EVERY = LANES | OTHERS | REPEATED | {"forms": forms}
+
+
+@pytest.mark.parametrize("run", EVERY.values(), ids=EVERY)
 def test_scores_are_the_models(captured: Callable[..., Path], run: Run) -> None:
     model, x = Products(run).eval(), torch.randn(9, FIELDS, WIDTH)
     path = captured(model, {"x": x}, buckets=[1, 4])
