@@ -83,6 +83,17 @@ def test_what_stays(model: nn.Module) -> None:
     assert not KINDS.keys() & {str(n.target) for n in program.graph.nodes}
 
 
+@pytest.mark.parametrize("rows", [2, 16])
+def test_many_rows_of_wide_lstm_layers_are_left_to_torch(rows: int) -> None:
+    for kind, layers in {LSTM: nn.LSTM(5, 256), GRU: nn.GRU(5, 296)}.items():
+        layers.batch_first = True
+        ingested = ingest(Only(layers).eval(), {"x": torch.randn(rows, 3, 5)})
+        program = specialise(ingested, rows)
+        recurrent(program)
+        by_torch = not any(str(n.target) == kind for n in program.graph.nodes)
+        assert by_torch == (kind == LSTM and rows == 16)
+
+
 def test_cells_that_are_read_stay() -> None:
     class Cells(nn.Module):
         def __init__(self) -> None:
