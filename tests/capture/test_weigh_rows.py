@@ -21,7 +21,7 @@ from recreplay.runtime.aten import WEIGHTED_BAGS
 from recreplay.runtime.errors import ReplayError
 from recreplay.runtime.graph import read_graph
 
-ROWS, LENGTH = 30, 6
+ROWS, LENGTH = 1 << 16, 16  # a table of a megabyte
 
 
 class Run(nn.Module):
@@ -31,6 +31,7 @@ class Run(nn.Module):
         super().__init__()
         torch.manual_seed(4)
         self.table = nn.Embedding(ROWS, width)
+        self.small = nn.Embedding(9, width)
         self.weights = nn.Embedding(ROWS, 1)
         self.decay = nn.Parameter(torch.rand(LENGTH))
         self.run = run
@@ -58,8 +59,8 @@ SUMS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "matmul": lambda m, x: ((x != 0).float().unsqueeze(1) @ m.table(x)).squeeze(1),
     "one for all": lambda m, x: (m.decay.view(1, 1, -1) @ m.table(x)).squeeze(1),
     "einsum": lambda m, x: torch.einsum("bl,bld->bd", (x != 0).float(), m.table(x)),
-    "einsum, turned": lambda m, x: torch.einsum("ijk, ij -> ik", m.table(x), x.float()),
-    "bag of weights": lambda m, x: bag(m, x, mode="sum", per_sample_weights=x.float() / 9),
+    "einsum, turned": lambda m, x: torch.einsum("ijk, ij -> ik", m.table(x), x / ROWS),
+    "bag of weights": lambda m, x: bag(m, x, mode="sum", per_sample_weights=x / ROWS),
     "padded bag": lambda m, x: bag(m, x, mode="sum", padding_idx=0),
     "bag padded by the last": lambda m, x: bag(m, x, mode="sum", padding_idx=-1),
     "mean of a padded bag": lambda m, x: bag(m, x, mode="mean", padding_idx=-ROWS),
@@ -76,6 +77,8 @@ OTHERS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "the same rows for all": lambda m, x: x.float().unsqueeze(1) @ m.table(x[:1] * 0),
     "doubles": lambda m, x: (m.table(x) * m.decay[:, None].double()).sum(1).float(),
     "einsum, stretched": lambda m, x: torch.einsum("bl,bld->bd", x.float(), m.table(x[:, :1])),
+    "short": lambda m, x: (m.table(x[:, 1:]) * (x[:, 1:] != 0)[..., None]).sum(1),
+    "a small table": lambda m, x: (m.small(x % 9) * (x != 0)[..., None]).sum(1),
     "none": lambda m, x: (m.table(x[:, :0]) * (x[:, :0] != 0)[..., None]).sum(1),
     "product of none": lambda m, x: x[:, None, :0].float() @ m.table(x[:, :0]),
     "einsum of none": lambda m, x: torch.einsum("bl,bld->bd", x[:, :0].float(), m.table(x[:, :0])),
@@ -141,7 +144,7 @@ def test_compiled(captured: Callable[..., Path]) -> None:
 
 @pytest.mark.inductor
 def test_an_id_that_the_model_computes_beyond_its_table(captured: Callable[..., Path]) -> None:
-    model = Run(lambda m, x: (m.table(x * 7) * (x != 0)[..., None]).sum(1)).eval()
+    model = Run(lambda m, x: (m.table(x * (ROWS // 4)) * (x != 0)[..., None]).sum(1)).eval()
     example = {"x": torch.randint(0, 4, (4, LENGTH))}
     path = captured(model, example, buckets=[4], compiler="inductor")
     with Runtime.load(path) as runtime, torch.no_grad():
