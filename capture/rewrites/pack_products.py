@@ -28,7 +28,7 @@ def pack_products(program: Program) -> None:
     """Rewrite `program` in place. For the CPU alone."""
     for node in list(program.graph.find_nodes(op="call_function", target=aten.einsum.default)):
         with program.graph.inserting_before(node):
-            made = as_lanes(program, *node.args) if _is_of_floats(node) else None
+            made = as_lanes(program, *node.args) if _is_of_requests(node) else None
         if made is not None:
             program.replace(node, made)
     for node in list(program.graph.nodes):
@@ -39,8 +39,10 @@ def pack_products(program: Program) -> None:
     program.prune()
 
 
-def _is_of_floats(node: fx.Node) -> bool:
-    return all(n.meta["val"].dtype == torch.float32 for n in node.all_input_nodes)
+def _is_of_requests(node: fx.Node) -> bool:
+    """Whether its factors are of float32, and no weights."""
+    of_floats = all(n.meta["val"].dtype == torch.float32 for n in node.all_input_nodes)
+    return of_floats and not any(is_weight(n) for n in node.all_input_nodes)
 
 
 def _is_plain(node: fx.Node) -> bool:
@@ -48,11 +50,11 @@ def _is_plain(node: fx.Node) -> bool:
     values = [n.meta["val"] for n in (left, right)]  # type: ignore[union-attr]
     outer = [v.shape[:-2] for v in values]
     return (
-        not node.kwargs
-        and all(v.dtype == torch.float32 and v.ndim > 2 for v in values)
+        _is_of_requests(node)
+        and not node.kwargs
+        and all(v.ndim > 2 for v in values)
         and outer[0] == outer[1]
         and node.meta["val"].numel() > 0
-        and not any(is_weight(n) for n in (left, right))  # type: ignore[arg-type]
     )
 
 
