@@ -61,7 +61,7 @@ def _is_table(node: Any, lowered: Collection[str]) -> bool:
 
 def _is_worth_it(rows: fx.Node) -> bool:
     value, table = rows.meta["val"], rows.args[0].meta["val"]  # type: ignore[union-attr]
-    return value.ndim == 3 and value.shape[1] >= _LONG and table.nbytes >= _LARGE
+    return bool(value.ndim == 3 and value.shape[1] >= _LONG and table.nbytes >= _LARGE)
 
 
 def _pool(program: Program, table: Any, ids: Any, factors: fx.Node, masks: bool) -> fx.Node:
