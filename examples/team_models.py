@@ -3,13 +3,17 @@
     recreplay bench examples/team_models.py:mmoe examples/team_models.py:dcn_v2 \
         examples/team_models.py:catalogue examples/team_models.py:retrieval \
         examples/team_models.py:histories examples/team_models.py:sequence \
-        examples/team_models.py:recurrent --peers aotinductor,onnxruntime_gather
+        examples/team_models.py:recurrent examples/team_models.py:interests \
+        examples/team_models.py:reranker examples/team_models.py:fields \
+        --peers aotinductor,onnxruntime_gather
 
 `mmoe` has eight experts of layers with batch normalisation and three tasks, `dcn_v2` keeps the
 weights of its cross layers in one parameter, `catalogue` scores every item of a catalogue by its
 cosine, and `retrieval` gives the best 100 of them. `histories` pools what a user has seen, padded
-by item 0, in three ways, `sequence` reads it by two blocks of attention (SASRec), and `recurrent`
-by a gated recurrent layer (GRU4Rec). Weights and statistics are drawn.
+by item 0, in three ways, `sequence` reads it by two blocks of attention (SASRec), `recurrent` by a
+gated recurrent layer (GRU4Rec), and `interests` as four interests by additive attention (ComiRec).
+`reranker` reads a list by torch's transformer (PRM), and `fields` has layers of its own for each
+field, by `einsum` (RankMixer). Weights and statistics are drawn.
 """
 
 from itertools import pairwise
@@ -209,6 +213,77 @@ class Recurrent(nn.Module):
         return {"history": history, "item": torch.randint(0, items, (batch,), generator=draw)}
 
 
+class Interests(nn.Module):
+    """Four interests of a history of 50 items, item 0 being padding, meet candidates."""
+
+    def __init__(self, items: int = 20_000, size: int = 64) -> None:
+        super().__init__()
+        self.items = nn.Embedding(items, size, padding_idx=0)
+        self.places = nn.Parameter(torch.randn(50, size) / 10)
+        self.inner = nn.Parameter(torch.randn(size, 4 * size) / 8)
+        self.outer = nn.Parameter(torch.randn(4 * size, 4) / 16)
+
+    def forward(self, history: Tensor, candidates: Tensor) -> Tensor:
+        seen = self.items(history)
+        scores = torch.tanh((seen + self.places) @ self.inner) @ self.outer
+        weights = scores.masked_fill((history == 0).unsqueeze(2), -1e9).softmax(1)
+        interests = weights.transpose(1, 2) @ seen
+        return torch.einsum("bnd,bkd->bnk", self.items(candidates), interests).amax(2)
+
+    def example_inputs(self, batch: int, seed: int = 0) -> dict[str, Tensor]:
+        draw = torch.Generator().manual_seed(seed)
+        items = self.items.num_embeddings
+        history = torch.randint(0, items, (batch, 50), generator=draw)
+        length = torch.randint(1, 51, (batch, 1), generator=draw)
+        history = torch.where(torch.arange(50) < length, history, 0)
+        candidates = torch.randint(1, items, (batch, 100), generator=draw)
+        return {"history": history, "candidates": candidates}
+
+
+class Reranker(nn.Module):
+    """The items of a list look at one another."""
+
+    def __init__(self, items: int = 20_000, size: int = 64, length: int = 30) -> None:
+        super().__init__()
+        self.items = nn.Embedding(items, size - 16)
+        self.places = nn.Parameter(torch.randn(length, size) / 10)
+        block = nn.TransformerEncoderLayer(
+            size, 4, 2 * size, dropout=0.0, batch_first=True, norm_first=True
+        )
+        self.blocks = nn.TransformerEncoder(block, 2, enable_nested_tensor=False)
+        self.out = nn.Linear(size, 1)
+
+    def forward(self, items: Tensor, features: Tensor) -> Tensor:
+        listed = torch.cat([self.items(items), features], -1) + self.places
+        return self.out(self.blocks(listed)).squeeze(-1).softmax(-1)
+
+    def example_inputs(self, batch: int, seed: int = 0) -> dict[str, Tensor]:
+        draw = torch.Generator().manual_seed(seed)
+        shape = batch, len(self.places)
+        return {
+            "items": torch.randint(0, self.items.num_embeddings, shape, generator=draw),
+            "features": torch.rand(*shape, 16, generator=draw),
+        }
+
+
+class Fields(Tables):
+    """Two layers for each of 20 fields, beside what they read."""
+
+    def __init__(self, features: int = 20) -> None:
+        super().__init__(features)
+        self.inner = nn.Parameter(torch.randn(features, 16, 64) / 4)
+        self.bias = nn.Parameter(torch.randn(features, 64) / 10)
+        self.outer = nn.Parameter(torch.randn(features, 64, 16) / 8)
+        self.norm = nn.LayerNorm(16)
+        self.out = nn.Linear(16 * features, 1)
+
+    def forward(self, ids: list[Tensor]) -> Tensor:
+        fields = super().forward(ids).unflatten(1, (-1, 16))
+        wide = F.gelu(torch.einsum("bfi,fio->bfo", fields, self.inner) + self.bias)
+        fields = self.norm(fields + torch.einsum("bfi,fio->bfo", wide, self.outer))
+        return self.out(fields.flatten(1)).squeeze(1).sigmoid()
+
+
 def mmoe() -> nn.Module:
     torch.manual_seed(0)
     return trained(MMoE())
@@ -242,3 +317,18 @@ def sequence() -> nn.Module:
 def recurrent() -> nn.Module:
     torch.manual_seed(0)
     return Recurrent().eval()
+
+
+def interests() -> nn.Module:
+    torch.manual_seed(0)
+    return Interests().eval()
+
+
+def reranker() -> nn.Module:
+    torch.manual_seed(0)
+    return Reranker().eval()
+
+
+def fields() -> nn.Module:
+    torch.manual_seed(0)
+    return Fields().eval()

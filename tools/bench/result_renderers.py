@@ -30,6 +30,9 @@ _TITLES = {
     "histories": "Three histories of 50 items, pooled",
     "sequence": "SASRec, 50 items, two blocks",
     "recurrent": "GRU4Rec, 20 items",
+    "interests": "ComiRec, 50 items, four interests",
+    "reranker": "PRM, lists of 30 items, two blocks",
+    "fields": "Layers for each of 20 fields",
 }
 _PEERS = {
     "onnxruntime_gather": "ONNX Runtime",
