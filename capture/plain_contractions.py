@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from recreplay.capture.fold_weights import fold, whole
-from recreplay.capture.plain_layers import is_weight
+from recreplay.capture.plain_layers import is_weight, turned_of
 
 if TYPE_CHECKING:
     from recreplay.capture.specialise import Program
@@ -209,7 +209,7 @@ def _multiply(
     if not each and summed in (order[0], order[-1]):
         turned = order[0] == summed and len(order) > 1
         matrix = _matrix(program, weight, [width, wide] if turned else [wide, width])
-        layer = call(aten.t.default, matrix) if turned else matrix
+        layer = turned_of(program, matrix) if turned else matrix
         return call(aten.linear.default, source, layer), rows + columns
     if each and order[0] == each and summed in (order[1], order[-1]):
         source = _shaped(program, source, [sizes[each], count, width])

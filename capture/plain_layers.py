@@ -72,7 +72,7 @@ def is_weight(node: fx.Node) -> bool:
 
 def _of_rows(program: Program, rows: fx.Node, weight: fx.Node, bias: fx.Node | None) -> fx.Node:
     """`[bias +] rows @ weight`, `[..., in]` and `[in, out]` to `[..., out]`."""
-    turned = _turned(program, whole(program, weight))
+    turned = turned_of(program, whole(program, weight))
     if bias is None:
         return program.call(aten.linear.default, rows, turned)
     if is_plain_layer(turned, bias):
@@ -80,7 +80,7 @@ def _of_rows(program: Program, rows: fx.Node, weight: fx.Node, bias: fx.Node | N
     return spell_out(program, rows, turned, bias)
 
 
-def _turned(program: Program, weight: fx.Node) -> fx.Node:
+def turned_of(program: Program, weight: fx.Node) -> fx.Node:
     """`[out, in]` of `[in, out]`: what was turned already as it was before."""
     is_turned = weight.target is aten.t.default or (
         weight.target is aten.transpose.int and {d % 2 for d in weight.args[1:]} == {0, 1}  # type: ignore[operator]

@@ -7,6 +7,7 @@ AOTITorchError aoti_torch_cpu_recreplay_packed_linear_out(AtenTensorHandle, Aten
    `extern`, inside of extern "C". */
 extern "C++" {
 #include "products.h"
+#include "shares.h"
 namespace recreplay {
 template <typename T>
 static void lanes_of(AtenTensorHandle out, AtenTensorHandle x, AtenTensorHandle packed,
@@ -27,13 +28,18 @@ static void lanes_of(AtenTensorHandle out, AtenTensorHandle x, AtenTensorHandle 
   const int64_t M = elements / (lanes * N);
   aoti_torch_get_numel(x, &elements);
   const int64_t step = elements == M * K ? 0 : M * K; /* 0: all lanes read the same rows */
-  for (int64_t l = 0; l < lanes; l++) {
-    const T *blocks = (const T *)weight + (made ? l * K * N : 0);
-    const int64_t begin = made ? 0 : l * (total / lanes);
-    lane((const T *)from + l * step, blocks, bias ? bias + l * N : bias,
-         (float *)to + (lanes > 1 ? l * strides[0] : 0), strides[dims - 2], M, N, K, begin, total,
-         made, relu);
-  }
+  auto some = [&](int64_t first, int64_t end) {
+    for (int64_t l = first; l < end; l++) {
+      const T *blocks = (const T *)weight + (made ? l * K * N : 0);
+      const int64_t begin = made ? 0 : l * (total / lanes);
+      lane((const T *)from + l * step, blocks, bias ? bias + l * N : bias,
+           (float *)to + (lanes > 1 ? l * strides[0] : 0), strides[dims - 2], M, N, K, begin, total,
+           made, relu);
+    }
+  };
+  /* Few lanes are shared by their rows and columns. */
+  if (lanes >= RECREPLAY_THREADS && lanes * M * N * K >= kWorthThreads) in_parts(lanes, 1, some);
+  else some(0, lanes);
 }
 } // namespace recreplay
 } // extern "C++"

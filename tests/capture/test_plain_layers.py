@@ -66,6 +66,7 @@ LAYERS: dict[str, Run] = {
     "tensordot by columns": lambda m, x: torch.tensordot(x, m.outward, dims=([-1], [1])),
     "tensordot of the items": lambda m, x: torch.tensordot(x, m.each[:, 0], dims=([1], [0])),
     "einsum": lambda m, x: torch.einsum("bli, io -> blo", x, m.inward),
+    "einsum of a turned one": lambda m, x: torch.einsum("bli,io->blo", x, m.outward.t()),
     "einsum, turned": lambda m, x: torch.einsum("oi,bli->bol", m.outward, x),
     "einsum of several": lambda m, x: torch.einsum("bli,njoi->bnljo", x, m.many),
     "columns": columns,
