@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from recreplay.capture.dag import Cost
 from recreplay.runtime.aten import (
+    ATTENTION,
     BYTE_BAGS,
     GROUPED_LOOKUP,
     GRU,
@@ -64,9 +65,17 @@ def _flops(node: fx.Node, out: list[torch.Tensor]) -> int:
     added = (aten.addmm.default, aten.baddbmm.default, aten._addmm_activation.default)
     if node.target in added:
         return 2 * elements * _width(node.args[1])
-    if str(node.target) in (GRU, LSTM):  # as many gates as it is given, each of a whole state
-        return 2 * prod(node.args[0].meta["val"].shape) * _width(node.args[1])  # type: ignore[union-attr]
     inputs = [t for n in node.all_input_nodes for t in _tensors(n.meta["val"])]
+    if str(node.target) in (GRU, LSTM):  # as many gates as it is given, each of a whole state
+        return 2 * prod(inputs[0].shape) * inputs[1].shape[-1]
+    if node.target in (aten.gru.input, aten.lstm.input):  # every weight at every step
+        weights = sum(prod(t.shape) for t in inputs if t.ndim == 2)
+        return 2 * prod(inputs[0].shape[:2]) * weights
+    if node.target is aten.scaled_dot_product_attention.default or str(node.target) == ATTENTION:
+        # Each value of queries, and of the result, by all keys.
+        query, key = (n.meta["val"] for n in node.args[:2])  # type: ignore[union-attr]
+        keys = int(key.shape[1 if str(node.target) == ATTENTION else -2])
+        return 2 * keys * (int(query.numel()) + elements)
     if node.target in PICKS:
         return elements
     return max([elements, *(prod(t.shape) for t in inputs)])

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from recreplay.capture.cost import operator_cost
 from recreplay.capture.ingest import ingest
 from recreplay.capture.least_work import least_work
+from recreplay.capture.rewrites.attend import attend
+from recreplay.capture.rewrites.recurrent import recurrent
 from recreplay.capture.specialise import Program, specialise
 
 ROWS, WIDTH, BATCH = 1000, 8, 4
@@ -56,3 +58,37 @@ def test_one_tensor_may_be_all_that_a_product_reads() -> None:
     made = program(Products(), x=torch.randn(3, 5), y=torch.randn(3, 5))
     (node,) = made.graph.find_nodes(op="call_function", target=torch.ops.aten.baddbmm.default)
     assert operator_cost(node).flops == 2 * BATCH * 5 * 5 * 5
+
+
+class Layers(nn.Module):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.layer = {"gru": nn.GRU, "lstm": nn.LSTM}.get(kind, nn.Identity)(16, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "attention":
+            return nn.functional.scaled_dot_product_attention(x, x, x)
+        states: Tensor = self.layer(x.transpose(0, 1))[0]
+        return states[-1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "operations"),
+    [
+        ("attention", (3, 5, 16), 2 * BATCH * 3 * 5 * 5 * (16 + 16)),
+        ("gru", (5, 16), 2 * BATCH * 5 * 96 * (16 + 32)),
+        ("lstm", (5, 16), 2 * BATCH * 5 * 128 * (16 + 32)),
+    ],
+)
+def test_layers_of_sequences_cost_the_same_as_ours(
+    kind: str, shape: tuple[int, ...], operations: int
+) -> None:
+    """Within what adds up, and what scales and normalises it."""
+    made = program(Layers(kind), x=torch.randn(BATCH, *shape))
+    for _ in range(2):
+        nodes = [n for n in made.graph.nodes if n.op == "call_function"]
+        total = sum(operator_cost(node).flops for node in nodes)
+        assert operations <= total < 1.3 * operations
+        attend(made)
+        recurrent(made)
