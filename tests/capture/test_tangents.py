@@ -43,7 +43,7 @@ def test_they_are_tangents(captured: Callable[..., Path]) -> None:
         for size in (1e-30, 1e-4, 1.0, 10.0, 1e30):
             x = torch.randn(64, 200) * size
             want = torch.tanh(x.double()).numpy()
-            np.testing.assert_allclose(runtime.run({"x": x})["output"], want, rtol=4e-7)
+            np.testing.assert_allclose(runtime.run({"x": x})["output"], want, rtol=1e-6)
         odd = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0, -20.0]).repeat(64, 40)
         got = runtime.run({"x": odd})["output"]
         np.testing.assert_array_equal(got, torch.tanh(odd).numpy())
