@@ -38,6 +38,31 @@ class _Product:
         shapes = ((self.of_rows, self.rows), (self.of_weight, self.weight))
         return {c: int(d) for of, n in shapes for c, d in zip(of, n.meta["val"].shape, strict=True)}
 
+    @property
+    def each(self) -> str:
+        """Letters of what there is a product for."""
+        return "".join(c for c in self.of_weight if c in self.of_rows and c in self.result)
+
+    @property
+    def summed(self) -> str:
+        return "".join(c for c in self.of_weight if c not in self.result)
+
+    @property
+    def alone(self) -> tuple[str, str]:
+        """Letters of the rows, and of the columns of the weight."""
+        of_rows, of_weight = self.of_rows, self.of_weight
+        return (
+            "".join(c for c in of_rows if c not in of_weight),
+            "".join(c for c in of_weight if c not in of_rows),
+        )
+
+
+def terms_of(equation: str) -> tuple[list[str], str] | None:
+    """The letters of each factor of an `einsum`, and of its result; None where dots stand for some,
+    or no result is named."""
+    given, arrow, result = equation.replace(" ", "").partition("->")
+    return (given.split(","), result) if arrow and "." not in equation else None
+
 
 def as_contraction(program: Program, target: Any, args: Any) -> fx.Node | None:
     """The result of a product with a weight, or of more than two factors; None for anything
@@ -46,34 +71,22 @@ def as_contraction(program: Program, target: Any, args: Any) -> fx.Node | None:
         return _in_pairs(program, *args)
     found = _product(program, target, args)
     found = None if found is None or not _is_plain(found) else _once(program, found)
-    if found is None:
+    if found is None or len(found.summed) != 1 or len(found.each) > 1 or not found.alone[1]:
         return None
-    of_rows, of_weight = set(found.of_rows), set(found.of_weight)
-    summed = "".join(c for c in found.of_weight if c not in found.result)
-    each = "".join(c for c in found.of_weight if c in of_rows and c in found.result)
-    rows = "".join(c for c in found.of_rows if c not in of_weight)
-    columns = "".join(c for c in found.of_weight if c not in of_rows)
-    if len(summed) != 1 or not columns or len(each) > 1:
-        return None
-    made = _multiply(program, found, rows, summed, each, columns)
-    if made is None:
-        return None
-    result, letters = made
-    sizes = found.sizes()
-    result = _shaped(program, result, [sizes[c] for c in letters])
-    return _permuted(program, result, letters, found.result)
+    made = _multiply(program, found)
+    return None if made is None else _laid(program, *made, found)
 
 
 def _in_pairs(program: Program, equation: str, factors: Any) -> fx.Node | None:
     """The first two, then their product and the rest, as torch goes too."""
-    given, arrow, result = equation.replace(" ", "").partition("->")
-    terms = given.split(",")
-    if not arrow or "." in equation:
+    found = terms_of(equation)
+    if found is None:
         return None
-    left = {*result, *"".join(terms[2:])}
-    both = "".join(c for c in dict.fromkeys("".join(terms[:2])) if c in left)
-    product = _einsum(program, f"{terms[0]},{terms[1]}->{both}", factors[:2])
-    return _einsum(program, f"{','.join([both, *terms[2:]])}->{result}", [product, *factors[2:]])
+    (first, second, *others), result = found
+    left = {*result, *"".join(others)}
+    both = "".join(c for c in dict.fromkeys(first + second) if c in left)
+    product = _einsum(program, f"{first},{second}->{both}", factors[:2])
+    return _einsum(program, f"{','.join([both, *others])}->{result}", [product, *factors[2:]])
 
 
 def _einsum(program: Program, equation: str, factors: Any) -> fx.Node:
@@ -84,42 +97,41 @@ def _einsum(program: Program, equation: str, factors: Any) -> fx.Node:
 def as_lanes(program: Program, equation: str, factors: Any) -> fx.Node | None:
     """The result of an `einsum` of two things that a request makes, as a batched product; None for
     any other."""
-    given, arrow, result = equation.replace(" ", "").partition("->")
-    terms = given.split(",")
-    if len(terms) != 2 or not arrow or "." in equation:
+    found = terms_of(equation)
+    if found is None or len(factors) != 2:
         return None
-    of_rows, of_weight = terms
+    (of_rows, of_weight), result = found
     product = _Product(factors[0], factors[1], of_rows, of_weight, result)
-    each = "".join(c for c in result if c in of_rows and c in of_weight)
-    rows = "".join(c for c in of_rows if c not in of_weight)
-    columns = "".join(c for c in of_weight if c not in of_rows)
-    summed = "".join(c for c in of_rows if c in of_weight and c not in result)
+    each, summed, (rows, columns) = product.each, product.summed, product.alone
     if not each or not summed or not rows + columns or not _is_spelt(product):
         return None
     sizes = product.sizes()
     lanes, count, width, wide = (prod(sizes[c] for c in of) for of in (each, rows, summed, columns))
-    left = _permuted(program, factors[0], of_rows, each + rows + summed)
-    right = _permuted(program, factors[1], of_weight, each + summed + columns)
+    left = _permuted(program, product.rows, product.of_rows, each + rows + summed)
+    right = _permuted(program, product.weight, product.of_weight, each + summed + columns)
     left = _shaped(program, left, [lanes, count, width])
     right = _shaped(program, right, [lanes, width, wide])
-    letters = each + rows + columns
     made = program.call(aten.bmm.default, left, right)
+    return _laid(program, made, each + rows + columns, product)
+
+
+def _laid(program: Program, made: fx.Node, letters: str, product: _Product) -> fx.Node:
+    """The result, of what has these dimensions, some of which may be one."""
+    sizes = product.sizes()
     made = _shaped(program, made, [sizes[c] for c in letters])
-    return _permuted(program, made, letters, result)
+    return _permuted(program, made, letters, product.result)
 
 
 def _product(program: Program, target: Any, args: Any) -> _Product | None:
     if target is aten.einsum.default:
-        equation, operands = str(args[0]).replace(" ", ""), args[1]
-        given, arrow, result = equation.partition("->")
-        terms = given.split(",")
-        if len(operands) != 2 or not arrow or "." in equation:
+        found, factors = terms_of(str(args[0])), args[1]
+        if found is None or len(factors) != 2:
             return None
-        pairs = list(zip(operands, terms, strict=True))
-        if is_weight(operands[0]):
+        pairs = list(zip(factors, found[0], strict=True))
+        if is_weight(factors[0]):
             pairs.reverse()
         (rows, of_rows), (weight, of_weight) = pairs
-        return _Product(rows, weight, of_rows, of_weight, result)
+        return _Product(rows, weight, of_rows, of_weight, found[1])
     if target is aten.tensordot.default:
         return _tensordot(*args)
     if target is not aten.matmul.default:
@@ -197,11 +209,10 @@ def _once(program: Program, product: _Product) -> _Product | None:
     return replace(product, weight=_shaped(program, weight, shape), of_weight=letters)
 
 
-def _multiply(
-    program: Program, product: _Product, rows: str, summed: str, each: str, columns: str
-) -> tuple[fx.Node, str] | None:
+def _multiply(program: Program, product: _Product) -> tuple[fx.Node, str] | None:
     """The product, and the letters of its dimensions, of which some may be one dimension."""
     call, sizes = program.call, product.sizes()
+    each, summed, (rows, columns) = product.each, product.summed, product.alone
     weight, order = whole(program, product.weight), product.of_weight
     source = _permuted(program, product.rows, product.of_rows, each + rows + summed)
     count, width = prod(sizes[c] for c in rows), sizes[summed]

@@ -16,6 +16,7 @@ gated recurrent layer (GRU4Rec), and `interests` as four interests by additive a
 field, by `einsum` (RankMixer). Weights and statistics are drawn.
 """
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -284,51 +285,17 @@ class Fields(Tables):
         return self.out(fields.flatten(1)).squeeze(1).sigmoid()
 
 
-def mmoe() -> nn.Module:
-    torch.manual_seed(0)
-    return trained(MMoE())
+def drawn(model: type[nn.Module]) -> Callable[[], nn.Module]:
+    """A factory that draws the same weights every time."""
+
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        return trained(model())
+
+    return build
 
 
-def dcn_v2() -> nn.Module:
-    torch.manual_seed(0)
-    return trained(DCNv2())
-
-
-def catalogue() -> nn.Module:
-    torch.manual_seed(0)
-    return Catalogue().eval()
-
-
-def histories() -> nn.Module:
-    torch.manual_seed(0)
-    return Histories().eval()
-
-
-def retrieval() -> nn.Module:
-    torch.manual_seed(0)
-    return Retrieval().eval()
-
-
-def sequence() -> nn.Module:
-    torch.manual_seed(0)
-    return Sequence().eval()
-
-
-def recurrent() -> nn.Module:
-    torch.manual_seed(0)
-    return Recurrent().eval()
-
-
-def interests() -> nn.Module:
-    torch.manual_seed(0)
-    return Interests().eval()
-
-
-def reranker() -> nn.Module:
-    torch.manual_seed(0)
-    return Reranker().eval()
-
-
-def fields() -> nn.Module:
-    torch.manual_seed(0)
-    return Fields().eval()
+mmoe, dcn_v2 = drawn(MMoE), drawn(DCNv2)
+catalogue, retrieval = drawn(Catalogue), drawn(Retrieval)
+histories, sequence, recurrent = drawn(Histories), drawn(Sequence), drawn(Recurrent)
+interests, reranker, fields = drawn(Interests), drawn(Reranker), drawn(Fields)

@@ -4,6 +4,7 @@ AOTITorchError aoti_torch_cpu_recreplay_attention_out(AtenTensorHandle, AtenTens
 /* `recreplay::attention`: see recreplay.runtime.attention. Copied into a package's source behind
    `extern`, inside of extern "C". */
 extern "C++" {
+#include "calls.h"
 #include "exponential.h"
 #include "products.h"
 #include "shares.h"
@@ -37,9 +38,7 @@ static constexpr float kNone = -std::numeric_limits<float>::infinity();
 /* y [M, N] = x [M, K] by w [K, N]. */
 static void multiply(const float *x, const float *w, float *y, int64_t stride, int64_t M, int64_t N,
                      int64_t K) {
-  if (N <= kNarrow && K <= kShort)
-    return narrow_lane(x, w, nullptr, y, stride, M, N, K, 0, N, false);
-  product(x, w, nullptr, y, stride, M, 0, N, K, N, true, false);
+  lane(x, w, nullptr, y, stride, M, N, K, 0, N, true, false);
 }
 
 /* The scores of a query as weights that add up to 1, of which the first `seen` keys count; 0 where
@@ -119,13 +118,10 @@ static void run(const Attention &all, int64_t batch) {
 }
 
 static Items items(AtenTensorHandle tensor) {
-  void *values;
-  int64_t *sizes, *strides;
-  aoti_torch_get_data_ptr(tensor, &values);
-  aoti_torch_get_sizes(tensor, &sizes);
-  aoti_torch_get_strides(tensor, &strides);
-  if (strides[3] != 1 && sizes[3] != 1) throw std::runtime_error("values of an item lie apart");
-  return {(const float *)values, strides[0], strides[1], strides[2]};
+  const int64_t *apart = strides(tensor);
+  if (apart[3] != 1 && sizes(tensor)[3] != 1)
+    throw std::runtime_error("values of an item lie apart");
+  return {data<float>(tensor), apart[0], apart[1], apart[2]};
 }
 } // namespace heads
 } // namespace recreplay
@@ -135,28 +131,19 @@ static Items items(AtenTensorHandle tensor) {
 inline AOTITorchError aoti_torch_cpu_recreplay_attention_out(
     AtenTensorHandle out, AtenTensorHandle query, AtenTensorHandle key, AtenTensorHandle value,
     AtenTensorHandle *mask, int32_t causal, double scale, int32_t queries_first) {
-  using namespace recreplay::heads;
-  try {
-    void *to, *added = nullptr;
-    int64_t *of_query, *of_key, *of_value, *of_out, *steps;
-    aoti_torch_get_data_ptr(out, &to);
-    aoti_torch_get_sizes(query, &of_query);
-    aoti_torch_get_sizes(key, &of_key);
-    aoti_torch_get_sizes(value, &of_value);
-    aoti_torch_get_strides(out, &of_out);
-    Attention all{items(query), items(key), items(value), nullptr, {}, (float *)to, of_out[queries_first ? 1 : 0], of_out[queries_first ? 0 : 1],
-                  of_query[1], of_key[1], of_query[2], of_key[2], of_query[3], of_value[3], (float)scale,
-                  causal != 0};
+  using namespace recreplay;
+  return guarded("attention", [&] {
+    const int64_t *of = sizes(query), *by = sizes(key), *apart = strides(out);
+    heads::Attention all{heads::items(query), heads::items(key), heads::items(value)};
     if (mask) {
-      aoti_torch_get_data_ptr(*mask, &added);
-      aoti_torch_get_strides(*mask, &steps);
-      all.mask = (const float *)added;
-      std::copy(steps, steps + 4, all.mask_steps);
+      all.mask = data<float>(*mask);
+      std::copy(strides(*mask), strides(*mask) + 4, all.mask_steps);
     }
-    run(all, of_query[0]);
-    return AOTI_TORCH_SUCCESS;
-  } catch (const std::exception &error) {
-    fprintf(stderr, "attention: %s\n", error.what());
-    return AOTI_TORCH_FAILURE;
-  }
+    all.out = data<float>(out);
+    all.out_batch = apart[queries_first ? 1 : 0], all.out_item = apart[queries_first ? 0 : 1];
+    all.queries = of[1], all.heads = of[2], all.dim = of[3];
+    all.keys = by[1], all.groups = by[2], all.width = sizes(value)[3];
+    all.scale = scale, all.causal = causal;
+    heads::run(all, of[0]);
+  });
 }

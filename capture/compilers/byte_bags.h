@@ -7,6 +7,7 @@ extern "C++" {
 #ifdef __AVX2__
 #include <immintrin.h>
 #endif
+#include "calls.h"
 #include "shares.h"
 #include "sums.h"
 /* A package's wrapper is compiled with -O1, which keeps small arrays of vectors in memory. */
@@ -94,26 +95,12 @@ static void run(const uint8_t *codes, const float *scales, const void *given, in
 inline AOTITorchError aoti_torch_cpu_recreplay_byte_bags_out(
     AtenTensorHandle out, AtenTensorHandle codes, AtenTensorHandle scales, AtenTensorHandle ids,
     int64_t length, int32_t mean) {
-  try {
-    void *to, *bytes, *pairs, *given;
-    int64_t *shape, *strides, count;
-    int32_t dtype;
-    aoti_torch_get_data_ptr(out, &to);
-    aoti_torch_get_data_ptr(codes, &bytes);
-    aoti_torch_get_data_ptr(scales, &pairs);
-    aoti_torch_get_data_ptr(ids, &given);
-    aoti_torch_get_sizes(codes, &shape);
-    aoti_torch_get_strides(out, &strides);
-    aoti_torch_get_numel(ids, &count);
-    aoti_torch_get_dtype(ids, &dtype);
-    if (strides[1] != 1) throw std::runtime_error("columns of the result lie apart");
-    auto run = dtype == aoti_torch_dtype_int64() ? recreplay::bytes::run<int64_t>
-                                                 : recreplay::bytes::run<int32_t>;
-    run((const uint8_t *)bytes, (const float *)pairs, given, count, shape[0], length, shape[1],
-        strides[0], mean, (float *)to);
-    return AOTI_TORCH_SUCCESS;
-  } catch (const std::exception &error) {
-    fprintf(stderr, "byte_bags: %s\n", error.what());
-    return AOTI_TORCH_FAILURE;
-  }
+  using namespace recreplay;
+  return guarded("byte_bags", [&] {
+    by_ids(ids, [&](auto id) {
+      bytes::run<decltype(id)>(data<uint8_t>(codes), data<float>(scales), data<void>(ids),
+                               numel(ids), sizes(codes)[0], length, sizes(codes)[1], stride(out),
+                               mean, data<float>(out));
+    });
+  });
 }

@@ -4,6 +4,7 @@ AOTITorchError aoti_torch_cpu_recreplay_jagged_bags_out(AtenTensorHandle, AtenTe
 /* `recreplay::jagged_bags`: see recreplay.runtime.jagged_bags. Copied into a package's source behind
    `extern`, inside of extern "C". */
 extern "C++" {
+#include "calls.h"
 #include "shares.h"
 #include "sums.h"
 /* A package's wrapper is compiled with -O1, which keeps small arrays of vectors in memory. */
@@ -115,34 +116,15 @@ template <typename Id> static void run(const Bags<Id> &all) {
 inline AOTITorchError aoti_torch_cpu_recreplay_jagged_bags_out(
     AtenTensorHandle out, AtenTensorHandle table, AtenTensorHandle ids, AtenTensorHandle ends,
     AtenTensorHandle spots, int64_t divisions, int32_t mean) {
-  try {
-    void *to, *rows, *given, *limits, *places;
-    int64_t *shape, *strides, *features, ids_count, ends_count;
-    int32_t dtype;
-    aoti_torch_get_data_ptr(out, &to);
-    aoti_torch_get_data_ptr(table, &rows);
-    aoti_torch_get_data_ptr(ids, &given);
-    aoti_torch_get_data_ptr(ends, &limits);
-    aoti_torch_get_data_ptr(spots, &places);
-    aoti_torch_get_sizes(table, &shape);
-    aoti_torch_get_sizes(spots, &features);
-    aoti_torch_get_strides(out, &strides);
-    aoti_torch_get_numel(ids, &ids_count);
-    aoti_torch_get_numel(ends, &ends_count);
-    aoti_torch_get_dtype(ids, &dtype);
-    if (strides[1] != 1) throw std::runtime_error("columns of the result lie apart");
-    auto run = [&](auto id) {
+  using namespace recreplay;
+  return guarded("jagged_bags", [&] {
+    by_ids(ids, [&](auto id) {
       typedef decltype(id) Id;
-      recreplay::jagged::run(recreplay::jagged::Bags<Id>{
-          (const float *)rows, shape[0], shape[1], (const Id *)given, ids_count,
-          (const Id *)limits, ends_count, (const recreplay::jagged::Spot *)places, features[0],
-          ends_count / divisions - 2, mean != 0, strides[0], (float *)to});
-    };
-    if (dtype == aoti_torch_dtype_int64()) run(int64_t());
-    else run(int32_t());
-    return AOTI_TORCH_SUCCESS;
-  } catch (const std::exception &error) {
-    fprintf(stderr, "jagged_bags: %s\n", error.what());
-    return AOTI_TORCH_FAILURE;
-  }
+      jagged::run(jagged::Bags<Id>{data<float>(table), sizes(table)[0], sizes(table)[1],
+                                   data<Id>(ids), numel(ids), data<Id>(ends), numel(ends),
+                                   data<jagged::Spot>(spots), sizes(spots)[0],
+                                   numel(ends) / divisions - 2, mean != 0, stride(out),
+                                   data<float>(out)});
+    });
+  });
 }

@@ -42,6 +42,7 @@ _INCLUDED = (  # in this order: the first includes the next ones
     "exponential.h",
     "products.h",
     "rows.h",
+    "calls.h",
     "shares.h",
     "sums.h",
     "vector.h",

@@ -2,6 +2,7 @@
    may include it several times. */
 #ifndef RECREPLAY_PRODUCTS
 #define RECREPLAY_PRODUCTS
+#include "shares.h"
 #include "vector.h"
 #ifdef __AVX2__
 #include <immintrin.h>
@@ -148,28 +149,15 @@ static void lane(const T *x, const T *packed, const float *bias, float *y, int64
       return narrow_lane(x, packed, bias, y, stride, M, N, K, begin, total, relu);
   const int64_t first = begin / kTask, columns = (begin + N - 1) / kTask - first + 1;
   const int64_t tasks = (M + kRows - 1) / kRows * columns;
-  auto task = [&](int64_t at) {
-    const int64_t row = at / columns * kRows, rows = std::min(kRows, M - row);
-    const int64_t base = (first + at % columns) * kTask;
-    const int64_t from = std::max(begin, base), to = std::min(begin + N, base + kTask);
-    product(x + row * K, packed, bias ? bias + from - begin : bias, y + row * stride + from - begin,
-            stride, rows, from, to, K, total, made, relu);
-  };
-#if RECREPLAY_THREADS > 1
-  std::exception_ptr failed; /* may not leave a parallel loop */
-  #pragma omp parallel for num_threads(RECREPLAY_THREADS) if (M * N * K >= kWorthThreads)
-  for (int64_t at = 0; at < tasks; at++) {
-    try {
-      task(at);
-    } catch (...) {
-      #pragma omp critical
-      failed = std::current_exception();
+  in_parts(tasks, M * N * K >= kWorthThreads ? 1 : tasks + 1, [&](int64_t at, int64_t end) {
+    for (; at < end; at++) {
+      const int64_t row = at / columns * kRows, rows = std::min(kRows, M - row);
+      const int64_t base = (first + at % columns) * kTask;
+      const int64_t from = std::max(begin, base), to = std::min(begin + N, base + kTask);
+      product(x + row * K, packed, bias ? bias + from - begin : bias,
+              y + row * stride + from - begin, stride, rows, from, to, K, total, made, relu);
     }
-  }
-  if (failed) std::rethrow_exception(failed);
-#else
-  for (int64_t at = 0; at < tasks; at++) task(at);
-#endif
+  });
 }
 } // namespace recreplay
 #pragma GCC pop_options

@@ -2,6 +2,7 @@
    times. */
 #ifndef RECREPLAY_RECURRENT
 #define RECREPLAY_RECURRENT
+#include "calls.h"
 #include "exponential.h"
 #include "shares.h"
 /* A package's wrapper is compiled with -O1, which keeps small arrays of vectors in memory. */
@@ -164,29 +165,19 @@ static void run_all(const Layer &layer, int64_t count) {
   in_parts(count, kRows + 1, [&](int64_t begin, int64_t end) { rows<Cell>(layer, begin, end); });
 }
 
-static inline float *data(AtenTensorHandle tensor) {
-  void *found;
-  aoti_torch_get_data_ptr(tensor, &found);
-  return (float *)found;
-}
-
 /* `cells` and `bias` may be null. */
 template <typename Cell>
 static AOTITorchError call(const char *name, AtenTensorHandle out, AtenTensorHandle gates,
                            AtenTensorHandle first, AtenTensorHandle cells, AtenTensorHandle turned,
                            AtenTensorHandle *bias, int32_t reverse) {
-  try {
-    int64_t *shape;
-    aoti_torch_get_sizes(gates, &shape);
-    const Layer layer{data(gates), data(first), cells ? data(cells) : nullptr, data(turned),
-                      bias ? data(*bias) : nullptr, data(out), shape[1], shape[2] / Cell::kGates,
-                      reverse != 0};
+  return guarded(name, [&] {
+    const int64_t *shape = sizes(gates);
+    const Layer layer{data<float>(gates), data<float>(first),
+                      cells ? data<float>(cells) : nullptr, data<float>(turned),
+                      bias ? data<float>(*bias) : nullptr, data<float>(out), shape[1],
+                      shape[2] / Cell::kGates, reverse != 0};
     run_all<Cell>(layer, shape[0]);
-    return AOTI_TORCH_SUCCESS;
-  } catch (const std::exception &error) {
-    fprintf(stderr, "%s: %s\n", name, error.what());
-    return AOTI_TORCH_FAILURE;
-  }
+  });
 }
 } // namespace recurrent
 } // namespace recreplay

@@ -2,6 +2,7 @@
    several times. */
 #ifndef RECREPLAY_ROWS
 #define RECREPLAY_ROWS
+#include "calls.h"
 #include "shares.h"
 #include "sums.h"
 /* A package's wrapper is compiled with -O1, which keeps small arrays of vectors in memory. */
@@ -101,35 +102,20 @@ static void run(const Table &table, const void *ids, const void *first, const fl
   });
 }
 
-static inline void *data(AtenTensorHandle tensor) {
-  void *found;
-  aoti_torch_get_data_ptr(tensor, &found);
-  return found;
-}
-
 /* `first` may be null, and `factors` where rows are not weighted. */
 template <bool Weighted>
 static AOTITorchError call(const char *name, AtenTensorHandle out, AtenTensorHandle table,
                            AtenTensorHandle ids, AtenTensorHandle *first, AtenTensorHandle factors,
                            bool masks, int64_t length, bool mean) {
-  try {
-    int64_t *shape, *strides, count;
-    int32_t dtype;
-    aoti_torch_get_sizes(table, &shape);
-    aoti_torch_get_strides(out, &strides);
-    aoti_torch_get_numel(ids, &count);
-    aoti_torch_get_dtype(ids, &dtype);
-    if (strides[1] != 1) throw std::runtime_error("columns of the result lie apart");
-    const Table read{(const float *)data(table), shape[0], shape[1]};
-    auto by = dtype == aoti_torch_dtype_int64() ? run<Weighted, int64_t>
-                                                 : run<Weighted, int32_t>;
-    by(read, data(ids), first ? data(*first) : nullptr, factors ? (float *)data(factors) : nullptr,
-       masks, count / length, length, strides[0], mean, (float *)data(out));
-    return AOTI_TORCH_SUCCESS;
-  } catch (const std::exception &error) {
-    fprintf(stderr, "%s: %s\n", name, error.what());
-    return AOTI_TORCH_FAILURE;
-  }
+  return guarded(name, [&] {
+    const Table read{data<float>(table), sizes(table)[0], sizes(table)[1]};
+    by_ids(ids, [&](auto id) {
+      run<Weighted, decltype(id)>(read, data<void>(ids), first ? data<void>(*first) : nullptr,
+                                  Weighted ? data<float>(factors) : nullptr, masks,
+                                  numel(ids) / length, length, stride(out), mean,
+                                  data<float>(out));
+    });
+  });
 }
 } // namespace rows
 } // namespace recreplay

@@ -3,6 +3,7 @@ AOTITorchError aoti_torch_cpu_recreplay_top_k_out(AtenTensorHandle, AtenTensorHa
 /* `recreplay::top_k`: see recreplay.runtime.top_k. Copied into a package's source behind `extern`,
    inside of extern "C". */
 extern "C++" {
+#include "calls.h"
 #include "shares.h"
 #include "vector.h"
 #ifdef __AVX2__
@@ -125,21 +126,10 @@ static void rows(const float *x, int64_t count, int64_t columns, int64_t k, bool
 
 inline AOTITorchError aoti_torch_cpu_recreplay_top_k_out(AtenTensorHandle out, AtenTensorHandle x,
                                                         int64_t k, int32_t largest) {
-  try {
-    void *to, *from;
-    int64_t *shape, dims, elements;
-    aoti_torch_get_data_ptr(out, &to);
-    aoti_torch_get_data_ptr(x, &from);
-    aoti_torch_get_sizes(x, &shape);
-    aoti_torch_get_dim(x, &dims);
-    aoti_torch_get_numel(x, &elements);
-    const int64_t columns = shape[dims - 1];
+  using namespace recreplay;
+  return guarded("top_k", [&] {
+    const int64_t columns = sizes(x)[dims(x) - 1], elements = numel(x);
     if (elements && k)
-      recreplay::best::rows((const float *)from, elements / columns, columns, k, largest,
-                            (int64_t *)to);
-    return AOTI_TORCH_SUCCESS;
-  } catch (const std::exception &error) {
-    fprintf(stderr, "top_k: %s\n", error.what());
-    return AOTI_TORCH_FAILURE;
-  }
+      best::rows(data<float>(x), elements / columns, columns, k, largest, data<int64_t>(out));
+  });
 }

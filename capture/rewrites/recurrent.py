@@ -43,8 +43,8 @@ def _is_plain(node: fx.Node, own: str) -> bool:
     """Whether its weights are stored ones of float32, without a projection, and of a state that
     fills vectors; and whether no cell is read but by the next step."""
     source, first, weights = node.args[:3]
-    firsts: Any = first if isinstance(first, (list, tuple)) else [first]
-    hidden = firsts[0].meta["val"].shape[-1]
+    state = _firsts(first)[0]
+    hidden = state.meta["val"].shape[-1]
     matrices = [w.meta["val"] for w in weights if w.meta["val"].ndim == 2]  # type: ignore[union-attr]
     return (
         all(u.target is operator.getitem and u.args[1] in (0, 1) for u in node.users)
@@ -53,8 +53,13 @@ def _is_plain(node: fx.Node, own: str) -> bool:
         and all(n.meta["val"].dtype == torch.float32 for n in node.all_input_nodes)
         and source.meta["val"].ndim == 3  # type: ignore[union-attr]
         and hidden >= _NARROWEST
-        and not (own == LSTM and _is_wide(firsts[0], matrices))
+        and not (own == LSTM and _is_wide(state, matrices))
     )
+
+
+def _firsts(given: Any) -> list[fx.Node]:
+    """The states before the first step, and of an LSTM its cells."""
+    return list(given) if isinstance(given, (list, tuple)) else [given]
 
 
 def _is_wide(state: fx.Node, matrices: list[torch.Tensor]) -> bool:
@@ -78,7 +83,6 @@ def _layers(
 ) -> tuple[fx.Node, fx.Node]:
     """The states of the last layer, as torch has them, and the last one of each."""
     call = program.call
-    firsts = first if isinstance(first, (list, tuple)) else [first]  # states, then cells
     if not batch_first:
         source = call(aten.transpose.int, source, 0, 1)
     each = 4 if biased else 2
@@ -91,7 +95,7 @@ def _layers(
             gates = call(aten.linear.default, source, wide, *biases[:1])
             name = str(recurs.target).partition(":")[2]
             turned = program.source("turned", name, recurs.meta["val"].t().contiguous())
-            before = [call(aten.select.int, f, 0, at) for f in firsts]
+            before = [call(aten.select.int, f, 0, at) for f in _firsts(first)]
             bias = biases[1] if biased else None
             states = call(resolve(own), gates, *before, turned, bias, reverse)
             ways.append(states)

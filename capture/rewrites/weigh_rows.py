@@ -18,6 +18,7 @@ import torch
 from torch import fx
 
 from recreplay.capture.jagged_axis import bag_arguments
+from recreplay.capture.plain_contractions import terms_of
 from recreplay.capture.rewrites.lower_tables import bag_lengths
 from recreplay.capture.specialise import Program
 from recreplay.runtime.aten import WEIGHTED_BAGS, resolve
@@ -107,13 +108,13 @@ def _product(rows: fx.Node, user: fx.Node) -> tuple[fx.Node, _Form] | None:
         value = factors.meta["val"]
         return (factors, "row") if value.ndim == 3 and value.shape[1] == 1 else None
     if user.target is aten.einsum.default:
-        operands: Any = user.args[1]
-        given, _, result = str(user.args[0]).replace(" ", "").partition("->")
-        terms = list(zip(given.split(","), operands, strict=False))
-        for (axes, node), (of_rows, read) in (terms, terms[::-1]) if len(terms) == 2 else ():
-            plain = len(set(of_rows)) == 3 and result == of_rows[0] + of_rows[2]
-            if read is rows and axes == of_rows[:2] and plain:
-                return node, "ids"
+        found, operands = terms_of(str(user.args[0])), list(user.args[1])  # type: ignore[arg-type]
+        if found is None or len(operands) != 2:
+            return None
+        at = operands.index(rows)
+        of_rows, axes = found[0][at], found[0][1 - at]
+        plain = len(set(of_rows)) == 3 and found[1] == of_rows[0] + of_rows[2]
+        return (operands[1 - at], "ids") if axes == of_rows[:2] and plain else None
     return None
 
 

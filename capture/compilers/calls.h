@@ -1,0 +1,66 @@
+/* How our functions read the tensors that they are given, and say what went wrong. A package may
+   include it several times. */
+#ifndef RECREPLAY_CALLS
+#define RECREPLAY_CALLS
+namespace recreplay {
+template <typename T> static T *data(AtenTensorHandle tensor) {
+  void *found;
+  aoti_torch_get_data_ptr(tensor, &found);
+  return (T *)found;
+}
+
+static inline int64_t *sizes(AtenTensorHandle tensor) {
+  int64_t *found;
+  aoti_torch_get_sizes(tensor, &found);
+  return found;
+}
+
+static inline int64_t *strides(AtenTensorHandle tensor) {
+  int64_t *found;
+  aoti_torch_get_strides(tensor, &found);
+  return found;
+}
+
+static inline int64_t numel(AtenTensorHandle tensor) {
+  int64_t found;
+  aoti_torch_get_numel(tensor, &found);
+  return found;
+}
+
+static inline int64_t dims(AtenTensorHandle tensor) {
+  int64_t found;
+  aoti_torch_get_dim(tensor, &found);
+  return found;
+}
+
+static inline int32_t dtype(AtenTensorHandle tensor) {
+  int32_t found;
+  aoti_torch_get_dtype(tensor, &found);
+  return found;
+}
+
+/* How far the rows of a result lie apart, whose columns lie side by side. */
+static inline int64_t stride(AtenTensorHandle out) {
+  const int64_t *apart = strides(out) + dims(out) - 2;
+  if (apart[1] != 1) throw std::runtime_error("columns of the result lie apart");
+  return apart[0];
+}
+
+/* `run(id)` with an id of the dtype that `ids` have. */
+template <typename Run> static void by_ids(AtenTensorHandle ids, const Run &run) {
+  if (dtype(ids) == aoti_torch_dtype_int64()) run(int64_t());
+  else run(int32_t());
+}
+
+/* What `call` throws is said by the function's name: no exception leaves a package. */
+template <typename Call> static AOTITorchError guarded(const char *name, const Call &call) {
+  try {
+    call();
+    return AOTI_TORCH_SUCCESS;
+  } catch (const std::exception &error) {
+    fprintf(stderr, "%s: %s\n", name, error.what());
+    return AOTI_TORCH_FAILURE;
+  }
+}
+} // namespace recreplay
+#endif
