@@ -109,23 +109,28 @@ def open_lane(
     from recreplay.runtime.lane import Closeable, Lane
     from recreplay.runtime.native_fill import load_fill_library
     from recreplay.runtime.segments import load_package
+    from recreplay.runtime.workspace import Workspace
 
     packages = {}
-    library = None
+    library = workspace = None
     try:
+        compiled = any(package.compiler == "inductor" for package in manifest.packages.values())
+        if compiled and device.torch_device.type == "cpu":
+            workspace = Workspace(root / LAUNCHER)
         for key, package in manifest.packages.items():
             path = root / package.path
-            packages[key] = load_package(package.compiler, path, device.torch_device)
+            packages[key] = load_package(package.compiler, path, device.torch_device, workspace)
         library = load_fill_library(root / FILLER, device.helpers)
         stored = load_file(root / SELFTEST)
         lane = Lane(manifest, device, packages, tensors, check, stored, library)
     except BaseException:
         for loaded in packages.values():
             loaded.close()
-        if library is not None:
-            library.close()
+        for memory in (workspace, library):
+            if memory is not None:
+                memory.close()
         device.close()
         raise
-    fills: list[Closeable] = [] if library is None else [library]
-    lane.resources += [*packages.values(), *fills, device]
+    memories: list[Closeable] = [m for m in (workspace, library) if m is not None]
+    lane.resources += [*packages.values(), *memories, device]
     return lane

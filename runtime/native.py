@@ -26,6 +26,7 @@ from recreplay.runtime.artifact import LAUNCHER
 from recreplay.runtime.builtin_call import NO_ARGUMENT, builtin
 from recreplay.runtime.errors import ArtifactCorruptError
 from recreplay.runtime.lock_times import LockTimes
+from recreplay.runtime.workspace import Workspace
 
 _MAX_ALIVE = 1  # model instances of a container; each lane has containers of its own
 
@@ -37,6 +38,7 @@ class _Call(ctypes.Structure):
         ("clone", ctypes.c_void_p),
         ("run", ctypes.c_void_p),
         ("container", ctypes.c_void_p),
+        ("workspace", ctypes.c_void_p),
         ("sources", ctypes.c_void_p),
         ("handles", ctypes.c_void_p),
         ("count", ctypes.c_size_t),
@@ -73,8 +75,9 @@ class NativePackage:
     """One package on the CPU. Bound calls release the interpreter lock, unless
     that costs more."""
 
-    def __init__(self, folder: Path, library: Path) -> None:
+    def __init__(self, folder: Path, library: Path, workspace: Workspace) -> None:
         self._name = folder.name
+        self._workspace = workspace
         self._launcher = ctypes.CDLL(str(folder.parent.parent / LAUNCHER))
         self._library = ctypes.CDLL(str(library))
         self._container = ctypes.c_void_p()
@@ -104,6 +107,7 @@ class NativePackage:
             ctypes.cast(_torch().aoti_torch_new_tensor_handle, ctypes.c_void_p),
             ctypes.cast(run, ctypes.c_void_p),
             self._container,
+            self._workspace.address,
             ctypes.addressof(addresses),
             ctypes.addressof(handles),
             len(sources),

@@ -20,6 +20,7 @@ from recreplay.runtime.aten import Operator, bind
 from recreplay.runtime.errors import ArtifactCorruptError
 from recreplay.runtime.native import NativePackage, native_library
 from recreplay.runtime.scratch import adopt, drop_scratch, make_scratch
+from recreplay.runtime.workspace import Workspace
 
 Launch = Callable[[], object]
 
@@ -137,12 +138,17 @@ def _zip(folder: Path, target: Path) -> Path:
     return target
 
 
-def load_package(compiler: str, path: Path, device: torch.device) -> LoadedPackage:
+def load_package(
+    compiler: str, path: Path, device: torch.device, workspace: Workspace | None
+) -> LoadedPackage:
+    """`workspace`: the lane's, which packages for the CPU have to have."""
     if compiler == "eager":
         return EagerPackage(path, device)
     if compiler == "inductor":
-        library = native_library(path) if device.type == "cpu" else None
-        return InductorPackage(path, device) if library is None else NativePackage(path, library)
+        library = None if workspace is None else native_library(path)
+        if workspace is None or library is None:
+            return InductorPackage(path, device)
+        return NativePackage(path, library, workspace)
     if compiler == "tensorrt":
         from recreplay.runtime.tensorrt_engine import TensorRTPackage
 

@@ -26,6 +26,7 @@ from torch.export import Dim
 from recreplay.capture.compilers.checked_calls import with_checked_calls
 from recreplay.capture.compilers.compile_workers import COMPILED, DONE, PATIENCE
 from recreplay.capture.compilers.input_checks import without_input_checks
+from recreplay.capture.compilers.lent_buffers import with_lent_buffers
 from recreplay.capture.compilers.own_functions import OwnFunctions
 from recreplay.capture.compilers.package_interface import compile_interface_once
 from recreplay.capture.compilers.realised_copies import realise_copies
@@ -199,7 +200,11 @@ class Compiler:
         self._scratch = scratch
         self._functions: dict[tuple[int, int], OwnFunctions] = {}
         edit_wrappers(
-            with_checked_calls, views_as_pointers, without_destructors, without_input_checks
+            with_checked_calls,
+            views_as_pointers,
+            without_destructors,
+            without_input_checks,
+            with_lent_buffers,
         )
         leave_out_marks()
         vectorise_columns()

@@ -1,6 +1,7 @@
 /* What a replay is made of, each in one call from Python: an AOTInductor package on the CPU, or the
    graph of a bucket on CUDA. */
 #include "lock.h"
+#include "workspace.h"
 
 extern void *PyTuple_GetItem(void *, ptrdiff_t);
 extern void *PyLong_AsVoidPtr(void *);
@@ -17,6 +18,7 @@ struct recreplay_call {
   recreplay_clone clone;
   recreplay_run run;
   void *container;
+  void *workspace;
   void **sources; /* handles that stay ours */
   void **handles; /* room for as many */
   size_t count;
@@ -28,7 +30,8 @@ static int64_t run_package(const void *job) {
   const struct recreplay_call *call = job;
   for (size_t i = 0; i < call->count; i++)
     if (call->clone(call->sources[i], &call->handles[i])) return -1;
-  return call->run(call->container, call->handles, call->count, NULL, 0, NULL, NULL);
+  return call->run(call->container, call->handles, call->count, NULL, 0, call->workspace,
+                   NULL);
 }
 
 /* Builtins of Python's, as recreplay.runtime.builtin_call makes them. */

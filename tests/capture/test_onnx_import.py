@@ -292,6 +292,22 @@ def test_a_model_as_keras_writes_it(tmp_path: Path) -> None:
     assert not any("shape" in t or "arange" in t for t in targets)
 
 
+@pytest.mark.parametrize("far", [2**31 - 1, 2**63 - 1])
+def test_slices_to_the_end_of_the_batch_are_the_whole_batch(tmp_path: Path, far: int) -> None:
+    """As tf2onnx writes `x[:, 1:2]`, with the end of int32 for the rows."""
+    node = helper.make_node
+    given = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 5])
+    out = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 2])
+    named = weights(start=np.array([0, 1]), end=np.array([far, 3]), axes=np.array([0, 1]))
+    graph = helper.make_graph(
+        [node("Slice", ["x", "start", "end", "axes"], ["y"])], "g", [given], [out], named
+    )
+    artifact = captured(save(graph, tmp_path / "sliced.onnx"))
+    x = draw(6, 5)
+    with Runtime.load(artifact) as rt:
+        assert np.array_equal(rt.run({"x": x})["y"], x[:, 1:3])
+
+
 def matrix_style(path: Path) -> Path:
     """Matrix-input libraries: ids are columns of one float matrix, cast; one table of width 1 for
     the linear part and one of width 4 for the factorisation machine, for each column."""

@@ -15,6 +15,10 @@ from recreplay.capture.onnx_import.graph import ArrayValue, torch_dtype
 
 aten = torch.ops.aten
 
+# Ends from the first on are what exporters write for "to the end", and the last is how torch says
+# it. The first would be a bound of a symbolic batch, which export refuses.
+_FAR, _TO_THE_END = 2**31 - 1, 2**63 - 1
+
 
 def cut(x: torch.Tensor, axis: int, start: Any, end: Any, step: int = 1) -> torch.Tensor:
     """`x[start:end:step]` along one axis, as the operator that capture knows as columns."""
@@ -143,6 +147,8 @@ def _slice(call: Call) -> torch.Tensor:
     steps = call.ints(4, "its steps") if call.has(4) else [1] * len(starts)
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         if step > 0:
+            if type(end) is int and end >= _FAR and type(x.shape[axis]) is not int:
+                end = _TO_THE_END
             x = cut(x, axis, start, end, step)
             continue
         size = x.shape[axis]
