@@ -39,6 +39,8 @@ def spell_out(program: Program, source: fx.Node, weight: fx.Node, bias: Any = No
 def as_layer(program: Program, target: Any, args: Any, kwargs: Any) -> fx.Node | None:
     """The product of what a request makes and a weight as a linear layer; None for anything
     else."""
+    if target is aten.linear.default and is_weight(args[0]) and not is_weight(args[1]):
+        return _of_rows_behind(program, *args) if len(args) == 2 and not kwargs else None
     if target in (aten.conv1d.default, aten.conv2d.default):
         floats = not kwargs and args[0].meta["val"].is_floating_point()
         return of_windows(program, target, args) if floats and is_weight(args[1]) else None
@@ -90,6 +92,20 @@ def turned_of(program: Program, weight: fx.Node) -> fx.Node:
     return program.call(aten.t.default, weight)
 
 
+def _of_rows_behind(program: Program, weight: fx.Node, rows: fx.Node) -> fx.Node | None:
+    """`weight @ rows.T`, `[out, in]` and `[k, in]` to `[out, k]`."""
+    if weight.meta["val"].ndim != 2 or not rows.meta["val"].is_floating_point():
+        return None
+    result = program.call(aten.linear.default, rows, whole(program, weight))
+    return _laid_turned(program, result, 0, 1)
+
+
+def _laid_turned(program: Program, result: fx.Node, *dims: int) -> fx.Node:
+    """As a product leaves it, which what follows may view."""
+    turned = program.call(aten.transpose.int, result, *dims)
+    return program.call(aten.clone.default, turned, memory_format=torch.contiguous_format)
+
+
 def _of_columns(program: Program, weight: fx.Node, columns: fx.Node) -> fx.Node:
     """`weight @ columns`, `[out, in]` and `[..., in, k]` to `[..., out, k]`."""
     weight = whole(program, weight)
@@ -99,7 +115,4 @@ def _of_columns(program: Program, weight: fx.Node, columns: fx.Node) -> fx.Node:
             aten.unsqueeze.default, program.call(aten.linear.default, rows, weight), -1
         )
     rows = program.call(aten.transpose.int, columns, -2, -1)
-    result = program.call(aten.linear.default, rows, weight)
-    turned = program.call(aten.transpose.int, result, -2, -1)
-    # As a product leaves it, which what follows may view.
-    return program.call(aten.clone.default, turned, memory_format=torch.contiguous_format)
+    return _laid_turned(program, program.call(aten.linear.default, rows, weight), -2, -1)

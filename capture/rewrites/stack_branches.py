@@ -144,6 +144,8 @@ def _run_stacked(program: Program, group: Group, sources: list[fx.Node]) -> fx.N
     kinds = [isinstance(a, fx.Node) for a in group.arguments]
     if member.target is aten.linear.default and not any(kinds[1:]):
         return _linear(program, kinds[0], sources)
+    if member.target is aten.linear.default and all(kinds[1:]):  # one layer, of several inputs
+        return program.call(aten.linear.default, *sources)
     function: Callable[..., Any] = member.target  # type: ignore[assignment]
     flat, spec = pytree.tree_flatten((member.args, member.kwargs))
     places = [i for i, leaf in enumerate(flat) if isinstance(leaf, fx.Node)]

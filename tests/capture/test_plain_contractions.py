@@ -88,6 +88,32 @@ def test_other_products_stay_as_they_are(run: Run) -> None:
     assert not {aten.bmm.default, aten.linear.default} & set(targets(specialised(run)))
 
 
+ELEMENTWISE: dict[str, Run] = {
+    "outer products": lambda m, x: torch.einsum("bfi,bfj->bfij", x, x),
+    "of fields": lambda m, x: torch.einsum("bfd,bgd->bfgd", x, x),
+    "in another order": lambda m, x: torch.einsum("bfd,bgd->dbgf", x, x).permute(1, 0, 2, 3),
+    "dot products": lambda m, x: torch.einsum("bfi,bfi->bf", x, x.flip(1)),
+    "of all": lambda m, x: torch.einsum("bfi,bif->b", x, x.transpose(1, 2).flip(1)),
+    "by a vector": lambda m, x: torch.einsum("bi,i->bi", x[:, 0], m.list[0][:, 0]),
+    "columns by rows": lambda m, x: x.unsqueeze(3) @ x[:, :, None, 1:2],
+    "by one number": lambda m, x: torch.bmm(x[:, 0].unsqueeze(2), x[:, 1:2, :1]),
+}
+
+
+@pytest.mark.parametrize("run", ELEMENTWISE.values(), ids=ELEMENTWISE)
+def test_what_only_multiplies_elements_is_no_product_of_matrices(run: Run) -> None:
+    products = (aten.bmm.default, aten.einsum.default, aten.matmul.default, aten.linear.default)
+    assert not set(products) & set(targets(specialised(run)))
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.float16])
+def test_sums_of_other_types_are_torchs(dtype: torch.dtype) -> None:
+    def run(m: Any, x: Tensor) -> Tensor:
+        return torch.einsum("bfi,bfi->bf", (8 * x).to(dtype), x.to(dtype))
+
+    assert aten.einsum.default in targets(specialised(run))
+
+
 def forms(m: Any, x: Tensor) -> Tensor:
     return torch.einsum("bi,eij,bj->be", x[:, 0], m.experts, x[:, 1, :4])
 
@@ -139,7 +165,7 @@ def test_branches_with_weights_that_lie_turned_are_lanes() -> None:
     assert aten.bmm.default not in found
 
 
-EVERY = LANES | OTHERS | REPEATED | {"forms": forms}
+EVERY = LANES | OTHERS | ELEMENTWISE | REPEATED | {"forms": forms}
 
 
 @pytest.mark.parametrize("run", EVERY.values(), ids=EVERY)

@@ -71,6 +71,7 @@ LAYERS: dict[str, Run] = {
     "einsum of several": lambda m, x: torch.einsum("bli,njoi->bnljo", x, m.many),
     "columns": columns,
     "wide columns": wide_columns,
+    "a weight by rows": lambda m, x: F.linear(m.outward, x[:, 0]).tanh().t(),
     "experts": experts,
     "single items": lambda m, x: F.conv1d(x.transpose(1, 2), m.single).transpose(1, 2),
     "pairs of items": lambda m, x: F.conv1d(x.transpose(1, 2), m.pairs),

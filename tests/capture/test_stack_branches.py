@@ -150,6 +150,30 @@ def test_towers_on_one_input_become_one_batched_product(captured: Capture) -> No
     replays(captured(model, {"x": x}), model, {"x": x}, x)
 
 
+class Siamese(nn.Module):
+    """Layers that two towers share, behind one of each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.own = nn.ModuleList(nn.Linear(8, 6) for _ in range(2))
+        self.first, self.second = nn.Linear(6, 4), nn.Linear(4, 4, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        towers = [self.second(self.first(own(x).relu()).tanh()) for own in self.own]
+        return (towers[0] * towers[1]).sum(1)
+
+
+def test_layers_that_towers_share_are_layers_of_more_rows(captured: Capture) -> None:
+    model, request = Siamese().eval(), {"x": torch.randn(5, 8)}
+    made = stacked(model, request)
+    found = operators(made)
+    assert found[aten.linear.default] == 2
+    assert found[aten.tanh.default] == found[aten.baddbmm.default] == 1
+    assert not {aten.mm.default, aten.addmm.default, aten.bmm.default} & found.keys()
+    replays(captured(model, request), model, request, *request.values())
+
+
 def test_weights_are_stored_once_and_each_can_be_told_apart(captured: Capture) -> None:
     model = Branches([8] * 3).eval()
     path = captured(model, draw(model, 4))
