@@ -180,13 +180,13 @@ def _rewrite(program: Program, choice: Choice, known: Survey, smallest: bool) ->
         slice_early(program)
     if "recurrent" in choice.rewrites:
         recurrent(program)
-    if "attend" in choice.rewrites:
-        attend(program)
-    if "split_linears" in choice.rewrites:
-        split_linears(program)
     lowering = known.lowering
     kind = lowering.precision.products
     lowers = kind is not None and choice.precision != "fp32"
+    if "attend" in choice.rewrites:
+        attend(program, lowers)
+    if "split_linears" in choice.rewrites:
+        split_linears(program)
     packs = "pack_linears" in choice.rewrites and (not lowers or known.multiplies_pairs)
     # Before branches are stacked: what is large gains nothing from a batch.
     if packs:

@@ -8,8 +8,9 @@ constexpr int64_t kSteps = 32; /* steps of `in` that a weight is asked for ahead
    of one if Part. `far`: the weight is in no near cache, and a processor's own prefetching ends with
    every page. */
 template <int R, int V, bool Part>
-static void tile(const float *x, const float *block, const float *bias, float *y, int64_t stride,
-                 int64_t columns, int64_t K, int64_t ld, int64_t apart, bool far, bool relu) {
+static void tile(const float *x, int64_t ldx, const float *block, const float *bias, float *y,
+                 int64_t stride, int64_t columns, int64_t K, int64_t ld, int64_t apart, bool far,
+                 bool relu) {
   const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
   const __m256i some[2] = {_mm256_cmpgt_epi32(_mm256_set1_epi32((int)columns), lanes),
                            _mm256_cmpgt_epi32(_mm256_set1_epi32((int)columns - 8), lanes)};
@@ -37,7 +38,7 @@ static void tile(const float *x, const float *block, const float *bias, float *y
     }
 #pragma GCC unroll 6
     for (int r = 0; r < R; r++) {
-      const __m256 value = _mm256_broadcast_ss(x + r * K + k);
+      const __m256 value = _mm256_broadcast_ss(x + r * ldx + k);
 #pragma GCC unroll 8
       for (int v = 0; v < V; v++) sums[r][v] = _mm256_fmadd_ps(value, weight[v], sums[r][v]);
     }
@@ -55,9 +56,9 @@ static void tile(const float *x, const float *block, const float *bias, float *y
 }
 
 template <int V, bool Part>
-static void tiles(const float *x, const float *block, const float *bias, float *y, int64_t stride,
-                  int64_t M, int64_t columns, int64_t K, int64_t ld, int64_t apart, bool far,
-                  bool relu) {
+static void tiles(const float *x, int64_t ldx, const float *block, const float *bias, float *y,
+                  int64_t stride, int64_t M, int64_t columns, int64_t K, int64_t ld, int64_t apart,
+                  bool far, bool relu) {
   constexpr int most = V == 8 ? 1 : V == 4 ? 3 : kTile; /* rows that the registers hold */
   static constexpr decltype(&tile<1, V, Part>) of[] = {
       tile<1, V, Part>,
@@ -68,19 +69,19 @@ static void tiles(const float *x, const float *block, const float *bias, float *
       tile<std::min(6, most), V, Part>};
   for (int64_t left = (M + most - 1) / most; left > 0; left--) {
     const int64_t rows = (M + left - 1) / left; /* as even as can be */
-    of[rows - 1](x, block, bias, y, stride, columns, K, ld, apart, far, relu);
-    M -= rows, x += rows * K, y += rows * stride, far = false;
+    of[rows - 1](x, ldx, block, bias, y, stride, columns, K, ld, apart, far, relu);
+    M -= rows, x += rows * ldx, y += rows * stride, far = false;
   }
 }
 
 /* Rows by whole blocks of 16 columns: with few rows by several of them, which fills the registers. */
-static void blocks(const float *x, const float *block, const float *bias, float *y, int64_t stride,
-                   int64_t M, int64_t count, int64_t K, int64_t ld, int64_t apart, bool far,
-                   bool relu) {
+static void blocks(const float *x, int64_t ldx, const float *block, const float *bias, float *y,
+                   int64_t stride, int64_t M, int64_t count, int64_t K, int64_t ld, int64_t apart,
+                   bool far, bool relu) {
   while (count > 0) {
     const int64_t now = M == 1 && count >= 4 ? 4 : M <= 3 && count >= 2 ? 2 : 1;
     auto of = now == 4 ? tiles<8, false> : now == 2 ? tiles<4, false> : tiles<2, false>;
-    of(x, block, bias, y, stride, M, now * 16, K, ld, apart, far, relu);
+    of(x, ldx, block, bias, y, stride, M, now * 16, K, ld, apart, far, relu);
     count -= now, block += now * apart, y += now * 16, bias += bias ? now * 16 : 0;
   }
 }

@@ -21,8 +21,8 @@ constexpr bool kPairs = false;
 
 /* R rows by `columns` of a block, which are V vectors, the last of them perhaps in part. */
 template <int R, int V, typename T>
-static void tile(const T *x, const T *block, const float *bias, float *y, int64_t stride,
-                 int64_t columns, int64_t K, int64_t ld, bool relu) {
+static void tile(const T *x, int64_t ldx, const T *block, const float *bias, float *y,
+                 int64_t stride, int64_t columns, int64_t K, int64_t ld, bool relu) {
   constexpr int64_t pair = 4 / sizeof(T);
   __mmask16 some[V];
 #pragma GCC unroll 6
@@ -45,7 +45,7 @@ static void tile(const T *x, const T *block, const float *bias, float *y, int64_
 #pragma GCC unroll 6
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 6
-      for (int v = 0; v < V; v++) sums[r][v] = step(x + r * K + k, weight[v], sums[r][v]);
+      for (int v = 0; v < V; v++) sums[r][v] = step(x + r * ldx + k, weight[v], sums[r][v]);
   }
 #pragma GCC unroll 6
   for (int r = 0; r < R; r++)
@@ -58,14 +58,14 @@ static void tile(const T *x, const T *block, const float *bias, float *y, int64_
 }
 
 template <int V, typename T>
-static void tiles(const T *x, const T *block, const float *bias, float *y, int64_t stride,
-                  int64_t M, int64_t columns, int64_t K, int64_t ld, bool relu) {
+static void tiles(const T *x, int64_t ldx, const T *block, const float *bias, float *y,
+                  int64_t stride, int64_t M, int64_t columns, int64_t K, int64_t ld, bool relu) {
   static constexpr decltype(&tile<1, V, T>) of[kTile] = {
       tile<1, V, T>, tile<2, V, T>, tile<3, V, T>, tile<4, V, T>, tile<5, V, T>, tile<6, V, T>};
   for (int64_t left = (M + kTile - 1) / kTile; left > 0; left--) {
     const int64_t rows = (M + left - 1) / left; /* as even as can be */
-    of[rows - 1](x, block, bias, y, stride, columns, K, ld, relu);
-    M -= rows, x += rows * K, y += rows * stride;
+    of[rows - 1](x, ldx, block, bias, y, stride, columns, K, ld, relu);
+    M -= rows, x += rows * ldx, y += rows * stride;
   }
 }
 } // namespace recreplay

@@ -39,6 +39,7 @@ _SOURCES = {
 }
 _INCLUDED = (  # in this order: the first includes the next ones
     "recurrent.h",
+    "turned.h",
     "exponential.h",
     "products.h",
     "rows.h",

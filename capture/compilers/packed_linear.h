@@ -24,7 +24,7 @@ static void lanes_of(AtenTensorHandle out, AtenTensorHandle x, AtenTensorHandle 
     for (int64_t l = first; l < end; l++) {
       const T *blocks = weight + (made ? l * K * N : 0);
       const int64_t begin = made ? 0 : l * (total / lanes);
-      lane(from + l * step, blocks, bias ? bias + l * N : bias, to + l * next, apart, M, N, K,
+      lane(from + l * step, K, blocks, bias ? bias + l * N : bias, to + l * next, apart, M, N, K,
            begin, total, made, relu);
     }
   };

@@ -69,19 +69,19 @@ static inline float dot(const float *x, const float *column, int64_t K) {
 }
 
 /* A few columns: a dot product for each row and column. */
-static void narrow_lane(const float *x, const float *packed, const float *bias, float *y,
-                        int64_t stride, int64_t M, int64_t N, int64_t K, int64_t begin,
-                        int64_t rows_of_weight, bool relu) {
+static void narrow_lane(const float *x, int64_t ldx, const float *packed, const float *bias,
+                        float *y, int64_t stride, int64_t M, int64_t N, int64_t K, int64_t begin,
+                        int64_t rows_of_weight, bool made, bool relu) {
   float columns[kNarrow * (kShort + kWide)];
   const int64_t step = (K + kWide - 1) / kWide * kWide;
   for (int64_t n = 0; n < N; n++) {
-    const int64_t base = (begin + n) / kColumns * kColumns;
-    const int64_t ld = std::min(kColumns, rows_of_weight - base);
+    const int64_t base = made ? 0 : (begin + n) / kColumns * kColumns;
+    const int64_t ld = made ? rows_of_weight : std::min(kColumns, rows_of_weight - base);
     for (int64_t k = 0; k < K; k++)
       columns[n * step + k] = packed[base * K + k * ld + begin + n - base];
     for (int64_t k = K; k < step; k++) columns[n * step + k] = 0;
   }
-  for (int64_t i = 0; i < M; i++, x += K, y += stride)
+  for (int64_t i = 0; i < M; i++, x += ldx, y += stride)
     for (int64_t n = 0; n < N; n++) {
       const float v = dot(x, columns + n * step, K) + (bias ? bias[n] : 0);
       y[n] = relu && v < 0 ? 0 : v;
@@ -96,9 +96,9 @@ static void narrow_lane(const float *x, const float *packed, const float *bias, 
    of float32 with one row, and 3 to 7 times as fast with 16 and more; oneDNN's primitive over packed
    weights takes 1.2 to 7 times as long (256 to 256 and 1,024 to 512, one Xeon core). */
 template <typename T>
-static void product(const T *x, const T *packed, const float *bias, float *y, int64_t stride,
-                    int64_t M, int64_t from, int64_t to, int64_t K, int64_t total, bool made,
-                    bool relu) {
+static void product(const T *x, int64_t ldx, const T *packed, const float *bias, float *y,
+                    int64_t stride, int64_t M, int64_t from, int64_t to, int64_t K, int64_t total,
+                    bool made, bool relu) {
   constexpr int64_t pair = sizeof(T) == 2 ? 2 : 1;
   int64_t now; /* columns that are done at once: some of a block, or several blocks */
   for (int64_t at = from; at < to; at += now, y += now, bias += bias ? now : 0) {
@@ -117,7 +117,7 @@ static void product(const T *x, const T *packed, const float *bias, float *y, in
     if constexpr (sizeof(T) == 4 || kPairs) {
       static constexpr decltype(&tiles<1, T>) of[] = {tiles<1, T>, tiles<2, T>, tiles<3, T>,
                                                       tiles<4, T>};
-      of[(now - 1) / kWide](x, block, bias, y, stride, M, now, K, ld, relu);
+      of[(now - 1) / kWide](x, ldx, block, bias, y, stride, M, now, K, ld, relu);
       continue;
     }
 #elif defined(__AVX2__) && defined(__FMA__)
@@ -125,28 +125,28 @@ static void product(const T *x, const T *packed, const float *bias, float *y, in
       const bool far = total * K >= kFar;
       if (now < 16) {
         auto of = now > 8 ? tiles<2, true> : tiles<1, true>;
-        of(x, block, bias, y, stride, M, now, K, ld, 0, far, relu);
+        of(x, ldx, block, bias, y, stride, M, now, K, ld, 0, far, relu);
       } else {
         now = (to - at) / 16 * 16;
-        blocks(x, block, bias, y, stride, M, now / 16, K, ld, made ? 16 : 16 * K, far, relu);
+        blocks(x, ldx, block, bias, y, stride, M, now / 16, K, ld, made ? 16 : 16 * K, far, relu);
       }
       continue;
     }
 #endif
-    at::native::cpublas::brgemm(M, now, K, K, ld, stride, false, x, block, y, sizeof(T) == 2);
+    at::native::cpublas::brgemm(M, now, K, ldx, ld, stride, false, x, block, y, sizeof(T) == 2);
     if (bias || relu) finish(y, M, now, stride, bias, relu);
   }
 }
 
-/* One lane: x [M, K] by rows [begin, begin + N) of a weight, to y [M, N], whose rows lie `stride`
-   apart. A task is up to kRows rows by kTask columns. */
+/* One lane: x [M, K] by rows [begin, begin + N) of a weight, to y [M, N]; rows of the one lie `ldx`
+   apart, of the other `stride`. A task is up to kRows rows by kTask columns. */
 template <typename T>
-static void lane(const T *x, const T *packed, const float *bias, float *y, int64_t stride,
-                 int64_t M, int64_t N, int64_t K, int64_t begin, int64_t total, bool made,
-                 bool relu) {
+static void lane(const T *x, int64_t ldx, const T *packed, const float *bias, float *y,
+                 int64_t stride, int64_t M, int64_t N, int64_t K, int64_t begin, int64_t total,
+                 bool made, bool relu) {
   if constexpr (sizeof(T) == 4)
     if (N <= kNarrow && K <= kShort)
-      return narrow_lane(x, packed, bias, y, stride, M, N, K, begin, total, relu);
+      return narrow_lane(x, ldx, packed, bias, y, stride, M, N, K, begin, total, made, relu);
   const int64_t first = begin / kTask, columns = (begin + N - 1) / kTask - first + 1;
   const int64_t tasks = (M + kRows - 1) / kRows * columns;
   in_parts(tasks, M * N * K >= kWorthThreads ? 1 : tasks + 1, [&](int64_t at, int64_t end) {
@@ -154,7 +154,7 @@ static void lane(const T *x, const T *packed, const float *bias, float *y, int64
       const int64_t row = at / columns * kRows, rows = std::min(kRows, M - row);
       const int64_t base = (first + at % columns) * kTask;
       const int64_t from = std::max(begin, base), to = std::min(begin + N, base + kTask);
-      product(x + row * K, packed, bias ? bias + from - begin : bias,
+      product(x + row * ldx, ldx, packed, bias ? bias + from - begin : bias,
               y + row * stride + from - begin, stride, rows, from, to, K, total, made, relu);
     }
   });

@@ -36,16 +36,16 @@ static inline Ratio hyperbolic(Vector x) {
   x = x < -7.90531110763549805f ? all(-7.90531110763549805f) : x;
   const Vector square = x * x;
   Vector p = all(-2.76076847742355e-16f);
-  p = p * square + 2.00018790482477e-13f;
-  p = p * square - 8.60467152213735e-11f;
-  p = p * square + 5.12229709037114e-08f;
-  p = p * square + 1.48572235717979e-05f;
-  p = p * square + 6.37261928875436e-04f;
-  p = p * square + 4.89352455891786e-03f;
+  p = fused(p, square, all(2.00018790482477e-13f));
+  p = fused(p, square, all(-8.60467152213735e-11f));
+  p = fused(p, square, all(5.12229709037114e-08f));
+  p = fused(p, square, all(1.48572235717979e-05f));
+  p = fused(p, square, all(6.37261928875436e-04f));
+  p = fused(p, square, all(4.89352455891786e-03f));
   Vector q = all(1.19825839466702e-06f);
-  q = q * square + 1.18534705686654e-04f;
-  q = q * square + 2.26843463243900e-03f;
-  q = q * square + 4.89352518554385e-03f;
+  q = fused(q, square, all(1.18534705686654e-04f));
+  q = fused(q, square, all(2.26843463243900e-03f));
+  q = fused(q, square, all(4.89352518554385e-03f));
   return {p * x, q};
 }
 
@@ -59,9 +59,9 @@ struct Gru {
                             const float *, float *) {
     const Vector reset = sigmoid(load(given) + load(own));
     const Vector kept = sigmoid(load(given + hidden) + load(own + hidden));
-    const Ratio tanh = hyperbolic(load(given + 2 * hidden) + reset * load(own + 2 * hidden));
+    const Ratio tanh = hyperbolic(fused(reset, load(own + 2 * hidden), load(given + 2 * hidden)));
     const Vector made = tanh.above / tanh.below;
-    return made + kept * (before - made);
+    return fused(kept, before - made, made);
   }
 };
 
@@ -101,7 +101,8 @@ static inline void multiply(const float *state, const Layer &layer, int64_t widt
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
-      for (int v = 0; v < V; v++) sums[r][v] += state[r * layer.hidden + k] * read[v];
+      for (int v = 0; v < V; v++)
+        sums[r][v] = fused(all(state[r * layer.hidden + k]), read[v], sums[r][v]);
   }
 #pragma GCC unroll 8
   for (int r = 0; r < R; r++)

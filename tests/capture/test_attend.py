@@ -41,11 +41,18 @@ class Attention(nn.Module):
         self.run = run
         self.layer = nn.MultiheadAttention(WIDTH, 4, batch_first=True)
         self.bias = nn.Parameter(torch.randn(3, ITEMS, ITEMS))
+        self.one = nn.Parameter(torch.randn(1))
         options: Any = {"dim_feedforward": 32, "dropout": 0.0, "batch_first": True}
         self.block = nn.TransformerEncoderLayer(WIDTH, 2, **options)
 
     def forward(self, x: Tensor, n: Tensor) -> Tensor:
         return self.run(self, x, torch.arange(ITEMS) >= n.unsqueeze(1))
+
+
+def by_parts(x: Tensor, mask: Callable[[Tensor], Tensor], scale: float = 0.5) -> Tensor:
+    q, k, v = of_heads(x), of_heads(x * 2), of_heads(x + 1)
+    found: Tensor = mask(q @ k.transpose(-1, -2) * scale).softmax(-1) @ v
+    return found
 
 
 def behind(x: Tensor) -> Tensor:
@@ -75,11 +82,50 @@ OURS: dict[str, Run] = {
         x, x, x, need_weights=False, key_padding_mask=p, attn_mask=~behind(x)
     )[0].masked_fill(p.unsqueeze(2), 0),
     "a block": lambda m, x, p: m.block(x).flatten(1),
+    "parts": lambda m, x, p: by_parts(x, lambda s: s),
+    "parts, turned back": lambda m, x, p: by_parts(x, lambda s: s).transpose(1, 2).flatten(2),
+    "parts without heads": lambda m, x, p: torch.bmm(
+        torch.bmm(x, (x * 2).transpose(1, 2)).div(3.0).softmax(2), x + 1
+    ),
+    "parts of fewer queries": lambda m, x, p: (x[:, -2:] @ x.transpose(1, 2)).softmax(-1) @ x,
+    "parts, scaled twice": lambda m, x, p: by_parts(x * 0.3, lambda s: s / torch.tensor(4.0)),
+    "parts of one number more": lambda m, x, p: by_parts(x, lambda s: s + m.one),
+    "parts and a bias": lambda m, x, p: by_parts(x, lambda s: m.bias + s),
+    "parts and two": lambda m, x, p: by_parts(x, lambda s: s + m.bias + p[:, None, None] * -9.0),
+    "parts and flags": lambda m, x, p: by_parts(
+        x, lambda s: s.masked_fill(p[:, None, None], -1e9), 1.0
+    ),
+    "parts and flags of places": lambda m, x, p: by_parts(
+        x, lambda s: torch.where(behind(x), s, torch.tensor(-(2.0**32) + 1))
+    ),
+    "parts and other scores": lambda m, x, p: by_parts(
+        x, lambda s: torch.where(p[:, None, None], m.bias, s)
+    ),
+    "parts none of which may count": lambda m, x, p: by_parts(
+        x, lambda s: s.masked_fill(p[:, None, None], float("-inf"))
+    ),
+    "parts less infinity": lambda m, x, p: by_parts(
+        x, lambda s: s + torch.where(p[:, None, None], float("-inf"), 0.0)
+    ),
+    "a layer with its weights": lambda m, x, p: m.layer(x, x, x)[0],
+    "a padded layer with its weights": lambda m, x, p: m.layer(
+        x, x, x, key_padding_mask=p, attn_mask=m.bias[0]
+    )[0],
 }
 OTHERS: dict[str, Run] = {
     "doubles": lambda m, x, p: sdpa(*3 * [of_heads(x.double())]).float(),
     "more dimensions": lambda m, x, p: sdpa(*3 * [of_heads(x).unsqueeze(2)]),
     "weights": lambda m, x, p: m.layer(x, x, x, need_weights=True)[1],
+    "parts of doubles": lambda m, x, p: by_parts(x.double(), lambda s: s).float(),
+    "parts over queries": lambda m, x, p: (x @ x.transpose(1, 2)).softmax(1) @ x,
+    "parts and a scaled bias": lambda m, x, p: by_parts(x, lambda s: (s + m.bias) * 2),
+    "parts and a bias and flags": lambda m, x, p: by_parts(
+        x, lambda s: (s + m.bias).masked_fill(p[:, None, None], -1e9)
+    ),
+    "parts and no number": lambda m, x, p: by_parts(x, torch.relu),
+    "parts by heads of their own": lambda m, x, p: (
+        (x @ x.transpose(1, 2)).softmax(-1).unsqueeze(1) @ of_heads(x)
+    ),
 }
 
 
@@ -111,7 +157,9 @@ class All(Attention):
 
     def forward(self, x: Tensor, n: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
         padding = torch.arange(ITEMS) >= n.unsqueeze(1)
-        return {f"o{i}": run(self, x, padding) for i, run in enumerate(OURS.values())}
+        # Of items of their own, as scores that several read stay scores.
+        runs = enumerate(OURS.values())
+        return {f"o{i}": run(self, x * (1 - i / 100), padding) for i, run in runs}
 
 
 @pytest.mark.inductor
