@@ -63,6 +63,8 @@ def compute(step: Step, inputs: Sequence[Dims | None]) -> list[Dims] | None:
     function = _FUNCTIONS.get(step.op)
     if function is None or not inputs or inputs[0] is None:
         return None
+    if step.op not in READ_FLOATS and any(i and i.dtype.is_floating_point for i in inputs):
+        return None
     found = function(step, [None if i is None else i.array for i in inputs])
     if found is None:
         return None
@@ -75,13 +77,17 @@ def compute(step: Step, inputs: Sequence[Dims | None]) -> list[Dims] | None:
         dtype = torch.bool
     if step.op in ("Cast", "CastLike"):
         dtype = _cast_dtype(step, inputs)
-        if dtype.is_floating_point:
+        if dtype.is_floating_point and not _is_plain(inputs[0], dtype):
             return None
+        convert = _CONVERSIONS.get(dtype, int)
+        found = _each(lambda v: v if isinstance(v, torch.SymInt) else convert(v), found)
     arrays = found if isinstance(found, list) else [found]
     return [Dims(_as_objects(a), dtype) for a in arrays]
 
 
 _Inputs = list[Any]
+# Of floats, numbers are what a comparison says of them: exporters count turns of a loop in them.
+READ_FLOATS = {"Cast", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"}
 _COMPARISONS = {"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "And", "Or"}
 
 
@@ -90,6 +96,19 @@ def _cast_dtype(step: Step, inputs: Sequence[Dims | None]) -> torch.dtype:
         assert inputs[1] is not None
         return inputs[1].dtype
     return torch_dtype(step.attributes["to"], str(step))
+
+
+_CONVERSIONS: dict[torch.dtype, Callable[[Any], Any]] = {
+    torch.bool: bool,
+    torch.float16: lambda value: float(np.float16(value)),
+    torch.float32: lambda value: float(np.float32(value)),
+    torch.float64: float,
+}
+
+
+def _is_plain(numbers: Dims, dtype: torch.dtype) -> bool:
+    """Whether these can be numbers of `dtype`, a type of floats."""
+    return dtype in _CONVERSIONS and not any(isinstance(v, torch.SymInt) for v in numbers.flat())
 
 
 def _as_objects(value: Any) -> Array:

@@ -71,7 +71,7 @@ def _on_sizes(step: Step, values: Sequence[Value]) -> list[Dims] | None:
             return None
         if isinstance(value, Constant):
             known = value.dims()
-            if known is None or known.dtype.is_floating_point:
+            if known is None:
                 return None
             numbers.append(known)
         else:
@@ -116,37 +116,43 @@ def _unroll(
 ) -> list[Value]:
     call, body = Call(step, values, natural), step.attributes["body"]
     trip = call.dims(0)
-    turns = None if trip is None else trip.flat()[0]
-    if type(turns) is not int or turns > MOST_TURNS or not _always(call.dims(1), call.has(1)):
-        raise UnsupportedModelError(
-            f"{step} runs as often as the data or the batch says; supported are loops of a fixed "
-            f"number of turns up to {MOST_TURNS} that do not end early, so compute with masks or a "
-            "fixed capacity instead"
-        )
+    turns = trip.flat()[0] if trip is not None else None if call.has(0) else MOST_TURNS + 1
+    goes_on = _known(call.dims(1)) if call.has(1) else True
     carried = list(values[2:])
     scanned: list[list[torch.Tensor]] = [[] for _ in body.outputs[1 + len(carried) :]]
-    for turn in range(turns):
+    turn = 0
+    while type(turns) is int and goes_on and turn < min(turns, MOST_TURNS + 1):
         now = [
             Constant.holding(np.array(turn), torch.int64),
             Constant.holding(np.array(True), torch.bool),
             *carried,
         ]
         condition, *results = _run_graph(body, now, env, natural)
-        if not _always(Call(step, [condition], natural).dims(0), given=True):
+        goes_on = _known(Call(step, [condition], natural).dims(0))
+        carried = results[: len(carried)]
+        for pieces, value in zip(scanned, results[len(carried) :], strict=True):
+            pieces.append(Call(step, [value], natural).tensor(0))
+        turn += 1
+        if goes_on is None:
             raise UnsupportedModelError(
                 f"{step} ends early by data; a captured graph always runs all turns, so mask what "
                 "comes after the end instead"
             )
-        carried = results[: len(carried)]
-        for pieces, value in zip(scanned, results[len(carried) :], strict=True):
-            pieces.append(Call(step, [value], natural).tensor(0))
-    if not turns and scanned:
+    if type(turns) is not int or goes_on is None or turn > MOST_TURNS:
+        raise UnsupportedModelError(
+            f"{step} runs as often as the data or the batch says; supported are loops of a number "
+            f"of turns up to {MOST_TURNS} that no data decides, so compute with masks or a fixed "
+            "capacity instead"
+        )
+    if not turn and scanned:
         raise UnsupportedModelError(f"{step} has no turns, so the shape of its output is unknown")
     return [*carried, *(torch.stack(pieces) for pieces in scanned)]
 
 
-def _always(known: Dims | None, given: bool) -> bool:
-    return not given or (known is not None and bool(known.flat()[0]))
+def _known(condition: Dims | None) -> bool | None:
+    """None where data decides."""
+    value = None if condition is None else condition.flat()[0]
+    return None if value is None or isinstance(value, torch.SymBool) else bool(value)
 
 
 def _run_graph(

@@ -15,6 +15,7 @@ from recreplay.capture.onnx_import.call import Call, Constant, Value
 from recreplay.capture.onnx_import.execution import CONTROL, run_steps
 from recreplay.capture.onnx_import.folding import fold
 from recreplay.capture.onnx_import.graph import Graph, GraphInput, Step, names_of
+from recreplay.capture.onnx_import.hoisting import hoist_constants
 from recreplay.capture.onnx_import.layers import find_linears, flatten_tables
 from recreplay.capture.onnx_import.natural import natural_values
 from recreplay.capture.onnx_import.operators import OPERATORS, SUPPORTED
@@ -34,7 +35,7 @@ class OnnxModel(NamedInputs):
 
     def __init__(self, graph: Graph) -> None:
         super().__init__(tuple(spec.name for spec in graph.inputs))
-        graph = find_linears(flatten_tables(fold(find_bags(fold(graph.pruned())))))
+        graph = find_linears(flatten_tables(fold(find_bags(fold(hoist_constants(graph).pruned())))))
         _check_supported(graph)
         self.specs = graph.inputs
         self._pools = jagged_pools(graph)

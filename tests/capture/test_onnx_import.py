@@ -24,7 +24,7 @@ from recreplay.models import MODELS
 from recreplay.models.base import Ranker
 from recreplay.runtime import Runtime
 from recreplay.runtime.artifact import open_artifact
-from recreplay.runtime.errors import IdRangeError
+from recreplay.runtime.errors import IdRangeError, UnsupportedModelError
 from recreplay.runtime.graph import read_graph
 
 Arrays = Mapping[str, Any]
@@ -292,9 +292,9 @@ def test_a_model_as_keras_writes_it(tmp_path: Path) -> None:
     assert not any("shape" in t or "arange" in t for t in targets)
 
 
-@pytest.mark.parametrize("far", [2**31 - 1, 2**63 - 1])
+@pytest.mark.parametrize("far", [10**9, 2**31 - 1, 2**63 - 1])
 def test_slices_to_the_end_of_the_batch_are_the_whole_batch(tmp_path: Path, far: int) -> None:
-    """As tf2onnx writes `x[:, 1:2]`, with the end of int32 for the rows."""
+    """As tf2onnx writes `x[:, 1:3]` and `x[:, None]`."""
     node = helper.make_node
     given = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 5])
     out = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 2])
@@ -306,6 +306,100 @@ def test_slices_to_the_end_of_the_batch_are_the_whole_batch(tmp_path: Path, far:
     x = draw(6, 5)
     with Runtime.load(artifact) as rt:
         assert np.array_equal(rt.run({"x": x})["y"], x[:, 1:3])
+
+
+def loop_of(condition: list[onnx.NodeProto], **inside: Any) -> onnx.GraphProto:
+    """The body of a loop: `state` plus `x` for each turn, and `condition` of `counted`."""
+    made = [
+        helper.make_tensor_value_info("turn", TensorProto.INT64, []),
+        helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+        helper.make_tensor_value_info("count", TensorProto.INT32, []),
+        helper.make_tensor_value_info("state", TensorProto.FLOAT, None),
+    ]
+    node = helper.make_node
+    nodes = [
+        node("Add", ["count", "step"], ["counted"]),
+        *condition,
+        node("Add", ["state", "x"], ["next"]),
+    ]
+    kinds = {"go_on": TensorProto.BOOL, "counted": TensorProto.INT32, "next": TensorProto.FLOAT}
+    outputs = [helper.make_tensor_value_info(k, kind, []) for k, kind in kinds.items()]
+    return helper.make_graph(nodes, "body", made, outputs, weights(**inside))
+
+
+IN_FLOATS = [
+    helper.make_node("Cast", ["counted"], ["counted_float"], to=TensorProto.FLOAT),
+    helper.make_node("Less", ["counted_float", "limit"], ["go_on"]),
+]
+
+
+@pytest.mark.parametrize("turns", ["", "six", "three"])
+def test_a_loop_goes_on_while_its_own_count_says_so(tmp_path: Path, turns: str) -> None:
+    """As tf2onnx writes the steps of a masked recurrent layer: no number of turns, constants in the
+    body, and a count that is compared in floats."""
+    bodies = [loop_of(IN_FLOATS, step=np.int32(n), limit=np.float32(5.0)) for n in (1, 2)]
+    node = helper.make_node
+    nodes = [
+        node("Loop", [turns, "", "zero", "x"], ["n", "y"], body=bodies[0]),
+        node("Loop", [turns, "", "zero", "y"], ["m", "z"], body=bodies[1]),
+    ]
+    given = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 2])
+    out = helper.make_tensor_value_info("z", TensorProto.FLOAT, ["N", 2])
+    named = weights(zero=np.int32(0), six=np.array(6), three=np.array(3))
+    path = save(helper.make_graph(nodes, "g", [given], [out], named), tmp_path / "l.onnx")
+    x = draw(4, 2)
+    with Runtime.load(captured(path)) as rt:
+        np.testing.assert_allclose(rt.run({"x": x})["z"], in_onnx_runtime(path, {"x": x})["z"])
+        times = (3 if turns == "three" else 5) + 3
+        np.testing.assert_allclose(rt.run({"x": x})["z"], (times + 1) * x, rtol=1e-5)
+
+
+def test_a_loop_that_data_ends_is_refused(tmp_path: Path) -> None:
+    ends = [
+        helper.make_node("ReduceSum", ["state"], ["sum"], keepdims=0),
+        helper.make_node("Less", ["sum", "limit"], ["go_on"]),
+    ]
+    body = loop_of(ends, step=np.int32(1), limit=np.float32(5.0))
+    nodes = [helper.make_node("Loop", ["six", "", "zero", "x"], ["n", "y"], body=body)]
+    given = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 2])
+    out = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 2])
+    named = weights(zero=np.int32(0), six=np.array(6))
+    path = save(helper.make_graph(nodes, "g", [given], [out], named), tmp_path / "l.onnx")
+    with pytest.raises(UnsupportedModelError, match="ends early by data; a captured graph always"):
+        load_onnx(path)
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+@pytest.mark.parametrize("kind", ["GRU", "LSTM"])
+def test_recurrent_layers_are_torchs(tmp_path: Path, kind: str, direction: str) -> None:
+    ways, gates, steps = (2 if direction == "bidirectional" else 1), {"GRU": 3, "LSTM": 4}[kind], 5
+    options: Any = {"linear_before_reset": 1} if kind == "GRU" else {}
+    options |= {"hidden_size": 16, "direction": direction}
+    node = helper.make_node
+    nodes = [
+        node("Transpose", ["x"], ["turned"], perm=[1, 0, 2]),
+        node(kind, ["turned", "w", "r", "b"], ["y", "last"], **options),
+        node("Transpose", ["y"], ["every"], perm=[2, 0, 1, 3]),
+        node("Transpose", ["last"], ["ends"], perm=[1, 0, 2]),
+    ]
+    named = weights(
+        w=draw(ways, gates * 16, 6), r=draw(ways, gates * 16, 16), b=draw(ways, 2 * gates * 16)
+    )
+    info = helper.make_tensor_value_info
+    given = info("x", TensorProto.FLOAT, ["N", steps, 6])
+    outputs = [
+        info("every", TensorProto.FLOAT, ["N", steps, ways, 16]),
+        info("ends", TensorProto.FLOAT, ["N", ways, 16]),
+    ]
+    path = save(helper.make_graph(nodes, "g", [given], outputs, named), tmp_path / "r.onnx")
+    artifact = captured(path)
+    found = [o.target for o in read_graph(artifact)[8].captured.operators]
+    assert f"aten.{kind.lower()}.input" in found
+    x = draw(8, steps, 6)
+    with Runtime.load(artifact) as rt:
+        got = rt.run({"x": x})
+    for name, want in in_onnx_runtime(path, {"x": x}).items():
+        np.testing.assert_allclose(got[name], want, rtol=1e-4, atol=1e-5)
 
 
 def matrix_style(path: Path) -> Path:

@@ -1,9 +1,11 @@
-"""Recurrent layers, unrolled: the number of steps is fixed when a graph is captured."""
+"""Recurrent layers: torch's where these compute the same, else unrolled, as the number of steps is
+fixed when a graph is captured."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -104,12 +106,15 @@ class _Kind:
     states: int  # hidden state alone, or hidden and cell
     defaults: tuple[str, ...]
     cell: Callable[[_Direction, Call], Cell]
+    # The function of torch, and where the gates that it has in its order stand in ONNX's.
+    layer: Callable[..., Any] | None = None
+    order: tuple[int, ...] = ()
 
 
 _KINDS = {
     "RNN": _Kind(1, 1, ("tanh",), _rnn),
-    "GRU": _Kind(3, 1, ("sigmoid", "tanh"), _gru),
-    "LSTM": _Kind(4, 2, ("sigmoid", "tanh", "tanh"), _lstm),
+    "GRU": _Kind(3, 1, ("sigmoid", "tanh"), _gru, torch.gru, (1, 0, 2)),
+    "LSTM": _Kind(4, 2, ("sigmoid", "tanh", "tanh"), _lstm, torch.lstm, (0, 2, 3, 1)),
 }
 
 
@@ -126,10 +131,12 @@ def _layer(kind: _Kind) -> Operator:
         backwards = [call.attribute("direction", "forward") == "reverse", True][:directions]
         if directions == 2:
             backwards = [False, True]
+        ways = [_weights(call, kind, at) for at in range(directions)]
+        firsts = [_first_state(call, kind, at, x, rows, w.hidden) for at, w in enumerate(ways)]
+        if _is_torchs(call, kind, ways):
+            return _by_torch(kind, x, ways, firsts, backwards, batch_first)
         sequences, finals = [], []
-        for at, backward in enumerate(backwards):
-            weights = _weights(call, kind, at)
-            state = _first_state(call, kind, at, x, rows, weights.hidden)
+        for weights, state, backward in zip(ways, firsts, backwards, strict=True):
             cell = kind.cell(weights, call)
             gates = torch.nn.functional.linear(x, weights.weight, weights.input_bias)
             outputs = []
@@ -148,6 +155,44 @@ def _layer(kind: _Kind) -> Operator:
         return (every, *last)
 
     return run
+
+
+def _is_torchs(call: Call, kind: _Kind, ways: list[_Direction]) -> bool:
+    """Whether torch has a layer that computes what this one does."""
+    usual = tuple(_ACTIVATIONS[name] for name in kind.defaults)
+    return (
+        kind.layer is not None
+        and (kind.states == 2 or bool(call.attribute("linear_before_reset", 0)))
+        and not call.attribute("input_forget", 0)
+        and call.attribute("clip") is None
+        and all(w.activations == usual and w.peephole is None for w in ways)
+    )
+
+
+def _by_torch(
+    kind: _Kind,
+    x: torch.Tensor,
+    ways: list[_Direction],
+    firsts: list[State],
+    backwards: list[bool],
+    batch_first: bool,
+) -> tuple[torch.Tensor, ...]:
+    """The results of ONNX by a layer of torch; `x` `[steps, rows, values]`."""
+    weights = [
+        torch.cat([part.chunk(kind.gates)[gate] for gate in kind.order])
+        for w in ways
+        for part in (w.weight, w.recurrent, w.input_bias, w.state_bias)
+    ]
+    backward = backwards == [True]
+    states = [torch.stack(state) for state in zip(*firsts, strict=True)]
+    first = states if kind.states == 2 else states[0]
+    assert kind.layer is not None
+    options = (True, 1, 0.0, False, len(ways) == 2, False)
+    every, *last = kind.layer(x.flip(0) if backward else x, first, weights, *options)
+    every = (every.flip(0) if backward else every).unflatten(-1, (len(ways), -1))
+    # [steps, rows, directions, H]
+    every = every.transpose(0, 1) if batch_first else every.transpose(1, 2)
+    return (every, *(state.transpose(0, 1) if batch_first else state for state in last))
 
 
 def _check_lengths(call: Call, steps: int) -> None:

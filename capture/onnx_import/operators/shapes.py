@@ -15,9 +15,9 @@ from recreplay.capture.onnx_import.graph import ArrayValue, torch_dtype
 
 aten = torch.ops.aten
 
-# Ends from the first on are what exporters write for "to the end", and the last is how torch says
+# Ends from the first on are what exporters write for "to the end", and the second is how torch says
 # it. The first would be a bound of a symbolic batch, which export refuses.
-_FAR, _TO_THE_END = 2**31 - 1, 2**63 - 1
+_FAR, _TO_THE_END = 10**9, 2**63 - 1
 
 
 def cut(x: torch.Tensor, axis: int, start: Any, end: Any, step: int = 1) -> torch.Tensor:
