@@ -13,7 +13,8 @@ from torch.overrides import TorchFunctionMode
 from recreplay.capture.traceable import traceable_call
 from recreplay.runtime.errors import UnsupportedModelError
 
-_HERE = str(Path(__file__).parent)  # frames of ours are not the model's
+# Frames of these folders are not the model's.
+_OTHERS = tuple(f"{Path(file).parent}/" for file in (__file__, torch.__file__))
 # Calls that ask about a tensor, or are torch's own; never what a model is refused for.
 _METADATA = {
     *("__get__", "__set__", "_set_grad_enabled", "size", "dim", "stride", "storage_offset"),
@@ -86,12 +87,11 @@ def _first_line(text: str, about: str = "") -> str:
 
 def _user_frame(error: BaseException) -> str:
     """` at file:line: source` of the innermost frame that is not torch's."""
-    inside = str(Path(torch.__file__).parent)
     found = ""
     chain: BaseException | None = error
     while chain is not None:
         for frame in traceback.extract_tb(chain.__traceback__):
-            if not frame.filename.startswith((inside, "<", _HERE)) and frame.line:
+            if not frame.filename.startswith(("<", *_OTHERS)) and frame.line:
                 found = f" at {frame.filename}:{frame.lineno}: {frame.line}"
         chain = chain.__cause__ or chain.__context__
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import linecache
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -188,6 +189,22 @@ def refuse(
 
 def test_a_model_in_training_mode_is_refused() -> None:
     refuse(Pair(), (X, X), r"^Pair is in training mode.*call model\.eval\(\) first$")
+
+
+def test_a_line_of_a_library_beside_torch_is_named() -> None:
+    """As those of torch_rechub or torchrec, whose folders begin with the name of torch's."""
+    lines = ["def scored(x):", "    if x.sum() > 0:", "        return x", "    return -x"]
+    file = f"{Path(torch.__file__).parent}_models/scores.py"
+    linecache.cache[file] = (0, None, [f"{line}\n" for line in lines], file)
+    library: dict[str, Any] = {}
+    exec(compile("\n".join(lines), file, "exec"), library)
+
+    class Scored(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = library["scored"](x)
+            return found
+
+    refuse(Scored().eval(), {"x": X}, rf"on data .* at {re.escape(file)}:2: if x\.sum\(\) > 0:")
 
 
 def test_a_missing_example_is_refused(tmp_path: Path) -> None:
