@@ -14,8 +14,7 @@ import os
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from torch import fx
 from recreplay.capture.division import division_of
 from recreplay.capture.ingest import dynamic_shapes
 from recreplay.capture.program_file import read_program
+from recreplay.capture.quiet_loggers import only_from
 from recreplay.capture.user_side import for_eager
 from recreplay.runtime.artifact import SELFTEST, open_artifact, stored_request
 from recreplay.runtime.closeness import all_close, column_scale, firm_part
@@ -163,7 +163,9 @@ def _example(spec: InputSpec, inputs: Sequence[InputSpec]) -> torch.Tensor:
 def _export(module: fx.GraphModule, manifest: Manifest, out: Path) -> None:
     inputs = {spec.name: spec for spec in manifest.model_inputs if spec.kind != "index"}
     examples = tuple(_example(spec, manifest.model_inputs) for spec in inputs.values())
-    with warnings.catch_warnings(), _quiet():
+    # What torch's exporter and its helpers log needs no doing.
+    exporters = only_from(logging.ERROR, "torch.onnx", "onnxscript", "onnx_ir")
+    with warnings.catch_warnings(), exporters:
         warnings.simplefilter("ignore")
         try:
             program = torch.export.export(
@@ -239,17 +241,3 @@ def _compare(runtime: Any, model: Path, requests: Path, manifest: Manifest) -> d
                     "nothing was written"
                 )
     return worst
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what torch's exporter and its helpers log about what needs no doing."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

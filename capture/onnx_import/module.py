@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import keyword
+import logging
 from collections.abc import Iterator, Sequence
 from functools import partial
 
@@ -19,6 +20,7 @@ from recreplay.capture.onnx_import.hoisting import hoist_constants
 from recreplay.capture.onnx_import.layers import find_linears, flatten_tables
 from recreplay.capture.onnx_import.natural import natural_values
 from recreplay.capture.onnx_import.operators import OPERATORS, SUPPORTED
+from recreplay.capture.quiet_loggers import only_from
 from recreplay.runtime.errors import CaptureError, UnsupportedModelError
 
 _TRIAL_ROWS = 4
@@ -86,7 +88,9 @@ class OnnxModel(NamedInputs):
 
     def try_out(self) -> None:
         """Run on fake inputs, so that a model that cannot run at all is refused with its node."""
-        with FakeTensorMode(allow_non_fake_inputs=True):
+        # Where an operator fails, torch logs its whole way there, which the refusal is about.
+        told = only_from(logging.CRITICAL, "torch._subclasses.fake_tensor")
+        with told, FakeTensorMode(allow_non_fake_inputs=True):
             self([torch.zeros(self._trial_shape(spec), dtype=spec.dtype) for spec in self.specs])
 
     def _trial_shape(self, spec: GraphInput) -> list[int]:

@@ -126,6 +126,15 @@ def test_refused_graphs(
         load_onnx(path)
 
 
+def test_a_refused_operator_is_told_of_once(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write(tmp_path / "m.onnx", [node("Add", ["x", "w"], ["y"])], w=np.zeros((2, 5)))
+    with pytest.raises(CaptureError, match=r"operator Add .* cannot be run"):
+        load_onnx(path)
+    assert "Traceback" not in capfd.readouterr().err + caplog.text
+
+
 def test_control_flow_that_no_data_decides_is_unrolled(tmp_path: Path) -> None:
     nodes = [
         node("Loop", ["three", "", "x"], ["tripled"], body=BODY),
