@@ -5,6 +5,7 @@
         examples/team_models.py:histories examples/team_models.py:sequence \
         examples/team_models.py:recurrent examples/team_models.py:interests \
         examples/team_models.py:reranker examples/team_models.py:fields \
+        examples/team_models.py:auto_int examples/team_models.py:x_deep_fm \
         --peers aotinductor,onnxruntime_gather
 
 `mmoe` has eight experts of layers with batch normalisation and three tasks, `dcn_v2` keeps the
@@ -13,7 +14,9 @@ cosine, and `retrieval` gives the best 100 of them. `histories` pools what a use
 by item 0, in three ways, `sequence` reads it by two blocks of attention (SASRec), `recurrent` by a
 gated recurrent layer (GRU4Rec), and `interests` as four interests by additive attention (ComiRec).
 `reranker` reads a list by torch's transformer (PRM), and `fields` has layers of its own for each
-field, by `einsum` (RankMixer). Weights and statistics are drawn.
+field, by `einsum` (RankMixer). In `auto_int` fields look at one another by attention that the model
+writes out (AutoInt), and `x_deep_fm` multiplies them by one another, of which some MB come in
+between (xDeepFM). Weights and statistics are drawn.
 """
 
 from collections.abc import Callable
@@ -285,6 +288,46 @@ class Fields(Tables):
         return self.out(fields.flatten(1)).squeeze(1).sigmoid()
 
 
+class AutoInt(Tables):
+    """Three layers of attention of two heads over 20 fields."""
+
+    def __init__(self, features: int = 20, heads: int = 2) -> None:
+        super().__init__(features)
+        self.heads = heads
+        self.inward = nn.ModuleList(nn.Linear(16, 64, bias=False) for _ in range(3))
+        self.out = nn.Linear(16 * features, 1)
+
+    def forward(self, ids: list[Tensor]) -> Tensor:
+        fields = super().forward(ids).unflatten(1, (-1, 16))
+        for layer in self.inward:
+            parts = layer(fields).unflatten(-1, (4, self.heads, -1)).transpose(1, 3)
+            query, key, value, beside = parts.unbind(2)  # [B, heads, fields, values]
+            shares = (query @ key.transpose(-1, -2)).softmax(-1)
+            fields = (shares @ value + beside).transpose(1, 2).flatten(2).relu()
+        return self.out(fields.flatten(1)).squeeze(1).sigmoid()
+
+
+class XDeepFM(Tables):
+    """Two layers that compress the products of fields with those of before, beside dense ones."""
+
+    def __init__(self, features: int = 20, units: int = 64) -> None:
+        super().__init__(features)
+        sizes = (features * features, features * units)
+        self.compress = nn.ModuleList(nn.Conv1d(size, units, 1) for size in sizes)
+        self.deep = mlp(16 * features, 256, 128)
+        self.out = nn.Linear(128 + units * len(sizes), 1)
+
+    def forward(self, ids: list[Tensor]) -> Tensor:
+        read = super().forward(ids)
+        fields = crossed = read.unflatten(1, (-1, 16))
+        found = [self.deep(read)]
+        for layer in self.compress:
+            products = torch.einsum("bhd,bmd->bhmd", crossed, fields)
+            crossed = layer(products.flatten(1, 2)).relu()
+            found.append(crossed.sum(-1))
+        return self.out(torch.cat(found, 1)).squeeze(1).sigmoid()
+
+
 def drawn(model: type[nn.Module]) -> Callable[[], nn.Module]:
     """A factory that draws the same weights every time."""
 
@@ -299,3 +342,4 @@ mmoe, dcn_v2 = drawn(MMoE), drawn(DCNv2)
 catalogue, retrieval = drawn(Catalogue), drawn(Retrieval)
 histories, sequence, recurrent = drawn(Histories), drawn(Sequence), drawn(Recurrent)
 interests, reranker, fields = drawn(Interests), drawn(Reranker), drawn(Fields)
+auto_int, x_deep_fm = drawn(AutoInt), drawn(XDeepFM)

@@ -33,6 +33,8 @@ _TITLES = {
     "interests": "ComiRec, 50 items, four interests",
     "reranker": "PRM, lists of 30 items, two blocks",
     "fields": "Layers for each of 20 fields",
+    "auto_int": "AutoInt, 20 fields",
+    "x_deep_fm": "xDeepFM, 20 fields",
 }
 _PEERS = {
     "onnxruntime_gather": "ONNX Runtime",
