@@ -153,6 +153,23 @@ def as_lanes(program: Program, equation: str, factors: Any) -> fx.Node | None:
     return _laid(program, made, each + rows + columns, product)
 
 
+def as_matrices(program: Program, equation: str, factors: Any) -> fx.Node | None:
+    """The result of an `einsum` that multiplies one matrix by one for each of what both have, as
+    `matmul` of views; None for any other."""
+    found = terms_of(equation)
+    if found is None or len(factors) != 2:
+        return None
+    (of_left, of_right), result = found
+    product = _Product(factors[0], factors[1], of_left, of_right, result)
+    each, summed, (rows, columns) = product.each, product.summed, product.alone
+    if not each or [len(rows), len(columns), len(summed)] != [1, 1, 1] or not _is_spelt(product):
+        return None
+    left = _permuted(program, product.rows, of_left, each + rows + summed)
+    right = _permuted(program, product.weight, of_right, each + summed + columns)
+    made = program.call(aten.matmul.default, left, right)
+    return _permuted(program, made, each + rows + columns, result)
+
+
 def _laid(program: Program, made: fx.Node, letters: str, product: _Product) -> fx.Node:
     """The result, of what has these dimensions, some of which may be one."""
     sizes = product.sizes()

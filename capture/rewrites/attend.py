@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from recreplay.capture.plain_contractions import as_matrices
+from recreplay.capture.plain_layers import is_weight
 from recreplay.capture.rewrites.attention_by_parts import Parts, find_parts
 from recreplay.capture.specialise import Program
 from recreplay.runtime.aten import ATTENTION, resolve
@@ -24,6 +26,8 @@ _NAMES = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 def attend(program: Program, lowers: bool = False) -> None:
     """Rewrite `program` in place; products that are to read a lower type stay products. For the CPU
     alone."""
+    if not lowers:
+        _einsums_as_matrices(program)
     for parts in [] if lowers else find_parts(program):
         with program.graph.inserting_before(parts.product):
             program.replace(parts.product, _attend_by_parts(program, parts))
@@ -33,6 +37,18 @@ def attend(program: Program, lowers: bool = False) -> None:
             with program.graph.inserting_before(node):
                 program.replace(node, _attend(program, given, node.meta["val"]))
     program.sort()
+    program.prune()
+
+
+def _einsums_as_matrices(program: Program) -> None:
+    """Attention is written by `einsum`, too."""
+    for node in list(program.graph.find_nodes(op="call_function", target=aten.einsum.default)):
+        equation, factors = node.args
+        if not any(is_weight(n) for n in node.all_input_nodes):
+            with program.graph.inserting_before(node):
+                made = as_matrices(program, str(equation), factors)
+            if made is not None:
+                program.replace(node, made)
     program.prune()
 
 

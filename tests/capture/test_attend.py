@@ -84,6 +84,18 @@ OURS: dict[str, Run] = {
     "a block": lambda m, x, p: m.block(x).flatten(1),
     "parts": lambda m, x, p: by_parts(x, lambda s: s),
     "parts, turned back": lambda m, x, p: by_parts(x, lambda s: s).transpose(1, 2).flatten(2),
+    "parts by einsum": lambda m, x, p: torch.einsum(
+        "bhij,bhjd->bhid",
+        torch.einsum("bhid,bhjd->bhij", of_heads(x), of_heads(x * 2)).mul(0.4).softmax(-1),
+        of_heads(x + 1),
+    ),
+    "parts of items by einsum": lambda m, x, p: torch.einsum(
+        "bhij,bjhd->bihd",
+        torch.einsum("bihd,bjhd->bhij", *2 * [x.unflatten(-1, (3, -1))])
+        .masked_fill(p[:, None, None], -1e9)
+        .softmax(-1),
+        (x + 1).unflatten(-1, (3, -1)),
+    ).flatten(2),
     "parts without heads": lambda m, x, p: torch.bmm(
         torch.bmm(x, (x * 2).transpose(1, 2)).div(3.0).softmax(2), x + 1
     ),
