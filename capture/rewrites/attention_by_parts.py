@@ -19,6 +19,9 @@ aten = torch.ops.aten
 _PRODUCTS = (aten.matmul.default, aten.bmm.default)
 _ADDED_TO = aten.baddbmm.default
 _SOFTMAXES = (aten.softmax.int, aten._softmax.default)
+_SCALES = (aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar)
+_FILLS = (aten.masked_fill.Scalar, aten.masked_fill.Tensor)
+_STEPS = (*_SCALES, *_FILLS, aten.add.Tensor, aten.where.self)
 _KEEP = math.nan  # in a mask: the score stays
 
 
@@ -108,7 +111,7 @@ def _step(program: Program, node: fx.Node) -> tuple[fx.Node, float, fx.Node | No
         return None
     target = node.target
     args: Any = node.args
-    if target in (aten.mul.Tensor, aten.div.Tensor, aten.mul.Scalar, aten.div.Scalar):
+    if target in _SCALES:
         for scores, other in (args, args[::-1])[: 2 if target is aten.mul.Tensor else 1]:
             factor = _number(program, other)
             if factor and isinstance(scores, fx.Node) and _same_shape(scores, node):
@@ -120,8 +123,7 @@ def _step(program: Program, node: fx.Node) -> tuple[fx.Node, float, fx.Node | No
             if _is_scores(scores, node) and _is_mask(mask, node):
                 return scores, 1.0, mask, False
         return None
-    kept = torch.tensor(_KEEP)
-    if target in (aten.masked_fill.Scalar, aten.masked_fill.Tensor):
+    if target in _FILLS:
         scores, where, filled = args
         if not _is_scores(scores, node) or not _is_small(where, node):
             return None
@@ -137,7 +139,7 @@ def _step(program: Program, node: fx.Node) -> tuple[fx.Node, float, fx.Node | No
         for at, (scores, filled) in enumerate((others, others[::-1])):
             if not _is_scores(scores, node) or not _is_mask(filled, node):
                 continue
-            keeps = program.constant(kept)
+            keeps = program.constant(torch.tensor(_KEEP))
             pair = (keeps, filled) if at == 0 else (filled, keeps)
             return scores, 1.0, program.call(aten.where.self, where, *pair), True
     return None
@@ -152,12 +154,6 @@ def _is_scores(node: Any, made: fx.Node) -> bool:
             return False
         node = next((n for n in node.all_input_nodes if _same_shape(n, made)), None)
     return node is not None
-
-
-_STEPS = (
-    *(aten.mul.Tensor, aten.div.Tensor, aten.mul.Scalar, aten.div.Scalar, aten.add.Tensor),
-    *(aten.masked_fill.Scalar, aten.masked_fill.Tensor, aten.where.self),
-)
 
 
 def _is_mask(node: Any, made: fx.Node) -> bool:
