@@ -24,11 +24,23 @@ def _without_constants(step: Step, constants: dict[str, torch.Tensor], taken: se
         if not isinstance(value, Graph):
             continue
         inside = hoist_constants(value)
-        names = {name: _free(name, taken) for name in inside.constants}
+        own = _names(inside) - set(inside.constants)
+        names: dict[str, str] = {}
+        for name in inside.constants:
+            names[name] = _free(name, {*taken, *own, *names.values()})
         constants |= {names[name]: tensor for name, tensor in inside.constants.items()}
         taken |= set(names.values())
         attributes[key] = _renamed(replace(inside, constants={}), names)
     return replace(step, attributes=attributes)
+
+
+def _names(graph: Graph) -> set[str]:
+    """Of all values that it holds, and the graphs of its steps."""
+    found = {*graph.constants, *(spec.name for spec in graph.inputs), *graph.producers()}
+    for step in graph.steps:
+        for value in step.attributes.values():
+            found |= _names(value) if isinstance(value, Graph) else set()
+    return found
 
 
 def _free(name: str, taken: set[str]) -> str:

@@ -354,6 +354,25 @@ def test_a_loop_goes_on_while_its_own_count_says_so(tmp_path: Path, turns: str) 
         np.testing.assert_allclose(rt.run({"x": x})["z"], (times + 1) * x, rtol=1e-5)
 
 
+def test_a_loop_keeps_its_values_apart_from_constants_of_another(tmp_path: Path) -> None:
+    """Whose names are taken, and are like those of its own values."""
+    bodies = [loop_of(IN_FLOATS, step=np.int32(1), limit=np.float32(n)) for n in (2, 3)]
+    for node in bodies[1].node:
+        for names in (node.input, node.output):
+            names[:] = ["limit_" if name == "counted_float" else name for name in names]
+    node = helper.make_node
+    nodes = [
+        node("Loop", ["", "", "zero", "x"], ["n", "y"], body=bodies[0]),
+        node("Loop", ["", "", "zero", "y"], ["m", "z"], body=bodies[1]),
+    ]
+    given = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 2])
+    out = helper.make_tensor_value_info("z", TensorProto.FLOAT, ["N", 2])
+    graph = helper.make_graph(nodes, "g", [given], [out], weights(zero=np.int32(0)))
+    x = draw(4, 2)
+    with Runtime.load(captured(save(graph, tmp_path / "l.onnx"))) as rt:
+        np.testing.assert_allclose(rt.run({"x": x})["z"], 6 * x, rtol=1e-5)
+
+
 def test_a_loop_that_data_ends_is_refused(tmp_path: Path) -> None:
     ends = [
         helper.make_node("ReduceSum", ["state"], ["sum"], keepdims=0),
