@@ -6,12 +6,43 @@ matrix and the sum with a stored vector, one `embedding` for a table of any rank
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 
 from recreplay.capture.onnx_import.graph import Graph, Step
+
+
+@dataclass
+class _Store:
+    """Constants of a graph, those that were made of others among them."""
+
+    constants: dict[str, torch.Tensor]
+    taken: set[str]  # names of values
+    made: dict[tuple[str, str], str] = field(default_factory=dict)
+
+    @staticmethod
+    def of(graph: Graph) -> _Store:
+        inputs = (spec.name for spec in graph.inputs)
+        names = {*graph.constants, *inputs, *graph.producers()}
+        return _Store(dict(graph.constants), names)
+
+    def free(self, name: str) -> str:
+        """`name`, or one like it that no value has; it is taken now."""
+        while name in self.taken:
+            name += "_"
+        self.taken.add(name)
+        return name
+
+    def derived(self, name: str, suffix: str, make: Callable[[], torch.Tensor]) -> str:
+        """The name of what is made of a constant in one way, once."""
+        key = (name, suffix)
+        if key not in self.made:
+            self.made[key] = self.free(name + suffix)
+            self.constants[self.made[key]] = make()
+        return self.made[key]
 
 
 def find_linears(graph: Graph) -> Graph:
@@ -19,14 +50,14 @@ def find_linears(graph: Graph) -> Graph:
 
     The matrix is stored transposed, and factors of `Gemm` are multiplied into it.
     """
-    constants = dict(graph.constants)
+    store = _Store.of(graph)
     readers = graph.readers()
     steps: list[Step] = []
     done: set[str] = set()  # outputs of the sums that went into a layer
     for step in graph.steps:
         if done.intersection(step.outputs):
             continue
-        linear = _linear(step, constants)
+        linear = _linear(step, store)
         following = readers.get(step.outputs[0], [])
         if linear is None:
             steps.append(step)
@@ -34,24 +65,25 @@ def find_linears(graph: Graph) -> Graph:
             len(linear.inputs) == 2
             and len(following) == 1
             and step.outputs[0] not in graph.outputs
-            and (bias := _bias(following[0], step, constants))
+            and (bias := _bias(following[0], step, store.constants))
         ):
             done.add(following[0].outputs[0])
             inputs = (*linear.inputs, bias)
             steps.append(replace(linear, inputs=inputs, outputs=following[0].outputs))
         else:
             steps.append(linear)
-    return replace(graph, steps=tuple(steps), constants=constants).pruned()
+    return replace(graph, steps=tuple(steps), constants=store.constants).pruned()
 
 
-def _linear(step: Step, constants: dict[str, torch.Tensor]) -> Step | None:
+def _linear(step: Step, store: _Store) -> Step | None:
+    constants = store.constants
     matrix = constants.get(step.input(1))
     plain = matrix is not None and matrix.ndim == 2 and matrix.is_floating_point()
     if matrix is None or not plain or step.input(0) in constants:
         return None
     given = step.attributes
     if step.op == "MatMul":
-        weight = _stored(step.input(1), constants, transpose=True, factor=1.0)
+        weight = _stored(step.input(1), store, transpose=True, factor=1.0)
         return replace(step, op="recreplay::Linear", inputs=(step.inputs[0], weight), attributes={})
     if step.op != "Gemm" or given.get("transA", 0):
         return None
@@ -62,29 +94,29 @@ def _linear(step: Step, constants: dict[str, torch.Tensor]) -> Step | None:
         bias = constants.get(added)
         if bias is None or bias.numel() != matrix.shape[0 if rows else 1]:
             return None
-    inputs.append(_stored(step.input(1), constants, not rows, given.get("alpha", 1.0)))
+    inputs.append(_stored(step.input(1), store, not rows, given.get("alpha", 1.0)))
     if added:
-        inputs.append(_vector(added, constants, given.get("beta", 1.0)))
+        inputs.append(_vector(added, store, given.get("beta", 1.0)))
     return replace(step, op="recreplay::Linear", inputs=tuple(inputs), attributes={})
 
 
-def _stored(name: str, constants: dict[str, torch.Tensor], transpose: bool, factor: float) -> str:
+def _stored(name: str, store: _Store, transpose: bool, factor: float) -> str:
     """The matrix as a layer wants it, under a name of its own where that is not how it is."""
     if not transpose and factor == 1:
         return name
-    derived = f"{name}{'_t' if transpose else ''}{'' if factor == 1 else f'_{factor:g}'}"
-    matrix = constants[name].t() if transpose else constants[name]
-    constants.setdefault(derived, (matrix if factor == 1 else matrix * factor).contiguous())
-    return derived
+    matrix = store.constants[name].t() if transpose else store.constants[name]
+    suffix = f"{'_t' if transpose else ''}{'' if factor == 1 else f'_{factor:g}'}"
+    return store.derived(
+        name, suffix, lambda: (matrix if factor == 1 else matrix * factor).contiguous()
+    )
 
 
-def _vector(name: str, constants: dict[str, torch.Tensor], factor: float) -> str:
-    if constants[name].ndim == 1 and factor == 1:
+def _vector(name: str, store: _Store, factor: float) -> str:
+    if store.constants[name].ndim == 1 and factor == 1:
         return name
-    derived = f"{name}_v{'' if factor == 1 else f'_{factor:g}'}"
-    vector = constants[name].reshape(-1)
-    constants.setdefault(derived, vector if factor == 1 else vector * factor)
-    return derived
+    vector = store.constants[name].reshape(-1)
+    suffix = f"_v{'' if factor == 1 else f'_{factor:g}'}"
+    return store.derived(name, suffix, lambda: vector if factor == 1 else vector * factor)
 
 
 def _bias(step: Step, after: Step, constants: dict[str, torch.Tensor]) -> str:
@@ -101,16 +133,16 @@ def _bias(step: Step, after: Step, constants: dict[str, torch.Tensor]) -> str:
 
 def flatten_tables(graph: Graph) -> Graph:
     """Tables of another rank than two, read by rows, as matrices, with a reshape after the read."""
-    constants = dict(graph.constants)
+    store = _Store.of(graph)
     steps: list[Step] = []
     for step in graph.steps:
-        table = constants.get(step.input(0)) if step.op == "Gather" else None
-        if table is None or not _is_odd_table(step, table, constants):
+        table = store.constants.get(step.input(0)) if step.op == "Gather" else None
+        if table is None or not _is_odd_table(step, table, store.constants):
             steps.append(step)
             continue
-        derived = f"{step.inputs[0]}_rows"
-        constants.setdefault(derived, table.reshape(table.shape[0], -1))
-        made = f"{step.outputs[0]}_rows"
+        rows = partial(table.reshape, table.shape[0], -1)
+        derived = store.derived(step.inputs[0], "_rows", rows)
+        made = store.free(f"{step.outputs[0]}_rows")
         steps.append(replace(step, inputs=(derived, step.inputs[1]), outputs=(made,)))
         steps.append(
             Step(
@@ -122,7 +154,7 @@ def flatten_tables(graph: Graph) -> Graph:
                 step.opset,
             )
         )
-    return replace(graph, steps=tuple(steps), constants=constants).pruned()
+    return replace(graph, steps=tuple(steps), constants=store.constants).pruned()
 
 
 def _is_odd_table(step: Step, table: torch.Tensor, constants: Mapping[str, torch.Tensor]) -> bool:

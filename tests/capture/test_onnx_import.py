@@ -373,6 +373,21 @@ def test_a_loop_keeps_its_values_apart_from_constants_of_another(tmp_path: Path)
         np.testing.assert_allclose(rt.run({"x": x})["z"], 6 * x, rtol=1e-5)
 
 
+@pytest.mark.parametrize("other", ["weight", "value"])
+def test_a_layer_is_not_another_of_a_like_name(tmp_path: Path, other: str) -> None:
+    """What is made of `w` has a name that nothing else has."""
+    node = helper.make_node
+    first = node("MatMul", ["x", "w_t"], ["h"]) if other == "weight" else node("Tanh", ["x"], ["h"])
+    name = "h" if other == "weight" else "w_t"
+    first.output[0] = name
+    nodes = [first, node("MatMul", [name, "w"], ["y"])]
+    given = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 2])
+    out = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 2])
+    named = weights(w=draw(2, 2), **({"w_t": draw(2, 2)} if other == "weight" else {}))
+    path = save(helper.make_graph(nodes, "g", [given], [out], named), tmp_path / "m.onnx")
+    check_replay(captured(path), path, lambda rows: {"x": draw(rows, 2)})
+
+
 def test_a_loop_that_data_ends_is_refused(tmp_path: Path) -> None:
     ends = [
         helper.make_node("ReduceSum", ["state"], ["sum"], keepdims=0),
