@@ -79,6 +79,8 @@ def compute(step: Step, inputs: Sequence[Dims | None]) -> list[Dims] | None:
         dtype = _cast_dtype(step, inputs)
         if dtype.is_floating_point and not _is_plain(inputs[0], dtype):
             return None
+        if not dtype.is_floating_point and not _are_whole(inputs[0], dtype):
+            return None
         convert = _CONVERSIONS.get(dtype, int)
         found = _each(lambda v: v if isinstance(v, torch.SymInt) else convert(v), found)
     arrays = found if isinstance(found, list) else [found]
@@ -109,6 +111,15 @@ _CONVERSIONS: dict[torch.dtype, Callable[[Any], Any]] = {
 def _is_plain(numbers: Dims, dtype: torch.dtype) -> bool:
     """Whether these can be numbers of `dtype`, a type of floats."""
     return dtype in _CONVERSIONS and not any(isinstance(v, torch.SymInt) for v in numbers.flat())
+
+
+def _are_whole(numbers: Dims, dtype: torch.dtype) -> bool:
+    """Whether `dtype`, a type of whole numbers or flags, has a place for each of these."""
+    if dtype == torch.bool:
+        return True
+    limits = torch.iinfo(dtype)
+    known = [v for v in numbers.flat() if not isinstance(v, torch.SymInt)]
+    return all(limits.min - 1 < v < limits.max + 1 for v in known)
 
 
 def _as_objects(value: Any) -> Array:

@@ -388,6 +388,30 @@ def test_a_layer_is_not_another_of_a_like_name(tmp_path: Path, other: str) -> No
     check_replay(captured(path), path, lambda rows: {"x": draw(rows, 2)})
 
 
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        (np.float32("inf"), TensorProto.INT64),
+        (np.int64(2**40 + 3), TensorProto.INT32),
+        (np.int64(300), TensorProto.UINT8),
+    ],
+)
+def test_numbers_beyond_a_type_are_cast_as_tensors_are(
+    tmp_path: Path, number: Any, kind: int
+) -> None:
+    node = helper.make_node
+    nodes = [
+        node("Cast", ["number"], ["cast"], to=kind),
+        node("Cast", ["cast"], ["back"], to=TensorProto.FLOAT),
+        node("Add", ["x", "back"], ["y"]),
+    ]
+    given = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 2])
+    out = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 2])
+    graph = helper.make_graph(nodes, "g", [given], [out], weights(number=number))
+    path = save(graph, tmp_path / "c.onnx")
+    check_replay(captured(path), path, lambda rows: {"x": draw(rows, 2)})
+
+
 def test_a_loop_that_data_ends_is_refused(tmp_path: Path) -> None:
     ends = [
         helper.make_node("ReduceSum", ["state"], ["sum"], keepdims=0),
