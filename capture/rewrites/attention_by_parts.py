@@ -31,7 +31,8 @@ class Parts:
 
     `query` `[..., M, dim]`, `keys` `[..., dim, N]`, `value` `[..., N, width]`, all with the same
     dimensions in front. Of `mask`, which is broadcast to the scores, elements are added to them, or
-    where `replaces` is true put in their place unless they are no number.
+    where `replaces` is true put in their place unless they are no number. What the model puts there
+    that is none is infinite in a mask: a softmax makes the same of both.
     """
 
     product: fx.Node
@@ -89,6 +90,7 @@ def _parts(program: Program, node: fx.Node) -> Parts | None:
         or dtypes != {torch.float32}
         or len(shapes[0]) not in (3, 4)
         or len({tuple(s[:-2]) for s in shapes}) != 1
+        or any(0 in s for s in shapes)
     ):
         return None
     kinds = {replaces for replaces, _ in masks}
@@ -130,6 +132,7 @@ def _step(program: Program, node: fx.Node) -> tuple[fx.Node, float, fx.Node | No
         number = _number(program, filled)
         if number is None:
             return None
+        number = math.inf if math.isnan(number) else number
         mask = program.call(aten.where.Scalar, where, number, _KEEP)
         return scores, 1.0, mask, True
     if target is aten.where.self:
@@ -140,6 +143,7 @@ def _step(program: Program, node: fx.Node) -> tuple[fx.Node, float, fx.Node | No
             if not _is_scores(scores, node) or not _is_mask(filled, node):
                 continue
             keeps = program.constant(torch.tensor(_KEEP))
+            filled = program.call(aten.nan_to_num.default, filled, math.inf, math.inf, -math.inf)
             pair = (keeps, filled) if at == 0 else (filled, keeps)
             return scores, 1.0, program.call(aten.where.self, where, *pair), True
     return None

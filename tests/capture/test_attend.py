@@ -119,6 +119,12 @@ OURS: dict[str, Run] = {
     "parts less infinity": lambda m, x, p: by_parts(
         x, lambda s: s + torch.where(p[:, None, None], float("-inf"), 0.0)
     ),
+    "parts of which some are no number": lambda m, x, p: by_parts(
+        x, lambda s: s.masked_fill(p[:, None, None], float("nan"))
+    ),
+    "parts and other scores, some no number": lambda m, x, p: by_parts(
+        x, lambda s: torch.where(p[:, None, None], x[:, None, :, :1].sqrt(), s)
+    ),
     "a layer with its weights": lambda m, x, p: m.layer(x, x, x)[0],
     "a padded layer with its weights": lambda m, x, p: m.layer(
         x, x, x, key_padding_mask=p, attn_mask=m.bias[0]
@@ -128,6 +134,7 @@ OTHERS: dict[str, Run] = {
     "doubles": lambda m, x, p: sdpa(*3 * [of_heads(x.double())]).float(),
     "more dimensions": lambda m, x, p: sdpa(*3 * [of_heads(x).unsqueeze(2)]),
     "weights": lambda m, x, p: m.layer(x, x, x, need_weights=True)[1],
+    "parts of no keys": lambda m, x, p: (x @ x[:, :0].transpose(1, 2)).softmax(-1) @ x[:, :0],
     "parts of doubles": lambda m, x, p: by_parts(x.double(), lambda s: s).float(),
     "parts over queries": lambda m, x, p: (x @ x.transpose(1, 2)).softmax(1) @ x,
     "parts and a scaled bias": lambda m, x, p: by_parts(x, lambda s: (s + m.bias) * 2),
