@@ -88,6 +88,16 @@ static void narrow_lane(const float *x, int64_t ldx, const float *packed, const 
     }
 }
 
+/* Rows that lie in one another, as one that is repeated does, which oneDNN does not take. */
+static void repeated(const float *x, int64_t ldx, const float *block, float *y, int64_t stride,
+                     int64_t M, int64_t N, int64_t K, int64_t ld) {
+  for (int64_t i = 0; i < M; i++, x += ldx, y += stride) {
+    std::fill(y, y + N, 0.0f);
+    for (int64_t k = 0; k < K; k++)
+      for (int64_t j = 0; j < N; j++) y[j] += x[k] * block[k * ld + j];
+  }
+}
+
 /* y [M, to - from] = x [M, K] by rows [from, to) of a packed weight of `total` rows, or by columns of
    a weight [K, total] that a request `made`. With AVX-512, oneDNN's product is as fast as ours once
    its code and the weight are in a cache, and slower by 1.1 to 1.8 times at 4 to 16 rows when they
@@ -133,7 +143,11 @@ static void product(const T *x, int64_t ldx, const T *packed, const float *bias,
       continue;
     }
 #endif
-    at::native::cpublas::brgemm(M, now, K, ldx, ld, stride, false, x, block, y, sizeof(T) == 2);
+    const bool again = ldx < K || ld < now;
+    if constexpr (sizeof(T) == 4)
+      if (again) repeated(x, ldx, block, y, stride, M, now, K, ld);
+    if (!again)
+      at::native::cpublas::brgemm(M, now, K, ldx, ld, stride, false, x, block, y, sizeof(T) == 2);
     if (bias || relu) finish(y, M, now, stride, bias, relu);
   }
 }

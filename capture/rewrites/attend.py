@@ -28,9 +28,9 @@ def attend(program: Program, lowers: bool = False) -> None:
     alone."""
     if not lowers:
         _einsums_as_matrices(program)
-    for parts in [] if lowers else find_parts(program):
-        with program.graph.inserting_before(parts.product):
-            program.replace(parts.product, _attend_by_parts(program, parts))
+        for parts in find_parts(program):
+            with program.graph.inserting_before(parts.product):
+                program.replace(parts.product, _attend_by_parts(program, parts))
     for node in list(program.graph.find_nodes(op="call_function", target=_ATTENTION)):
         given = dict(zip(_NAMES, node.args, strict=False)) | node.kwargs
         if _is_plain(given):

@@ -7,6 +7,7 @@ models of rankers' own and all that come by ONNX.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,16 +45,15 @@ class Parts:
     replaces: bool
 
 
-def find_parts(program: Program) -> list[Parts]:
-    """In the order of the program, to which the masks are added."""
-    found = []
+def find_parts(program: Program) -> Iterator[Parts]:
+    """In the order of the program, to which the masks are added; what one is replaced by is what
+    the next one reads."""
     for node in list(program.graph.nodes):
         if node.target in _PRODUCTS and not node.kwargs:
             with program.graph.inserting_before(node):
                 parts = _parts(program, node)
             if parts is not None:
-                found.append(parts)
-    return found
+                yield parts
 
 
 def _parts(program: Program, node: fx.Node) -> Parts | None:

@@ -170,6 +170,17 @@ def test_other_attention_stays(run: Run) -> None:
     assert ATTENTION not in targets(run)
 
 
+def test_attention_over_attention_is_computed_once() -> None:
+    def run(m: Any, x: Tensor, p: Tensor) -> Tensor:
+        for _ in range(3):
+            x = (x @ x.transpose(1, 2)).softmax(-1) @ x
+        return x
+
+    found = targets(run)
+    assert found.count(ATTENTION) == 3
+    assert not {"aten.matmul.default", "aten.softmax.int"} & set(found)
+
+
 class All(Attention):
     def __init__(self) -> None:
         super().__init__(OURS["heads"])

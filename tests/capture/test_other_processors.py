@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from recreplay.capture.compilers import toolchain
 from recreplay.runtime.attention import attention_operator
@@ -28,6 +29,7 @@ CALL = """
 #include <stdexcept>
 #include <type_traits>
 #include <vector>
+#include <cmath>
 extern "C" {
 #include "packed_linear.h"
 #include "byte_bags.h"
@@ -50,19 +52,21 @@ void steps(const float *gates, const float *first, const float *cells, const flo
   else run_all<Gru>(layer, rows);
 }
 void attend(const float *query, const float *key, const float *value, float *out, int64_t batch,
-            int64_t queries, int64_t keys, int64_t heads, int64_t dim, int causal) {
+            int64_t queries, int64_t keys, int64_t heads, int64_t dim, int causal, int repeats,
+            const float *mask) {
   using namespace recreplay::heads;
-  auto items = [&](const float *at, int64_t count) {
-    return Items{at, count * heads * dim, heads * dim, dim};
+  auto items = [&](const float *at, int64_t count) { /* or one, again and again */
+    const int64_t item = heads * dim;
+    return Items{at, repeats ? item : count * item, repeats ? 0 : item, dim};
   };
-  const Attention all{items(query, queries), items(key, keys), items(value, keys), nullptr, {},
-                      out, queries * heads * dim, heads * dim, queries, keys, heads, heads, dim,
-                      dim, 0.5f, causal != 0};
+  const Attention all{items(query, queries), items(key, keys), items(value, keys), mask,
+                      {0, 0, 0, 1}, out, queries * heads * dim, heads * dim, queries, keys, heads,
+                      heads, dim, dim, 0.5f, NAN, causal != 0, true};
   run(all, batch);
 }
 void one_lane(const float *x, const float *packed, const float *bias, float *y, int64_t M,
               int64_t N, int64_t K, int relu) {
-  recreplay::lane<float>(x, packed, bias, y, N, M, N, K, 0, N, false, relu);
+  recreplay::lane<float>(x, K, packed, bias, y, N, M, N, K, 0, N, false, relu);
 }
 void bags(const uint8_t *codes, const float *scales, const void *ids, int64_t count, int64_t rows,
           int64_t length, int64_t dim, float *out) {
@@ -259,15 +263,31 @@ def test_steps_are_those_of_a_recurrent_layer(library: Path, gates_of_a_state: i
 
 
 @needs_avx2
-def test_attention_is_torchs(library: Path) -> None:
+@pytest.mark.parametrize("repeats", [False, True])
+def test_attention_is_torchs(library: Path, repeats: bool) -> None:
+    """With items of their own, and with one again and again, as `expand` has it."""
     call = ctypes.CDLL(str(library)).attend
-    call.argtypes = [*[WHERE] * 4, *[INT] * 5, ctypes.c_int]
+    call.argtypes = [*[WHERE] * 4, *[INT] * 5, *[ctypes.c_int] * 2, WHERE]
     torch.manual_seed(9)
     for queries, keys, dim in ((1, 5, 3), (7, 7, 16), (100, 33, 20), (3, 130, 40)):
         for causal in (False, True):
-            query, out = torch.randn(2, queries, 3, dim), torch.zeros(2, queries, 3, dim)
-            key, value = torch.randn(2, 2, keys, 3, dim)
+            out = torch.zeros(2, queries, 3, dim)
+            query, key, value = (
+                torch.randn(2, 1 if repeats else n, 3, dim) for n in (queries, keys, keys)
+            )
             where = [t.data_ptr() for t in (query, key, value, out)]
-            call(*where, 2, queries, keys, 3, dim, causal)
-            want = attention_operator()(query, key, value, None, causal, 0.5, False)
-            torch.testing.assert_close(out, want, rtol=1e-4, atol=1e-5)
+            given = [
+                t.expand(-1, n, -1, -1) for t, n in ((query, queries), (key, keys), (value, keys))
+            ]
+            for mask in (None, torch.where(torch.rand(keys) < 0.3, -2.0, float("nan"))):
+                call(*where, 2, queries, keys, 3, dim, causal, repeats, mask_of(mask))
+                laid = None if mask is None else mask.expand(2, 3, queries, keys)
+                if causal and laid is not None:
+                    continue  # no model has both by parts
+                options = (causal, 0.5, False, laid is not None, laid is not None)
+                want = attention_operator()(*given, laid, *options)
+                torch.testing.assert_close(out, want, rtol=1e-4, atol=1e-5)
+
+
+def mask_of(mask: Tensor | None) -> int | None:
+    return None if mask is None else mask.data_ptr()
