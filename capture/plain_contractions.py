@@ -135,14 +135,10 @@ def _einsum(program: Program, equation: str, factors: Any) -> fx.Node:
 def as_lanes(program: Program, equation: str, factors: Any) -> fx.Node | None:
     """The result of an `einsum` of two things that a request makes, as a batched product; None for
     any other."""
-    found = terms_of(equation)
-    if found is None or len(factors) != 2:
+    product = _product_by_each(equation, factors)
+    if product is None or not product.summed or not any(product.alone):
         return None
-    (of_rows, of_weight), result = found
-    product = _Product(factors[0], factors[1], of_rows, of_weight, result)
     each, summed, (rows, columns) = product.each, product.summed, product.alone
-    if not each or not summed or not rows + columns or not _is_spelt(product):
-        return None
     sizes = product.sizes()
     lanes, count, width, wide = (prod(sizes[c] for c in of) for of in (each, rows, summed, columns))
     left = _permuted(program, product.rows, product.of_rows, each + rows + summed)
@@ -156,18 +152,26 @@ def as_lanes(program: Program, equation: str, factors: Any) -> fx.Node | None:
 def as_matrices(program: Program, equation: str, factors: Any) -> fx.Node | None:
     """The result of an `einsum` that multiplies one matrix by one for each of what both have, as
     `matmul` of views; None for any other."""
+    product = _product_by_each(equation, factors)
+    if product is None:
+        return None
+    each, summed, (rows, columns) = product.each, product.summed, product.alone
+    if [len(rows), len(columns), len(summed)] != [1, 1, 1]:
+        return None
+    left = _permuted(program, product.rows, product.of_rows, each + rows + summed)
+    right = _permuted(program, product.weight, product.of_weight, each + summed + columns)
+    made = program.call(aten.matmul.default, left, right)
+    return _permuted(program, made, each + rows + columns, product.result)
+
+
+def _product_by_each(equation: str, factors: Any) -> _Product | None:
+    """An `einsum` of two factors that multiplies for each of what both have; None for any other."""
     found = terms_of(equation)
     if found is None or len(factors) != 2:
         return None
     (of_left, of_right), result = found
     product = _Product(factors[0], factors[1], of_left, of_right, result)
-    each, summed, (rows, columns) = product.each, product.summed, product.alone
-    if not each or [len(rows), len(columns), len(summed)] != [1, 1, 1] or not _is_spelt(product):
-        return None
-    left = _permuted(program, product.rows, of_left, each + rows + summed)
-    right = _permuted(program, product.weight, of_right, each + summed + columns)
-    made = program.call(aten.matmul.default, left, right)
-    return _permuted(program, made, each + rows + columns, result)
+    return product if product.each and _is_spelt(product) else None
 
 
 def _laid(program: Program, made: fx.Node, letters: str, product: _Product) -> fx.Node:
