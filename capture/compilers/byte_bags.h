@@ -19,7 +19,7 @@ constexpr int64_t kAhead = 16; /* ids between the row that is read and the one t
 
 /* Spelt out, because GCC converts bytes one by one. */
 template <int N>
-__attribute__((always_inline)) static inline typename Lanes<N>::Type widen(const uint8_t *codes) {
+RECREPLAY_INLINE typename Lanes<N>::Type widen(const uint8_t *codes) {
   typedef typename Lanes<N>::Type Vector;
 #ifdef __AVX512F__
   if constexpr (N == 16)

@@ -8,11 +8,11 @@
 #pragma GCC push_options
 #pragma GCC optimize("O3")
 namespace recreplay {
-__attribute__((always_inline)) static inline Vector load(const float *from) { return *(const Vector *)from; }
-__attribute__((always_inline)) static inline Vector all(float value) { return (Vector){} + value; }
+RECREPLAY_INLINE Vector load(const float *from) { return *(const Vector *)from; }
+RECREPLAY_INLINE Vector all(float value) { return (Vector){} + value; }
 
 /* a * b + c, rounded once where the processor can: inductor has the compiler keep the two apart. */
-__attribute__((always_inline)) static inline Vector fused(Vector a, Vector b, Vector c) {
+RECREPLAY_INLINE Vector fused(Vector a, Vector b, Vector c) {
 #if defined(__AVX512F__)
   return (Vector)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
 #elif defined(__FMA__) && defined(__AVX2__)
@@ -24,7 +24,7 @@ __attribute__((always_inline)) static inline Vector fused(Vector a, Vector b, Ve
 
 /* e^x to a unit in the last place or two, as Cephes' expf has it (S. Moshier): x = n ln 2 + r, and a
    polynomial of r. Beyond what float32 holds it is next to 0 or very large. */
-__attribute__((always_inline)) static inline Vector power(const Vector given) {
+RECREPLAY_INLINE Vector power(const Vector given) {
   Vector x = given > 88.0f ? all(88.0f) : given;
   x = x < -87.0f ? all(-87.0f) : x;
   const Vector shift = all(12582912.0f); /* 1.5 * 2^23: rounds to whole numbers */

@@ -10,12 +10,12 @@
 #pragma GCC optimize("O3")
 namespace recreplay {
 #if defined(__AVX512F__)
-__attribute__((always_inline)) static inline float largest(Vector v) { return _mm512_reduce_max_ps((__m512)v); }
-__attribute__((always_inline)) static inline float total(Vector v) { return _mm512_reduce_add_ps((__m512)v); }
+RECREPLAY_INLINE float largest(Vector v) { return _mm512_reduce_max_ps((__m512)v); }
+RECREPLAY_INLINE float total(Vector v) { return _mm512_reduce_add_ps((__m512)v); }
 
 /* Rows of a square of 16 become its columns, by halves of it that change places: pairs of rows
    exchange values, pairs of values, and quarters twice. */
-__attribute__((always_inline)) static inline void turn_square(Vector *given) {
+RECREPLAY_INLINE void turn_square(Vector *given) {
   __m512 *rows = (__m512 *)given, pairs[16];
 #pragma GCC unroll 8
   for (int i = 0; i < 8; i++) {
@@ -46,30 +46,30 @@ __attribute__((always_inline)) static inline void turn_square(Vector *given) {
 }
 
 /* The first `count` values from `at` on, and zeros. */
-__attribute__((always_inline)) static inline Vector some(const float *at, int64_t count) {
+RECREPLAY_INLINE Vector some(const float *at, int64_t count) {
   return (Vector)_mm512_maskz_loadu_ps((__mmask16)((1u << count) - 1), at);
 }
 #else
-__attribute__((always_inline)) static inline float largest(Vector v) {
+RECREPLAY_INLINE float largest(Vector v) {
   float found = v[0];
   for (int i = 1; i < kWide; i++) found = v[i] > found ? v[i] : found;
   return found;
 }
 
-__attribute__((always_inline)) static inline float total(Vector v) {
+RECREPLAY_INLINE float total(Vector v) {
   float sum = 0;
   for (int i = 0; i < kWide; i++) sum += v[i];
   return sum;
 }
 
-__attribute__((always_inline)) static inline void turn_square(Vector *rows) {
+RECREPLAY_INLINE void turn_square(Vector *rows) {
   float values[kWide][kWide];
   memcpy(values, rows, sizeof values);
   for (int i = 0; i < kWide; i++)
     for (int j = 0; j < kWide; j++) rows[i][j] = values[j][i];
 }
 
-__attribute__((always_inline)) static inline Vector some(const float *at, int64_t count) {
+RECREPLAY_INLINE Vector some(const float *at, int64_t count) {
   float values[kWide] = {};
   memcpy(values, at, count * sizeof(float));
   return load(values);

@@ -2,6 +2,8 @@
    are kept in memory. As many numbers of their size. Copied into what includes it. */
 #ifndef RECREPLAY_VECTOR
 #define RECREPLAY_VECTOR
+/* Small functions of vectors: one that is not part of its caller gets them by memory. */
+#define RECREPLAY_INLINE __attribute__((always_inline)) static inline
 namespace recreplay {
 #if defined(__AVX512F__)
 constexpr int kVectorBytes = 64;
