@@ -63,7 +63,7 @@ def compute(step: Step, inputs: Sequence[Dims | None]) -> list[Dims] | None:
     function = _FUNCTIONS.get(step.op)
     if function is None or not inputs or inputs[0] is None:
         return None
-    if step.op not in READ_FLOATS and any(i and i.dtype.is_floating_point for i in inputs):
+    if step.op not in _READ_FLOATS and any(i and i.dtype.is_floating_point for i in inputs):
         return None
     found = function(step, [None if i is None else i.array for i in inputs])
     if found is None:
@@ -73,13 +73,11 @@ def compute(step: Step, inputs: Sequence[Dims | None]) -> list[Dims] | None:
         dtype = step.attributes["value"].dtype
     if step.op in ("Shape", "Size"):
         dtype = torch.int64
-    if step.op in _COMPARISONS:
+    if step.op in _OF_FLAGS:
         dtype = torch.bool
     if step.op in ("Cast", "CastLike"):
         dtype = _cast_dtype(step, inputs)
-        if dtype.is_floating_point and not _is_plain(inputs[0], dtype):
-            return None
-        if not dtype.is_floating_point and not _are_whole(inputs[0], dtype):
+        if not _have_place(inputs[0], dtype):
             return None
         convert = _CONVERSIONS.get(dtype, int)
         found = _each(lambda v: v if isinstance(v, torch.SymInt) else convert(v), found)
@@ -88,9 +86,10 @@ def compute(step: Step, inputs: Sequence[Dims | None]) -> list[Dims] | None:
 
 
 _Inputs = list[Any]
+_COMPARISONS = {"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"}
+_OF_FLAGS = {*_COMPARISONS, "Not", "And", "Or"}
 # Of floats, numbers are what a comparison says of them: exporters count turns of a loop in them.
-READ_FLOATS = {"Cast", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"}
-_COMPARISONS = {"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "And", "Or"}
+_READ_FLOATS = {*_COMPARISONS, "Cast"}
 
 
 def _cast_dtype(step: Step, inputs: Sequence[Dims | None]) -> torch.dtype:
@@ -108,17 +107,14 @@ _CONVERSIONS: dict[torch.dtype, Callable[[Any], Any]] = {
 }
 
 
-def _is_plain(numbers: Dims, dtype: torch.dtype) -> bool:
-    """Whether these can be numbers of `dtype`, a type of floats."""
-    return dtype in _CONVERSIONS and not any(isinstance(v, torch.SymInt) for v in numbers.flat())
-
-
-def _are_whole(numbers: Dims, dtype: torch.dtype) -> bool:
-    """Whether `dtype`, a type of whole numbers or flags, has a place for each of these."""
+def _have_place(numbers: Dims, dtype: torch.dtype) -> bool:
+    """Whether these can be numbers of `dtype`; a size that is a symbol is a whole one or a flag."""
+    known = [v for v in numbers.flat() if not isinstance(v, torch.SymInt)]
+    if dtype.is_floating_point:
+        return dtype in _CONVERSIONS and len(known) == numbers.array.size
     if dtype == torch.bool:
         return True
     limits = torch.iinfo(dtype)
-    known = [v for v in numbers.flat() if not isinstance(v, torch.SymInt)]
     return all(limits.min - 1 < v < limits.max + 1 for v in known)
 
 

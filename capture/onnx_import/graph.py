@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -72,6 +72,10 @@ class Graph:
     def producers(self) -> dict[str, Step]:
         """The step that makes each value."""
         return {out: step for step in self.steps for out in step.outputs if out}
+
+    def values(self) -> set[str]:
+        """Names of all its values, without those of the graphs inside of its steps."""
+        return {*self.constants, *(spec.name for spec in self.inputs), *self.producers()}
 
     def readers(self) -> dict[str, list[Step]]:
         """The steps that read each value; a graph output is not a step."""
@@ -223,6 +227,13 @@ def _attribute(attribute: Any, opset: Mapping[str, int], what: str) -> Any:
         f"attribute {attribute.name!r} of {what} is of the kind {kind}; supported are numbers, "
         "strings, tensors and graphs"
     )
+
+
+def free_name(name: str, taken: Container[str]) -> str:
+    """`name`, or one like it that is not taken."""
+    while name in taken:
+        name += "_"
+    return name
 
 
 def names_of(steps: Sequence[Step]) -> str:

@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import torch
 
-from recreplay.capture.onnx_import.graph import Graph, Step
+from recreplay.capture.onnx_import.graph import Graph, Step, free_name
 
 
 def hoist_constants(graph: Graph) -> Graph:
     """The graph with all constants its own, under other names where theirs are taken."""
     constants = dict(graph.constants)
-    taken = {*constants, *(spec.name for spec in graph.inputs), *graph.producers()}
+    taken = graph.values()
     steps = tuple(_without_constants(step, constants, taken) for step in graph.steps)
     return replace(graph, steps=steps, constants=constants)
 
@@ -27,7 +27,7 @@ def _without_constants(step: Step, constants: dict[str, torch.Tensor], taken: se
         own = _names(inside) - set(inside.constants)
         names: dict[str, str] = {}
         for name in inside.constants:
-            names[name] = _free(name, {*taken, *own, *names.values()})
+            names[name] = free_name(name, {*taken, *own, *names.values()})
         constants |= {names[name]: tensor for name, tensor in inside.constants.items()}
         taken |= set(names.values())
         attributes[key] = _renamed(replace(inside, constants={}), names)
@@ -36,17 +36,11 @@ def _without_constants(step: Step, constants: dict[str, torch.Tensor], taken: se
 
 def _names(graph: Graph) -> set[str]:
     """Of all values that it holds, and the graphs of its steps."""
-    found = {*graph.constants, *(spec.name for spec in graph.inputs), *graph.producers()}
+    found = graph.values()
     for step in graph.steps:
         for value in step.attributes.values():
             found |= _names(value) if isinstance(value, Graph) else set()
     return found
-
-
-def _free(name: str, taken: set[str]) -> str:
-    while name in taken:
-        name += "_"
-    return name
 
 
 def _renamed(graph: Graph, names: Mapping[str, str]) -> Graph:

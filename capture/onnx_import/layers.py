@@ -12,7 +12,7 @@ from functools import partial
 
 import torch
 
-from recreplay.capture.onnx_import.graph import Graph, Step
+from recreplay.capture.onnx_import.graph import Graph, Step, free_name
 
 
 @dataclass
@@ -25,16 +25,13 @@ class _Store:
 
     @staticmethod
     def of(graph: Graph) -> _Store:
-        inputs = (spec.name for spec in graph.inputs)
-        names = {*graph.constants, *inputs, *graph.producers()}
-        return _Store(dict(graph.constants), names)
+        return _Store(dict(graph.constants), graph.values())
 
     def free(self, name: str) -> str:
         """`name`, or one like it that no value has; it is taken now."""
-        while name in self.taken:
-            name += "_"
-        self.taken.add(name)
-        return name
+        found = free_name(name, self.taken)
+        self.taken.add(found)
+        return found
 
     def derived(self, name: str, suffix: str, make: Callable[[], torch.Tensor]) -> str:
         """The name of what is made of a constant in one way, once."""
