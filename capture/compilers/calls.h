@@ -2,42 +2,26 @@
    include it several times. */
 #ifndef RECREPLAY_CALLS
 #define RECREPLAY_CALLS
+#include "vector.h"
 namespace recreplay {
-template <typename T> static T *data(AtenTensorHandle tensor) {
-  void *found;
-  aoti_torch_get_data_ptr(tensor, &found);
-  return (T *)found;
-}
-
-static inline int64_t *sizes(AtenTensorHandle tensor) {
-  int64_t *found;
-  aoti_torch_get_sizes(tensor, &found);
+/* What torch answers when it is asked for a property of a tensor. */
+template <typename Found>
+RECREPLAY_INLINE Found asked(AOTITorchError (*property)(AtenTensorHandle, Found *),
+                             AtenTensorHandle tensor) {
+  Found found;
+  property(tensor, &found);
   return found;
 }
 
-static inline int64_t *strides(AtenTensorHandle tensor) {
-  int64_t *found;
-  aoti_torch_get_strides(tensor, &found);
-  return found;
+template <typename T> static T *data(AtenTensorHandle of) {
+  return (T *)asked(aoti_torch_get_data_ptr, of);
 }
 
-static inline int64_t numel(AtenTensorHandle tensor) {
-  int64_t found;
-  aoti_torch_get_numel(tensor, &found);
-  return found;
-}
-
-static inline int64_t dims(AtenTensorHandle tensor) {
-  int64_t found;
-  aoti_torch_get_dim(tensor, &found);
-  return found;
-}
-
-static inline int32_t dtype(AtenTensorHandle tensor) {
-  int32_t found;
-  aoti_torch_get_dtype(tensor, &found);
-  return found;
-}
+static inline int64_t *sizes(AtenTensorHandle of) { return asked(aoti_torch_get_sizes, of); }
+static inline int64_t *strides(AtenTensorHandle of) { return asked(aoti_torch_get_strides, of); }
+static inline int64_t numel(AtenTensorHandle of) { return asked(aoti_torch_get_numel, of); }
+static inline int64_t dims(AtenTensorHandle of) { return asked(aoti_torch_get_dim, of); }
+static inline int32_t dtype(AtenTensorHandle of) { return asked(aoti_torch_get_dtype, of); }
 
 /* How far the rows of a result lie apart, whose columns lie side by side. */
 static inline int64_t stride(AtenTensorHandle out) {

@@ -2,7 +2,7 @@
    are kept in memory. As many numbers of their size. Copied into what includes it. */
 #ifndef RECREPLAY_VECTOR
 #define RECREPLAY_VECTOR
-/* Small functions of vectors: one that is not part of its caller gets them by memory. */
+/* Small functions, which a wrapper, compiled with -O1, would call: vectors go by memory then. */
 #define RECREPLAY_INLINE __attribute__((always_inline)) static inline
 namespace recreplay {
 #if defined(__AVX512F__)
