@@ -30,7 +30,9 @@ from recreplay.capture.functional import functional
 from recreplay.capture.jagged_axis import check_jagged
 from recreplay.capture.model_checks import check_model
 from recreplay.capture.refusals import LastCall, refusal, refuse_operators
+from recreplay.capture.single_row import of_any_rows
 from recreplay.capture.stand_ins import exchange_stand_ins
+from recreplay.capture.traceable import free_len
 from recreplay.runtime.errors import CaptureError, RecReplayError, UnsupportedModelError
 from recreplay.runtime.spec import DTYPES, USER_INDEX, InputSpec, OutputSpec, RowMask
 
@@ -113,7 +115,7 @@ def ingest(
     produced = _answer(eager, example)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of its own deprecations
-        with LastCall() as last:
+        with LastCall() as last, free_len(model):
             try:
                 exported = torch.export.export(model, (), arguments, dynamic_shapes=shapes)
                 exchange_stand_ins(exported.graph)
@@ -309,12 +311,15 @@ def _finish(
                 output_name, _dtype(tensor, f"output {output_name!r}"), tuple(tensor.shape[1:])
             )
         )
-    notes = tuple(
+    notes = [
         f"tensor {plain} of the model is neither a parameter nor a buffer: it is captured as it "
         "is, and new weights do not change it, even if it was made of some"
         for plain in _plain_tensors(exported)
-    )
-    return Ingested(name, exported, tuple(inputs), tuple(outputs), example, eager, notes=notes)
+    ]
+    if all(told.kind == "rows" for told in declared.values()):
+        eager, alone = of_any_rows(eager, example, outputs)
+        notes += [alone] if alone else []
+    return Ingested(name, exported, tuple(inputs), tuple(outputs), example, eager, 0, tuple(notes))
 
 
 def _check_range(exported: ExportedProgram, batch: torch.SymInt) -> None:

@@ -69,9 +69,15 @@ def refusal(error: Exception, last: LastCall, batch: int) -> UnsupportedModelErr
     if "batch" in text and ("constraint" in text.lower() or "specialized" in text.lower()):
         return UnsupportedModelError(
             f"the model fixes its batch at the example's {batch}{where}; take sizes from the "
-            "input's shape instead (x.shape[0], not len(x)), and no numbers out of tensors "
+            "input's shape (x.shape[0], not int() of it), and no numbers out of tensors "
             "(.tolist(), .item()). "
             f"torch.export says: {_first_line(text, 'specialized')}"
+        )
+    if last.operator in ("numpy", "__array__"):
+        return UnsupportedModelError(
+            f"the model takes a tensor out of torch by {last.operator!r}{where}; a captured graph "
+            "has operators of torch alone, so compute it with those, or before the request as an "
+            "input"
         )
     return UnsupportedModelError(
         f"torch.export cannot trace the model (last operator: {last.operator!r}{where}): "

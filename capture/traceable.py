@@ -1,13 +1,15 @@
 """Calls that torch.export cannot trace, given as others that it can.
 
 Where the number of rows is free, it reads that as a number, or asks of it what it cannot prove; and
-what is read through `.data` is not a weight to it. Models would be refused for what they may well
-do.
+what is read through `.data` is a constant to it. Models would be refused for what they may well do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -21,7 +23,7 @@ _MANY = 25  # rows, beyond which torch computes distances by products
 def traceable_call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What `func(*args, **kwargs)` gives, by other calls where it could not be traced."""
     tensor = args[0] if args else None
-    if func == _DATA and isinstance(tensor, torch.nn.Parameter):
+    if func == _DATA and isinstance(tensor, torch.Tensor):
         return tensor.detach()
     instead = _INSTEAD.get(getattr(func, "__name__", ""))
     if instead is not None and isinstance(tensor, torch.Tensor):
@@ -29,6 +31,34 @@ def traceable_call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         if found is not None:
             return found
     return func(*args, **kwargs)
+
+
+@contextmanager
+def free_len(model: torch.nn.Module) -> Iterator[None]:
+    """`len(x)` of a tensor is `x.shape[0]`, free where that is: Python's own makes a number of it,
+    and of the batch the example's. In the packages that the model's classes are of."""
+    spaces = _globals_of(model)
+    for space in spaces:
+        space["len"] = _rows
+    try:
+        yield
+    finally:
+        for space in spaces:
+            space.pop("len", None)  # of modules by two names
+
+
+def _rows(of: Any, /) -> Any:
+    return of.shape[0] if isinstance(of, torch.Tensor) and of.ndim else len(of)
+
+
+def _globals_of(model: torch.nn.Module) -> list[dict[str, Any]]:
+    """Of all modules of those packages, without those that have a `len` of their own."""
+    classes = {kind for module in model.modules() for kind in type(module).__mro__}
+    packages = {kind.__module__.partition(".")[0] for kind in classes}
+    packages -= {"torch", "recreplay", *sys.stdlib_module_names}
+    found = [(name, m) for name, m in sys.modules.items() if isinstance(m, ModuleType)]
+    spaces = [vars(module) for name, module in found if name.partition(".")[0] in packages]
+    return [space for space in spaces if "len" not in space]
 
 
 def _take_along_dim(

@@ -220,6 +220,8 @@ def heads_in_rows(x: Tensor) -> Tensor:
             lambda x: torch.take_along_dim(x, x.sum(2, keepdim=True).argsort(1)[:, :2], dim=1),
             id="take_along_dim",
         ),
+        pytest.param(lambda x: x * x.data.eq(0) + x.data, id="data"),
+        pytest.param(lambda x: x.reshape(len(x), -1) @ torch.ones(24, len(x[0])), id="len"),
         pytest.param(lambda x: torch.cdist(x[:, 0], torch.eye(30, 6)), id="cdist-of-many"),
         pytest.param(lambda x: torch.cdist(x[:, 0], torch.eye(6)), id="cdist-of-few"),
     ],
@@ -541,15 +543,21 @@ class Fixes(nn.Module):
         return x + torch.ones(8, 1)
 
 
+class Leaves(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.from_numpy(np.sort(x.cpu().numpy(), 1))
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
         (Compares(), "is not the same for every batch: .* satisfy the generated guard 5 <= "),
         (Fixes(), "fixes its batch at the example's 8; .* your code specialized it"),
+        (Leaves(), r"takes a tensor out of torch by 'numpy' at .*np\.sort.*with those, or before"),
     ],
-    ids=["compares", "fixes"],
+    ids=["compares", "fixes", "leaves"],
 )
-def test_a_batch_that_is_not_free_is_told_why(
+def test_what_no_graph_can_be_made_of_is_told_why(
     model: nn.Module, message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UnsupportedModelError, match=message):
