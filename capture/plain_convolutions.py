@@ -73,9 +73,8 @@ def _of_images(
     window = weight.meta["val"].shape[2:]
     for across in (1, 0):  # the dimension that a window spans
         along = 1 - across
-        if window[across] != sizes[across] or padding[across] or stride[across] != 1:
-            continue
-        if dilation[across] != 1:
+        # One window fits across, so that it has neither a stride nor gaps there.
+        if window[across] != sizes[across] or padding[across]:
             continue
         flat = _laid_out(program, weight, [0, 2 + along, 1, 2 + across])
         if flat is None:
