@@ -29,6 +29,7 @@ from recreplay.capture.declared import Declared, Jagged, declare, jagged_of
 from recreplay.capture.functional import functional
 from recreplay.capture.jagged_axis import check_jagged
 from recreplay.capture.model_checks import check_model
+from recreplay.capture.quiet_libraries import without_partial_graph
 from recreplay.capture.refusals import LastCall, refusal, refuse_operators
 from recreplay.capture.single_row import of_any_rows
 from recreplay.capture.stand_ins import exchange_stand_ins
@@ -115,7 +116,7 @@ def ingest(
     produced = _answer(eager, example)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of its own deprecations
-        with LastCall() as last, free_len(model):
+        with LastCall() as last, free_len(model), without_partial_graph():
             try:
                 exported = torch.export.export(model, (), arguments, dynamic_shapes=shapes)
                 exchange_stand_ins(exported.graph)

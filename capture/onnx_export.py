@@ -26,7 +26,7 @@ from torch import fx
 from recreplay.capture.division import division_of
 from recreplay.capture.ingest import dynamic_shapes
 from recreplay.capture.program_file import read_program
-from recreplay.capture.quiet_loggers import only_from
+from recreplay.capture.quiet_libraries import only_from
 from recreplay.capture.user_side import for_eager
 from recreplay.runtime.artifact import SELFTEST, open_artifact, stored_request
 from recreplay.runtime.closeness import all_close, column_scale, firm_part

@@ -20,7 +20,7 @@ from recreplay.capture.onnx_import.hoisting import hoist_constants
 from recreplay.capture.onnx_import.layers import find_linears, flatten_tables
 from recreplay.capture.onnx_import.natural import natural_values
 from recreplay.capture.onnx_import.operators import OPERATORS, SUPPORTED
-from recreplay.capture.quiet_loggers import only_from
+from recreplay.capture.quiet_libraries import only_from
 from recreplay.runtime.errors import CaptureError, UnsupportedModelError
 
 _TRIAL_ROWS = 4

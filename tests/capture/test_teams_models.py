@@ -543,6 +543,11 @@ class Fixes(nn.Module):
         return x + torch.ones(8, 1)
 
 
+class Branches(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if x.sum() > 0 else x
+
+
 class Leaves(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.from_numpy(np.sort(x.cpu().numpy(), 1))
@@ -553,15 +558,17 @@ class Leaves(nn.Module):
     [
         (Compares(), "is not the same for every batch: .* satisfy the generated guard 5 <= "),
         (Fixes(), "fixes its batch at the example's 8; .* your code specialized it"),
+        (Branches(), r"branches or sizes a tensor on data .*x\.sum\(\) > 0 else x"),
         (Leaves(), r"takes a tensor out of torch by 'numpy' at .*np\.sort.*with those, or before"),
     ],
-    ids=["compares", "fixes", "leaves"],
+    ids=["compares", "fixes", "branches", "leaves"],
 )
 def test_what_no_graph_can_be_made_of_is_told_why(
-    model: nn.Module, message: str, tmp_path: Path
+    model: nn.Module, message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(UnsupportedModelError, match=message):
         capture(model.eval(), {"x": torch.randn(8, 4)}, out=tmp_path / "m.rr")
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("buckets", [8, [0], [True], ["1"], []])

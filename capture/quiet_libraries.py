@@ -1,10 +1,12 @@
-"""Loggers of libraries that would tell a user what needs no doing, or what an error says."""
+"""What libraries would tell a user that needs no doing, or that an error says."""
 
 from __future__ import annotations
 
+import io
 import logging
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 
 
 @contextmanager
@@ -19,3 +21,12 @@ def only_from(level: int, *names: str) -> Iterator[None]:
     finally:
         for logger, before in zip(loggers, levels, strict=True):
             logger.setLevel(before)
+
+
+@contextmanager
+def without_partial_graph() -> Iterator[None]:
+    """torch.export prints what it has of a graph when it fails, twice; the error names the line."""
+    told = io.StringIO()
+    with redirect_stderr(told), only_from(logging.ERROR, "torch.fx.experimental.symbolic_shapes"):
+        yield
+    sys.stderr.write(told.getvalue())
