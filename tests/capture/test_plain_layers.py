@@ -82,6 +82,10 @@ LAYERS: dict[str, Run] = {
     "whole columns": lambda m, x: F.conv2d(
         x.transpose(1, 2).unsqueeze(1), m.pairs.unsqueeze(1), m.bias[:4], padding=(0, 1)
     ),
+    "many items": lambda m, x: F.conv1d(
+        x.transpose(1, 2), m.pairs.repeat(1, 1, 5), padding=5, stride=2
+    ),
+    "all items": lambda m, x: F.conv1d(x.transpose(1, 2), m.pairs.repeat(1, 1, 2)[:, :, 1:]),
     "lists as images": lambda m, x: F.conv2d(  # NextItNet's, with gaps across too
         x.transpose(1, 2).unsqueeze(2), m.pairs.unsqueeze(2), m.bias[:4], stride=2, dilation=2
     ),
