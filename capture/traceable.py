@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -35,7 +35,7 @@ def traceable_call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
 @contextmanager
 def free_len(model: torch.nn.Module) -> Iterator[None]:
-    """`len(x)` of a tensor is `x.shape[0]`, free where that is: Python's own makes a number of it,
+    """`len(x)` of a tensor is its rows, free where those are: Python's own makes a number of them,
     and of the batch the example's. In the packages that the model's classes are of."""
     spaces = _globals_of(model)
     for space in spaces:
@@ -48,7 +48,8 @@ def free_len(model: torch.nn.Module) -> Iterator[None]:
 
 
 def _rows(of: Any, /) -> Any:
-    return of.shape[0] if isinstance(of, torch.Tensor) and of.ndim else len(of)
+    count = getattr(type(of), "__len__", None)  # a tensor's, or of a class of tensors
+    return count(of) if isinstance(count, FunctionType) else len(of)
 
 
 def _globals_of(model: torch.nn.Module) -> list[dict[str, Any]]:

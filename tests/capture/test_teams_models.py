@@ -205,6 +205,16 @@ class Of(nn.Module):
         return self.make(x)
 
 
+class Frame:
+    """Columns that go through a model as one, as libraries of tabular models have it."""
+
+    def __init__(self, *columns: Tensor) -> None:
+        self.columns = columns
+
+    def __len__(self) -> int:
+        return self.columns[0].shape[0]
+
+
 def heads_in_rows(x: Tensor) -> Tensor:
     """As much code of attention has its heads: each is as many rows more."""
     rows = torch.cat(torch.split(x, 3, dim=2), dim=0)
@@ -222,6 +232,7 @@ def heads_in_rows(x: Tensor) -> Tensor:
         ),
         pytest.param(lambda x: x * x.data.eq(0) + x.data, id="data"),
         pytest.param(lambda x: x.reshape(len(x), -1) @ torch.ones(24, len(x[0])), id="len"),
+        pytest.param(lambda x: x.reshape(len(Frame(x)), -1), id="len-of-columns"),
         pytest.param(lambda x: torch.cdist(x[:, 0], torch.eye(30, 6)), id="cdist-of-many"),
         pytest.param(lambda x: torch.cdist(x[:, 0], torch.eye(6)), id="cdist-of-few"),
     ],
