@@ -63,11 +63,18 @@ def stack_branches(program: Program, stacks: Sequence[WeightStack]) -> None:
     groups = find_groups(program.graph, by_members.keys())
     features = dependencies(program)
     stacked: dict[Group, fx.Node] = {}
+    apart: set[Group] = set()  # whose operators run for one lane each
     for group in groups:
         if not group.is_cut:
             sources = [_source(program, group, a, stacked, by_members) for a in group.arguments]
-            stacked[group] = _run_stacked(program, group, sources)
+            whole = _run_stacked(program, group, sources)
+            if whole is None:
+                apart.add(group)
+                whole = program.call(aten.stack.default, list(group.members))
+            stacked[group] = whole
     for group, whole in stacked.items():
+        if group in apart:
+            continue
         for lane, member in enumerate(group.members):
             share = program.call(aten.select.int, whole, 0, lane)
             share.meta["features"] = features[member]
@@ -138,8 +145,9 @@ def _cut_together(program: Program, cuts: list[fx.Node]) -> fx.Node:
     return program.call(aten.slice.Tensor, apart, 1, 0, rows)
 
 
-def _run_stacked(program: Program, group: Group, sources: list[fx.Node]) -> fx.Node:
-    """The operator of a group over all of its lanes."""
+def _run_stacked(program: Program, group: Group, sources: list[fx.Node]) -> fx.Node | None:
+    """The operator of a group over all of its lanes; None if it runs over no dimension more, as an
+    assignment to where a mask is does."""
     member = group.members[0]
     kinds = [isinstance(a, fx.Node) for a in group.arguments]
     if member.target is aten.linear.default and not any(kinds[1:]):
@@ -161,8 +169,11 @@ def _run_stacked(program: Program, group: Group, sources: list[fx.Node]) -> fx.N
     fakes = [s.meta["val"] for s in sources]
     # What torch makes an operator of may write in place, which would look like a view.
     stacked = torch.func.functionalize(torch.vmap(run, in_dims=in_dims))
-    with program.fake_mode:
-        traced = make_fx(stacked)(*fakes)
+    try:
+        with program.fake_mode:
+            traced = make_fx(stacked)(*fakes)
+    except RuntimeError:  # what `vmap` says of all that it cannot
+        return None
     return _graft(program, traced, sources)
 
 

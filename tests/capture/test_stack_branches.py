@@ -248,6 +248,41 @@ def test_what_operators_are_made_of_writes_nothing_in_place(
     np.testing.assert_allclose(got, model(x).detach().numpy(), rtol=1e-4, atol=1e-5)
 
 
+class Cleaned(nn.Module):
+    """Assigns to where a mask is, as Trompt does with what is missing: `vmap` has no rule for it.
+    Its own `x` to each lane or one for all, layers before and behind."""
+
+    def __init__(self, shared: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.shared = shared
+        self.inner = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+        self.outer = nn.ModuleList(nn.Linear(4, 2) for _ in range(3))
+        self.scales = nn.ParameterList(torch.randn(4) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = []
+        for inner, outer, scale in zip(self.inner, self.outer, self.scales, strict=True):
+            y = (x.exp() if self.shared else inner(x)) * scale
+            y[x > 0] = 2.0
+            scores.append(outer(y * 3).sigmoid())
+        return torch.cat(scores, 1)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_what_runs_over_no_dimension_more_runs_for_each_lane(
+    shared: bool, captured: Capture
+) -> None:
+    model, x = Cleaned(shared).eval(), torch.randn(4, 4)
+    found = operators(stacked(model, {"x": x}))
+    assert found[aten.index_put.default] == 3
+    assert found[aten.linear.default] == 0
+    assert found[aten.sigmoid.default] == 1
+    with Runtime.load(captured(model, {"x": x})) as runtime:
+        got = runtime.run({"x": x})["output"]
+    np.testing.assert_allclose(got, model(x).detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
 def test_no_stack_without_work() -> None:
     """Pieces that go straight into the trunk are left as they are."""
     model = streamrec(features=3, dims=(8,), rows_scale=0.001)
