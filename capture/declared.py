@@ -58,10 +58,14 @@ class Declared:
 
 
 def jagged_of(model: object, jagged: Sequence[Jagged] | None) -> Sequence[Jagged]:
-    """What was said, or else what the model itself says: `jagged_inputs`, values to offsets."""
+    """What was said, or else what the model itself says: `jagged_inputs`, values to offsets. Or
+    what each jagged input is, of which the others stay where something is said of one."""
+    own: Mapping[str, str] | Sequence[Jagged] = getattr(model, "jagged_inputs", ())
+    if not isinstance(own, Mapping):
+        said = list(jagged or ())
+        return [*said, *(j for j in own if j.values not in {s.values for s in said})]
     if jagged is not None:
         return jagged
-    own: Mapping[str, str] = getattr(model, "jagged_inputs", {})
     return [Jagged(values, offsets=offsets) for values, offsets in own.items()]
 
 

@@ -27,6 +27,8 @@ from recreplay.capture.compilers.toolchain import (
 )
 from recreplay.capture.declared import Jagged
 from recreplay.capture.ingest import ingest
+from recreplay.capture.keyed_jagged import plain_inputs
+from recreplay.capture.own_example import own_example
 from recreplay.capture.planning import plan_buckets, survey
 from recreplay.capture.precision import choose_precision, rounding
 from recreplay.capture.processors import check_processor
@@ -168,9 +170,9 @@ def capture(
     given = Choice(applied, placed, streams, compiler, precision)
     with artifact_folder(Path(out), overwrite) as folder:
         progress("exporting")
+        given_example = own_example(model) if example_inputs is None else example_inputs
         ingested = ingest(
-            model,
-            own_example(model) if example_inputs is None else example_inputs,
+            *plain_inputs(model, given_example),
             jagged=jagged,
             user_inputs=user_inputs,
             users=users,
@@ -333,18 +335,3 @@ def _useless_rewrites(compiler: str, device: str) -> set[str]:
     elif compiler in (AUTOTUNED, *PRECISIONS):
         useless.add("fuse_epilogues")  # their kernels of layers have what follows in them
     return useless
-
-
-def own_example(model: torch.nn.Module | ExportedProgram) -> Example | None:
-    """What the model's own `example_inputs(batch)` makes; None if it has no such method."""
-    own = getattr(model, "example_inputs", None)
-    if not callable(own):
-        return None
-    # Capacities come from the lengths of the example, of which there must be some.
-    made = own(256 if getattr(model, "jagged_inputs", None) else 4)
-    if isinstance(made, (dict, tuple, list)):
-        return made
-    raise CaptureError(
-        f"{type(model).__name__}.example_inputs(4) returned {type(made).__name__}; expected a "
-        "dict of tensors"
-    )

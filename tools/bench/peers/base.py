@@ -125,7 +125,7 @@ class Subject:
         from torch.utils._pytree import tree_map_only
 
         from recreplay.capture.ingest import ingest
-        from recreplay.capture.pipeline import own_example
+        from recreplay.capture.own_example import own_example
 
         model = self.target.model
         if self.device != "cpu":

@@ -1,0 +1,199 @@
+"""Models that take a `KeyedJaggedTensor` of torchrec, as models of plain tensors.
+
+It holds the ids of all features end to end, feature after feature, which no request can be cut out
+of or padded in. Here each key is a jagged input of its own: of a parameter `sparse` with a key
+`ads`, the ids `sparse_ads`, their number per row `sparse_ads_lengths`, and `sparse_ads_weights`
+where ids are weighted. Inside, the model is given what torchrec would make of those.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from itertools import accumulate, pairwise
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from recreplay.capture.arguments import Example, NamedInputs, forward_arguments, named_leaves
+from recreplay.capture.declared import Jagged, jagged_of
+from recreplay.runtime.errors import CaptureError, UnsupportedModelError
+
+
+@dataclass(frozen=True)
+class _Parameter:
+    """What a parameter of `forward` is made of: plain tensors nested by `spec`, or, with `keys`,
+    values and lengths by key, and weights."""
+
+    name: str
+    inputs: tuple[str, ...]
+    spec: pytree.TreeSpec | None
+    keys: tuple[str, ...] = ()
+    kind: Any = None  # of what has these keys
+
+    def make(self, given: Mapping[str, torch.Tensor]) -> Any:
+        tensors = [given[name] for name in self.inputs]
+        if self.spec is not None:
+            return pytree.tree_unflatten(tensors, self.spec)
+        each = len(tensors) // len(self.keys)
+        weights = tensors[2::each] if each > 2 else None
+        return _keyed(self.kind, self.keys, tensors[0::each], tensors[1::each], weights)
+
+    def by_key(self) -> list[tuple[str, ...]]:
+        """The inputs of each key: values, lengths, and weights if there are some."""
+        each = len(self.inputs) // max(len(self.keys), 1)
+        return [self.inputs[i * each : (i + 1) * each] for i in range(len(self.keys))]
+
+
+class PlainInputs(NamedInputs):
+    """Comes before a model's own class, so that its weights keep their names."""
+
+    parameters_of_forward: tuple[_Parameter, ...]
+    jagged_inputs: tuple[Jagged, ...]
+
+    def forward(self, inputs: list[torch.Tensor]) -> Any:
+        given = dict(zip(self.input_names, inputs, strict=True))
+        result = super().forward(**{p.name: p.make(given) for p in self.parameters_of_forward})
+        return result.to_dict() if type(result).__name__ == "KeyedTensor" else result
+
+
+def has_keyed(example: Example) -> bool:
+    """Whether there is a `KeyedJaggedTensor` among the arguments of an example."""
+    given = example.values() if isinstance(example, Mapping) else example
+    kind = _torchrec() and _torchrec().KeyedJaggedTensor
+    return kind is not None and any(isinstance(value, kind) for value in given)
+
+
+def plain_inputs(model: Any, example: Example | None) -> tuple[Any, Any]:
+    """`model` and its example inputs, in plain tensors if there are keyed ones among these."""
+    if example is None or not isinstance(model, torch.nn.Module) or not has_keyed(example):
+        return model, example
+    parameters, flat = _flat(forward_arguments(model, example))
+    kind = type(model)
+    plain: Any = type(kind.__name__, (PlainInputs, kind), {"__module__": kind.__module__})
+    made = plain.__new__(plain)
+    made.__dict__.update(vars(model))
+    made.input_names = tuple(flat)
+    made.parameters_of_forward = parameters
+    by_key = [inputs for parameter in parameters for inputs in parameter.by_key()]
+    keyed = [
+        Jagged(values, lengths=lengths)
+        for ids, lengths, *weights in by_key
+        for values in (ids, *weights)
+    ]
+    made.jagged_inputs = (*keyed, *jagged_of(model, None))
+    own = getattr(model, "example_inputs", None)
+    if own is not None:
+        made.example_inputs = lambda *given: _flat(forward_arguments(model, own(*given)))[1]
+    return made, flat
+
+
+def _flat(
+    arguments: Mapping[str, Any],
+) -> tuple[tuple[_Parameter, ...], dict[str, torch.Tensor]]:
+    parameters, flat = [], dict[str, torch.Tensor]()
+    for name, value in arguments.items():
+        is_keyed = isinstance(value, _torchrec().KeyedJaggedTensor)
+        tensors = _by_key(name, value) if is_keyed else [*named_leaves({name: value}).items()]
+        names = tuple(each for each, _ in tensors)
+        for each, tensor in tensors:
+            if each in flat:
+                raise CaptureError(
+                    f"two example inputs are named {each!r}: those of a KeyedJaggedTensor are "
+                    "named PARAMETER_KEY, and with _lengths and _weights behind; rename a key or a "
+                    "parameter"
+                )
+            flat[each] = tensor
+        if is_keyed:
+            kind = _known_by_key(_torchrec().KeyedJaggedTensor)
+            parameters.append(_Parameter(name, names, None, tuple(value.keys()), kind))
+        else:
+            parameters.append(_Parameter(name, names, pytree.tree_structure(value)))
+    return tuple(parameters), flat
+
+
+def _by_key(name: str, keyed: Any) -> list[tuple[str, torch.Tensor]]:
+    """Values, lengths and weights of each key, in this order."""
+    if keyed.variable_stride_per_key() or keyed.inverse_indices_or_none() is not None:
+        raise UnsupportedModelError(
+            f"KeyedJaggedTensor {name!r} has another number of rows for each key (a variable "
+            "stride, or inverse indices); give each key as many rows as the request has"
+        )
+    tensors = []
+    for key, jagged in keyed.to_dict().items():
+        tensors.append((f"{name}_{key}", jagged.values()))
+        tensors.append((f"{name}_{key}_lengths", jagged.lengths()))
+        if jagged.weights_or_none() is not None:
+            tensors.append((f"{name}_{key}_weights", jagged.weights()))
+    return tensors
+
+
+def _keyed(
+    kind: Any,
+    keys: tuple[str, ...],
+    values: list[torch.Tensor],
+    lengths: list[torch.Tensor],
+    weights: list[torch.Tensor] | None,
+) -> Any:
+    jagged = _torchrec().JaggedTensor
+    parts = {}
+    for i, key in enumerate(keys):
+        own = None if weights is None else weights[i]
+        parts[key] = jagged(values[i], own, lengths[i], _offsets(lengths[i]))
+    return _of_parts(kind, parts)
+
+
+def _offsets(lengths: torch.Tensor) -> torch.Tensor:
+    ends = lengths.cumsum(0, dtype=lengths.dtype)
+    return torch.cat([lengths.new_zeros(1), ends])
+
+
+def _of_parts(kind: Any, parts: dict[str, Any]) -> Any:
+    """What of each key is known beforehand is said, as torchrec reads it off the data else."""
+    of_keys = list(parts.values())
+    weighted = of_keys[0].weights_or_none() is not None
+    return kind(
+        keys=list(parts),
+        values=torch.cat([part.values() for part in of_keys]),
+        weights=torch.cat([part.weights() for part in of_keys]) if weighted else None,
+        lengths=torch.cat([part.lengths() for part in of_keys]),
+        stride=of_keys[0].lengths().shape[0],
+        length_per_key=[part.values().shape[0] for part in of_keys],
+        jt_dict=parts,
+    )
+
+
+@cache
+def _known_by_key(kind: Any) -> Any:
+    class KnownByKey(kind):  # type: ignore[misc]
+        """Gives the tensors of a key as they are; torchrec would cut them out of all values."""
+
+        def to_dict(self, compute_offsets: bool = True) -> Any:
+            return self._jt_dict
+
+        def __getitem__(self, key: str) -> Any:
+            return self._jt_dict[key]
+
+        def split(self, segments: list[int]) -> list[Any]:
+            ends = list(accumulate(segments, initial=0))
+            return [
+                self._of(range(a, b)) if a < b else kind.empty_like(self) for a, b in pairwise(ends)
+            ]
+
+        def permute(self, indices: list[int], indices_tensor: Any = None) -> Any:
+            twice = len(set(indices)) < len(indices)
+            return super().permute(indices, indices_tensor) if twice else self._of(indices)
+
+        def _of(self, indices: Iterable[int]) -> Any:
+            names = [self._keys[i] for i in indices]
+            return _of_parts(type(self), {name: self._jt_dict[name] for name in names})
+
+    return KnownByKey
+
+
+def _torchrec() -> Any:
+    """Its module of jagged tensors, if a caller has it: nobody else has such tensors."""
+    return sys.modules.get("torchrec.sparse.jagged_tensor")
