@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 from torch.export import ExportedProgram
 
 from recreplay.capture.arguments import Example
-from recreplay.capture.keyed_jagged import has_keyed
+from recreplay.capture.keyed_jagged import has_keyed, plain_inputs
 from recreplay.runtime.errors import CaptureError
 
 _FEW = 4
@@ -27,3 +29,11 @@ def own_example(model: torch.nn.Module | ExportedProgram) -> Example | None:
     if has_keyed(made):
         made = own(_MANY)
     return made
+
+
+def in_plain_tensors(model: torch.nn.Module) -> torch.nn.Module:
+    """`model` as it is captured, where its own example has a `KeyedJaggedTensor`."""
+    if "torchrec" not in sys.modules:
+        return model
+    plain: torch.nn.Module = plain_inputs(model, own_example(model))[0]
+    return plain

@@ -51,13 +51,12 @@ def load_target(text: str, args: Sequence[str] = ()) -> Target:
             'if __name__ == "__main__"'
         )
         with no_exit(text, rule), _on_path(folder):  # factories import, too
-            from recreplay.capture.keyed_jagged import plain_inputs
-            from recreplay.capture.own_example import own_example
+            from recreplay.capture.own_example import in_plain_tensors
 
             factory = _find_factory(text, place, name)
             arguments = parse_factory_args(factory, args)
-            model = _make(factory, name, arguments)
-            return Target(text, name, plain_inputs(model, own_example(model))[0], arguments)
+            model = in_plain_tensors(_make(factory, name, arguments))
+            return Target(text, name, model, arguments)
 
 
 def _load_saved(text: str, args: Sequence[str]) -> Target:

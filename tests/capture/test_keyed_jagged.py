@@ -15,6 +15,7 @@ from recreplay.capture import Jagged
 from recreplay.capture.keyed_jagged import plain_inputs
 from recreplay.runtime import Runtime
 from recreplay.runtime.errors import CaptureError, UnsupportedModelError
+from recreplay.tools.target import load_target
 
 torchrec = pytest.importorskip("torchrec", reason="no torchrec, which belongs to one torch")
 Capture = Callable[..., Path]
@@ -159,3 +160,16 @@ def test_what_has_no_rows_or_no_name_is_refused(captured: Capture) -> None:
     )
     with pytest.raises(CaptureError, match=r"^two example inputs are named 'sparse_a_lengths': th"):
         captured(Dense().eval(), {"x": torch.randn(2, 3), "sparse": twice})
+
+
+def test_the_command_line_has_it_in_plain_tensors(tmp_path: Path) -> None:
+    (tmp_path / "of_torchrec.py").write_text(
+        "from capture.test_keyed_jagged import Dense\n\ndef build():\n    return Dense().eval()\n"
+    )
+    made = load_target(f"{tmp_path / 'of_torchrec.py'}:build").model
+    assert {name: tuple(tensor.shape) for name, tensor in made.example_inputs(4).items()} == {
+        "x": (4, 3),
+        **{f"sparse_{key}": tuple(keyed(4).to_dict()[key].values().shape) for key in KEYS},
+        **{f"sparse_{key}_lengths": (4,) for key in KEYS},
+    }
+    assert type(made).__name__ == "Dense"
