@@ -1,7 +1,8 @@
 """Which operators may touch the axis of jagged values, and lookups that leave room on it.
 
 A bucket has more room than a request has values. What lies beyond belongs to no row, so it must
-reach no row: operators on the axis work value by value, until `embedding_bag` pools them by row.
+reach no row: operators on the axis work value by value, until `embedding_bag` pools them by row, or
+each row gets as many places as the longest may have.
 """
 
 from __future__ import annotations
@@ -106,6 +107,9 @@ def _check_operator(node: fx.Node, axes: Mapping[Any, str]) -> None:
             _refuse_unless(pooled, node, axes, "read for more than its pooled rows")
         return
     if node.target is operator.getitem:
+        return
+    if packet is aten._jagged_to_padded_dense_forward:
+        _refuse_unless(touched == [node.args[0]], node, axes, "not only what is padded")
         return
     tags = getattr(node.target, "tags", ())
     allowed = packet in _POINTWISE or packet in _VIEWS or torch.Tag.pointwise in tags

@@ -118,9 +118,28 @@ def _cdist(
     return torch.cdist(left, right, p, _PRODUCTS if many else _EXACT)
 
 
+def _ends(lengths: torch.Tensor) -> torch.Tensor | None:
+    if lengths.ndim != 1:
+        return None
+    return torch.cat([lengths.new_zeros(1), lengths.cumsum(0, dtype=lengths.dtype)])
+
+
+def _padded(
+    values: torch.Tensor, offsets: Any, max_lengths: Any, padding_value: float = 0.0
+) -> torch.Tensor | None:
+    if values.ndim != 2 or len(offsets) != 1 or not values.is_floating_point():
+        return None
+    operator = torch.ops.aten._jagged_to_padded_dense_forward
+    made: torch.Tensor = operator(values, offsets, max_lengths, padding_value)
+    return made
+
+
 _INSTEAD: dict[str, Callable[..., Any]] = {
     "take_along_dim": _take_along_dim,
     "split": _split,
     "chunk": _chunk,
     "cdist": _cdist,
+    # Of fbgemm, which torchrec is written with.
+    "asynchronous_complete_cumsum": _ends,
+    "jagged_to_padded_dense": _padded,
 }

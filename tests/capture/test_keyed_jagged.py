@@ -173,3 +173,39 @@ def test_the_command_line_has_it_in_plain_tensors(tmp_path: Path) -> None:
         **{f"sparse_{key}_lengths": (4,) for key in KEYS},
     }
     assert type(made).__name__ == "Dense"
+
+
+class Sequences(nn.Module):
+    """Attention of one key over the list of another one, as `EmbeddingCollection` gives them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        configs = [
+            torchrec.EmbeddingConfig(
+                name=f"t_{key}", embedding_dim=8, num_embeddings=100, feature_names=[key]
+            )
+            for key in KEYS
+        ]
+        self.tables = torchrec.EmbeddingCollection(tables=configs)
+
+    def forward(self, sparse: Any) -> Tensor:
+        found = self.tables(sparse)
+        query = found["user"].to_padded_dense(1)
+        items = found["ads"].to_padded_dense(3)
+        weights = (items * query).sum(-1)
+        absent = torch.arange(3) >= sparse["ads"].lengths()[:, None]
+        return (weights.masked_fill(absent, -1e9).softmax(1)[..., None] * items).sum(1)
+
+
+@pytest.mark.parametrize(
+    "compiler", ["eager", pytest.param("inductor", marks=pytest.mark.inductor)]
+)
+def test_lists_of_embeddings_are_padded(captured: Capture, compiler: str) -> None:
+    model = Sequences().eval()
+    path = captured(model, (keyed(64),), buckets=[1, 16], compiler=compiler)
+    with Runtime.load(path) as runtime, torch.no_grad():
+        for rows in (1, 7, 40):
+            sparse = keyed(rows, seed=rows)
+            got = runtime.run(request("sparse", sparse))["output"]
+            np.testing.assert_allclose(got, model(sparse).numpy(), rtol=1e-4, atol=1e-5)

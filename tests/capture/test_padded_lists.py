@@ -1,0 +1,71 @@
+"""Lists of a number of their own per row, padded to one length for what works by position."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from recreplay.capture import Jagged, capture
+from recreplay.runtime import Runtime
+
+aten = torch.ops.aten
+LONGEST = 3
+
+
+class Lists(nn.Module):
+    """The last items of a history, by position, and what all of them are in the mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = nn.Embedding(50, 4)
+        self.out = nn.Linear(4 * LONGEST + 4, 2)
+
+    def forward(self, ids: Tensor, ends: Tensor, x: Tensor) -> Tensor:
+        rows = self.table(ids) * 2
+        places = aten._jagged_to_padded_dense_forward(rows, [ends], [LONGEST], -1.0)
+        mean = nn.functional.embedding_bag(
+            ids, self.table.weight, ends, mode="mean", include_last_offset=True
+        )
+        return self.out(torch.cat([places.flatten(1), mean], 1)) + x
+
+
+def asked(lengths: list[int]) -> dict[str, Tensor]:
+    random = torch.Generator().manual_seed(sum(lengths))
+    return {
+        "ids": torch.randint(0, 50, (sum(lengths),), generator=random),
+        "ends": torch.tensor([0, *lengths]).cumsum(0),
+        "x": torch.randn(len(lengths), 2, generator=random),
+    }
+
+
+@pytest.fixture(
+    scope="module", params=["eager", pytest.param("inductor", marks=pytest.mark.inductor)]
+)
+def served(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Lists, Runtime]]:
+    model, out = Lists().eval(), tmp_path_factory.mktemp("lists") / "m.rr"
+    told = [Jagged("ids", offsets="ends", capacity=4)]
+    example = asked([2, 0, 3, 5])
+    capture(model, example, out=out, buckets=[1, 4], jagged=told, compiler=request.param)
+    with Runtime.load(out) as runtime:
+        yield model, runtime
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=9))
+def test_random_lists_equal_eager(served: tuple[Lists, Runtime], lengths: list[int]) -> None:
+    model, runtime = served
+    arrays = asked(lengths)
+    got = runtime.run(arrays)["output"]
+    with torch.no_grad():
+        np.testing.assert_allclose(got, model(**arrays).numpy(), rtol=1e-4, atol=1e-5)
