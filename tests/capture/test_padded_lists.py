@@ -54,7 +54,8 @@ def served(
     model, out = Lists().eval(), tmp_path_factory.mktemp("lists") / "m.rr"
     told = [Jagged("ids", offsets="ends", capacity=4)]
     example = asked([2, 0, 3, 5])
-    capture(model, example, out=out, buckets=[1, 4], jagged=told, compiler=request.param)
+    buckets = [1, 4] if request.param == "eager" else [4]
+    capture(model, example, out=out, buckets=buckets, jagged=told, compiler=request.param)
     with Runtime.load(out) as runtime:
         yield model, runtime
 
