@@ -9,11 +9,12 @@ where ids are weighted. Inside, the model is given what torchrec would make of t
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.utils import _pytree as pytree
@@ -48,16 +49,61 @@ class _Parameter:
         return [self.inputs[i * each : (i + 1) * each] for i in range(len(self.keys))]
 
 
+@dataclass(frozen=True)
+class _Keyed:
+    """A model of keyed tensors, and what of plain ones it is given."""
+
+    model: Any
+    parameters: tuple[_Parameter, ...]
+    names: tuple[str, ...]
+    jagged: tuple[Jagged, ...]
+
+
 class PlainInputs(NamedInputs):
-    """Comes before a model's own class, so that its weights keep their names."""
+    """Has the attributes of a model for its own, so that weights keep their names, and calls it: it
+    runs as what it is, with its hooks. What is said here comes before what is called so there."""
 
-    parameters_of_forward: tuple[_Parameter, ...]
-    jagged_inputs: tuple[Jagged, ...]
+    of_keyed: ClassVar[_Keyed]
 
-    def forward(self, inputs: list[torch.Tensor]) -> Any:
-        given = dict(zip(self.input_names, inputs, strict=True))
-        result = super().forward(**{p.name: p.make(given) for p in self.parameters_of_forward})
+    @property
+    def input_names(self) -> tuple[str, ...]:  # type: ignore[override]
+        return type(self).of_keyed.names
+
+    @property
+    def jagged_inputs(self) -> tuple[Jagged, ...]:
+        return type(self).of_keyed.jagged
+
+    @property
+    def example_inputs(self) -> Callable[..., dict[str, torch.Tensor]] | None:
+        model = type(self).of_keyed.model
+        own = getattr(model, "example_inputs", None)
+        return own and (lambda *given: _flat(forward_arguments(model, own(*given)))[1])
+
+    @property
+    def forward(self) -> Callable[[list[torch.Tensor]], Any]:  # type: ignore[override]
+        return partial(PlainInputs.__call__, self)
+
+    def __call__(self, inputs: list[torch.Tensor]) -> Any:
+        keyed = type(self).of_keyed
+        given = dict(zip(keyed.names, inputs, strict=True))
+        result = keyed.model(**{p.name: p.make(given) for p in keyed.parameters})
         return result.to_dict() if type(result).__name__ == "KeyedTensor" else result
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PlainInputs:
+        keyed = type(self).of_keyed
+        return _plain(replace(keyed, model=deepcopy(keyed.model, memo)))
+
+    def modules(self, *given: Any, **named: Any) -> Iterator[torch.nn.Module]:
+        yield from type(self).of_keyed.model.modules(*given, **named)
+
+
+def _plain(keyed: _Keyed) -> PlainInputs:
+    kind = type(keyed.model)
+    told = {"__module__": kind.__module__, "of_keyed": keyed}
+    plain: Any = type(kind.__name__, (PlainInputs,), told)
+    made: PlainInputs = plain.__new__(plain)
+    made.__dict__ = vars(keyed.model)
+    return made
 
 
 def has_keyed(example: Example) -> bool:
@@ -72,23 +118,14 @@ def plain_inputs(model: Any, example: Example | None) -> tuple[Any, Any]:
     if example is None or not isinstance(model, torch.nn.Module) or not has_keyed(example):
         return model, example
     parameters, flat = _flat(forward_arguments(model, example))
-    kind = type(model)
-    plain: Any = type(kind.__name__, (PlainInputs, kind), {"__module__": kind.__module__})
-    made = plain.__new__(plain)
-    made.__dict__.update(vars(model))
-    made.input_names = tuple(flat)
-    made.parameters_of_forward = parameters
     by_key = [inputs for parameter in parameters for inputs in parameter.by_key()]
-    keyed = [
+    jagged = [
         Jagged(values, lengths=lengths)
         for ids, lengths, *weights in by_key
         for values in (ids, *weights)
     ]
-    made.jagged_inputs = (*keyed, *jagged_of(model, None))
-    own = getattr(model, "example_inputs", None)
-    if own is not None:
-        made.example_inputs = lambda *given: _flat(forward_arguments(model, own(*given)))[1]
-    return made, flat
+    keyed = _Keyed(model, parameters, tuple(flat), (*jagged, *jagged_of(model, None)))
+    return _plain(keyed), flat
 
 
 def _flat(

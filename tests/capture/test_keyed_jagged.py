@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,78 @@ def test_weights_keep_their_names_and_capacities_can_be_said(captured: Capture) 
             value.mul_(2)
         want = model(x, sparse)["score"].numpy()
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+class Registered(Dense):
+    """Says what it reads by a name that inputs have here, and cannot be inherited from as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.input_names = ["ads", "tags"]
+
+    def __init_subclass__(cls, /, key: str) -> None:
+        super().__init_subclass__()
+
+    def forward(self, x: Tensor, sparse: Any) -> dict[str, Tensor]:
+        pooled = self.tables(sparse)
+        both = torch.cat([pooled[key] for key in self.input_names], 1)
+        return {"score": self.out(both).squeeze(1) + x.sum(1)}
+
+
+def of_its_own() -> nn.Module:
+    model = Dense()
+    model.forward = lambda x, sparse: {"score": Dense.forward(model, x, sparse)["score"] * 2}
+    return model
+
+
+def hooked() -> nn.Module:
+    from torchrec.models.deepfm import SimpleDeepFMNN
+
+    def scale(module: Any, args: Any, kwargs: Any) -> Any:
+        if args:
+            return (args[0] * 3, *args[1:]), kwargs
+        return args, {k: v * 3 if k == "dense_features" else v for k, v in kwargs.items()}
+
+    model = SimpleDeepFMNN(3, tables(), 16, 4)
+    model.register_forward_pre_hook(scale, with_kwargs=True)
+    model.register_forward_hook(lambda module, args, result: result * 2)
+    return model
+
+
+def traced() -> nn.Module:
+    class Small(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.out = nn.Linear(3, 1)
+
+        def forward(self, x: Tensor, sparse: Any) -> Tensor:
+            return self.out(x).squeeze(1) + sparse["ads"].lengths()
+
+    return torch.fx.symbolic_trace(Small())
+
+
+@pytest.mark.parametrize("make", [Registered, of_its_own, hooked, traced])
+def test_a_model_runs_as_what_it_is(captured: Capture, make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = make().eval()
+    path = captured(model, (torch.randn(64, 3), keyed(64)), buckets=[8])
+    x, sparse = torch.randn(5, 3), keyed(5)
+    named = ("dense_features", "sparse_features") if make is hooked else ("x", "sparse")
+    with Runtime.load(path) as runtime, torch.no_grad():
+        got = runtime.run({named[0]: x, **request(named[1], sparse)})
+        for of, want in outputs(model(x, sparse)).items():
+            np.testing.assert_allclose(got[of], want.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_copy_has_weights_of_its_own() -> None:
+    made, given = plain_inputs(Dense().eval(), (torch.randn(4, 3), keyed(4)))
+    copied = deepcopy(made)
+    want = made([*given.values()])["score"]
+    with torch.no_grad():
+        for value in made.parameters():
+            value.zero_()
+    assert torch.equal(copied([*given.values()])["score"], want)
+    assert [*copied.state_dict()] == [*Dense().state_dict()]
 
 
 def test_a_model_of_plain_tensors_is_itself() -> None:
