@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -580,6 +581,29 @@ def test_what_no_graph_can_be_made_of_is_told_why(
     with pytest.raises(UnsupportedModelError, match=message):
         capture(model.eval(), {"x": torch.randn(8, 4)}, out=tmp_path / "m.rr")
     assert capfd.readouterr() == ("", "")
+
+
+class Tells(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_exporting():
+            print("exported", file=sys.stderr)
+        return x * 2 if x.sum() > 0 else x
+
+
+def test_what_a_refused_model_writes_is_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"^the model branches or sizes a tensor on da"):
+        capture(Tells().eval(), {"x": torch.randn(8, 4)}, out=tmp_path / "m.rr")
+    assert {*capsys.readouterr().err.splitlines()} == {"exported"}
+
+
+def test_a_process_may_have_nowhere_to_write(
+    captured: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", None)  # as services without a console have it
+    model, given = Ids().eval(), example()
+    agrees(captured(model, given, buckets=[1, 8]), model, given, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("buckets", [8, [0], [True], ["1"], []])
