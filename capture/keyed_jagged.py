@@ -159,6 +159,12 @@ def _by_key(name: str, keyed: Any) -> list[tuple[str, torch.Tensor]]:
             f"KeyedJaggedTensor {name!r} has another number of rows for each key (a variable "
             "stride, or inverse indices); give each key as many rows as the request has"
         )
+    keys = keyed.keys()
+    if not keys or len(set(keys)) < len(keys):
+        raise CaptureError(
+            f"KeyedJaggedTensor {name!r} of the example has keys {list(keys)}; expected one or "
+            "more, each once"
+        )
     tensors = []
     for key, jagged in keyed.to_dict().items():
         tensors.append((f"{name}_{key}", jagged.values()))

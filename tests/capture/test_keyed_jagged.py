@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -233,6 +234,16 @@ def test_what_has_no_rows_or_no_name_is_refused(captured: Capture) -> None:
     )
     with pytest.raises(CaptureError, match=r"^two example inputs are named 'sparse_a_lengths': th"):
         captured(Dense().eval(), {"x": torch.randn(2, 3), "sparse": twice})
+    for keys in (["ads", "ads"], []):
+        wrong = kind.from_lengths_sync(
+            keys=keys,
+            values=torch.arange(2 * len(keys)),
+            lengths=torch.ones(2 * len(keys), dtype=torch.int64),
+            stride=2,
+        )
+        message = rf"^KeyedJaggedTensor 'sparse' of the example has keys {re.escape(str(keys))}; ex"
+        with pytest.raises(CaptureError, match=message):
+            captured(Dense().eval(), {"x": torch.randn(2, 3), "sparse": wrong})
 
 
 def test_the_command_line_has_it_in_plain_tensors(tmp_path: Path) -> None:
