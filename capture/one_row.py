@@ -23,7 +23,8 @@ def viewable(program: Program, tensor: fx.Node, shape: list[int]) -> fx.Node:
     """What can be viewed so: a user's rows that were expanded to many may have to be copied."""
     try:
         with program.fake_mode:
-            tensor.meta["val"].view(shape)
+            # torch takes any view for possible, if it is fake and over a dimension of one.
+            tensor.meta["val"].squeeze().view(shape)
     except (RuntimeError, ValueError):
         return program.call(aten.clone.default, tensor, memory_format=torch.contiguous_format)
     return tensor

@@ -82,6 +82,9 @@ LAYERS: dict[str, Run] = {
     "whole columns": lambda m, x: F.conv2d(
         x.transpose(1, 2).unsqueeze(1), m.pairs.unsqueeze(1), m.bias[:4], padding=(0, 1)
     ),
+    "whole lists, viewed": lambda m, x: F.conv2d(  # as Caser has them
+        x.unsqueeze(1), m.pairs[:, :3, :1].unsqueeze(1)
+    ).view(-1, 24),
     "many items": lambda m, x: F.conv1d(
         x.transpose(1, 2), m.pairs.repeat(1, 1, 5), padding=5, stride=2
     ),

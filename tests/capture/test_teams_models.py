@@ -234,6 +234,7 @@ def heads_in_rows(x: Tensor) -> Tensor:
         pytest.param(lambda x: x * x.data.eq(0) + x.data, id="data"),
         pytest.param(lambda x: x.reshape(len(x), -1) @ torch.ones(24, len(x[0])), id="len"),
         pytest.param(lambda x: x.reshape(len(Frame(x)), -1), id="len-of-columns"),
+        pytest.param(lambda x: x.mT.unsqueeze(2).reshape(-1, 24), id="reshape-over-one"),
         pytest.param(lambda x: torch.cdist(x[:, 0], torch.eye(30, 6)), id="cdist-of-many"),
         pytest.param(lambda x: torch.cdist(x[:, 0], torch.eye(6)), id="cdist-of-few"),
     ],
