@@ -49,7 +49,7 @@ def free_len(model: torch.nn.Module) -> Iterator[None]:
 
 def _rows(of: Any, /) -> Any:
     count = getattr(type(of), "__len__", None)  # a tensor's, or of a class of tensors
-    return count(of) if isinstance(count, FunctionType) else len(of)
+    return of.__len__() if isinstance(count, FunctionType) else len(of)
 
 
 def _globals_of(model: torch.nn.Module) -> list[dict[str, Any]]:

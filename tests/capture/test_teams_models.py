@@ -216,6 +216,14 @@ class Frame:
         return self.columns[0].shape[0]
 
 
+class Four:
+    """Has a length without an object."""
+
+    @staticmethod
+    def __len__() -> int:
+        return 4
+
+
 def heads_in_rows(x: Tensor) -> Tensor:
     """As much code of attention has its heads: each is as many rows more."""
     rows = torch.cat(torch.split(x, 3, dim=2), dim=0)
@@ -234,6 +242,7 @@ def heads_in_rows(x: Tensor) -> Tensor:
         pytest.param(lambda x: x * x.data.eq(0) + x.data, id="data"),
         pytest.param(lambda x: x.reshape(len(x), -1) @ torch.ones(24, len(x[0])), id="len"),
         pytest.param(lambda x: x.reshape(len(Frame(x)), -1), id="len-of-columns"),
+        pytest.param(lambda x: x.reshape(-1, len(Four()) * 6), id="len-of-none"),
         pytest.param(lambda x: x.mT.unsqueeze(2).reshape(-1, 24), id="reshape-over-one"),
         pytest.param(lambda x: torch.cdist(x[:, 0], torch.eye(30, 6)), id="cdist-of-many"),
         pytest.param(lambda x: torch.cdist(x[:, 0], torch.eye(6)), id="cdist-of-few"),
