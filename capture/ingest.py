@@ -136,8 +136,8 @@ def _plain_tensors(exported: ExportedProgram) -> list[str]:
     literal = "lifted_tensor_"  # what torch calls those that `forward` makes of numbers
     kind = torch.export.graph_signature.InputKind.CONSTANT_TENSOR
     found = [str(s.target) for s in exported.graph_signature.input_specs if s.kind == kind]
-    kept = [(name, exported.constants[name]) for name in found if not name.startswith(literal)]
-    return [name for name, value in kept if value.is_floating_point()]
+    kept = [name for name in found if not name.rpartition(".")[2].startswith(literal)]
+    return [name for name in kept if exported.constants[name].is_floating_point()]
 
 
 def dynamic_shapes(inputs: Mapping[str, Declared | InputSpec]) -> list[dict[int, Any]]:

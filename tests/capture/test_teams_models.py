@@ -256,6 +256,22 @@ def test_calls_that_torch_traces_for_one_batch_alone(
     agrees(path, model, given, rtol=1e-5, atol=1e-5)
 
 
+class Fills(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        filled = x * 1
+        filled[x < 0] = 0.5
+        return filled
+
+
+def test_numbers_of_a_layer_are_no_tensors_that_it_has(captured: Capture) -> None:
+    said, given, model = list[str](), {"x": torch.randn(8, 4)}, nn.Sequential(Fills()).eval()
+    path = captured(model, {"input": given["x"]}, buckets=[1, 8], progress=said.append)
+    assert not [line for line in said if "new weights" in line]
+    with Runtime.load(path) as runtime:
+        got = runtime.run({"input": given["x"]})["output"]
+    np.testing.assert_array_equal(got, model(given["x"]).numpy())
+
+
 @cache
 def cached_mask(length: int) -> Tensor:
     return torch.ones(length, length).tril()
