@@ -230,6 +230,10 @@ def _known_by_key(kind: Any) -> Any:
             twice = len(set(indices)) < len(indices)
             return super().permute(indices, indices_tensor) if twice else self._of(indices)
 
+        def to(self, device: Any, non_blocking: bool = False, dtype: Any = None) -> Any:
+            moved = {k: part.to(device, non_blocking) for k, part in self._jt_dict.items()}
+            return _of_parts(type(self), moved)
+
         def _of(self, indices: Iterable[int]) -> Any:
             names = [self._keys[i] for i in indices]
             return _of_parts(type(self), {name: self._jt_dict[name] for name in names})

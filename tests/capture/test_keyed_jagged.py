@@ -56,7 +56,7 @@ class Dense(nn.Module):
         self.out = nn.Linear(16, 1)
 
     def forward(self, x: Tensor, sparse: Any) -> dict[str, Tensor]:
-        front, last = sparse.permute([1, 0, 2]).split([1, 2])
+        front, last = sparse.to(x.device).permute([1, 0, 2]).split([1, 2])
         pooled = self.tables(sparse)
         both = torch.cat([pooled["ads"], pooled["tags"]], 1)
         some = last["tags"].lengths() + front["user"].lengths()
