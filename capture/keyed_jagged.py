@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 
 from recreplay.capture.arguments import Example, NamedInputs, forward_arguments, named_leaves
 from recreplay.capture.declared import Jagged, jagged_of
+from recreplay.capture.traceable import offsets_of
 from recreplay.runtime.errors import CaptureError, UnsupportedModelError
 
 
@@ -185,13 +186,8 @@ def _keyed(
     parts = {}
     for i, key in enumerate(keys):
         own = None if weights is None else weights[i]
-        parts[key] = jagged(values[i], own, lengths[i], _offsets(lengths[i]))
+        parts[key] = jagged(values[i], own, lengths[i], offsets_of(lengths[i]))
     return _of_parts(kind, parts)
-
-
-def _offsets(lengths: torch.Tensor) -> torch.Tensor:
-    ends = lengths.cumsum(0, dtype=lengths.dtype)
-    return torch.cat([lengths.new_zeros(1), ends])
 
 
 def _of_parts(kind: Any, parts: dict[str, Any]) -> Any:

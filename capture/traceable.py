@@ -118,10 +118,13 @@ def _cdist(
     return torch.cdist(left, right, p, _PRODUCTS if many else _EXACT)
 
 
-def _ends(lengths: torch.Tensor) -> torch.Tensor | None:
-    if lengths.ndim != 1:
-        return None
+def offsets_of(lengths: torch.Tensor) -> torch.Tensor:
+    """`[B]` to `[B + 1]`, where the values of each row begin and the last ones end."""
     return torch.cat([lengths.new_zeros(1), lengths.cumsum(0, dtype=lengths.dtype)])
+
+
+def _ends(lengths: torch.Tensor) -> torch.Tensor | None:
+    return offsets_of(lengths) if lengths.ndim == 1 else None
 
 
 def _padded(
