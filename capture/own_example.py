@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import torch
 from torch.export import ExportedProgram
 
@@ -33,7 +31,7 @@ def own_example(model: torch.nn.Module | ExportedProgram) -> Example | None:
 
 def in_plain_tensors(model: torch.nn.Module) -> torch.nn.Module:
     """`model` as it is captured, where its own example has a `KeyedJaggedTensor`."""
-    if "torchrec" not in sys.modules:
+    if not any(type(module).__module__.startswith("torchrec.") for module in model.modules()):
         return model
     plain: torch.nn.Module = plain_inputs(model, own_example(model))[0]
     return plain
