@@ -375,9 +375,9 @@ def test_copies_of_layers_are_in_bfloat16(captured: Capture, compiler: str) -> N
 def test_a_bucket_may_stay_in_float32(
     captured: Capture, compiler: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The tuner takes float32 for the first bucket here and bfloat16 for the others; one stored
+    """The tuner takes float32 for the first bucket here and bfloat16 for the other; one stored
     weight serves both."""
-    picks = iter([-1, 0, 0])
+    picks = iter([-1, 0])
     monkeypatch.setattr(
         "recreplay.capture.tune.choose", lambda times, streams: next(picks) % len(times)
     )
@@ -389,30 +389,29 @@ def test_a_bucket_may_stay_in_float32(
     model = Layers().eval()
     example = {"ids": torch.randint(0, 5000, (4, 3))}
     path = captured(
-        model, example, buckets=[1, 4, 8], precision="bf16", compiler=compiler, tune="quick"
+        model, example, buckets=[1, 8], precision="bf16", compiler=compiler, tune="quick"
     )
     with Runtime.load(path) as runtime, torch.no_grad():
         manifest = runtime.manifest
         kept = {c.bucket: c.precision for c in manifest.candidates if c.chosen}
-        assert kept == {1: "fp32", 4: "bf16", 8: "bf16"}
+        assert kept == {1: "fp32", 8: "bf16"}
         read = [{n for s in b.segments for n in s.inputs} for b in manifest.buckets]
         wide = {n for n in read[0] if n.startswith("wide")}
         assert {n.partition(":")[2] for n in wide} == {
             f"{k}.weight" for k in ("first", "second", "last")
         }
-        assert not any(n.startswith("wide") for n in read[1] | read[2])
+        assert not any(n.startswith("wide") for n in read[1])
         assert manifest.lowered["first.weight"] == "bfloat16"
         for scale in (1.0, -0.5):
             model.second.weight.mul_(scale)
             runtime.update_weights({"second.weight": model.second.weight})
             errors = {}
-            for rows in (1, 3, 8):
+            for rows in (1, 3):
                 ids = torch.randint(0, 5000, (rows, 3))
                 got = runtime.run({"ids": ids.numpy()})["output"]
                 errors[rows] = scaled_gap(got, model(ids))
             assert 1e-6 < errors[1] < 0.02  # weights are rounded, and nothing else is
             assert 1e-5 < errors[3] < 0.05
-            assert 1e-5 < errors[8] < 0.05
 
 
 def test_inlined_layers_widen_their_weights_and_round_nothing_else() -> None:
