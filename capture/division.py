@@ -7,10 +7,15 @@ import torch
 from recreplay.runtime.spec import InputSpec
 
 
+def offsets_of(lengths: torch.Tensor) -> torch.Tensor:
+    """`[B]` to `[B + 1]`: where the values of each row begin, and where the last ones end."""
+    return torch.cat([lengths.new_zeros(1), lengths.cumsum(0, dtype=lengths.dtype)])
+
+
 def starts_of(spec: InputSpec, division: torch.Tensor, total: int) -> torch.Tensor:
     """`[rows + 1]`: where each row's values begin, and their number `total` at the end."""
     if spec.kind == "lengths":
-        return torch.cat([torch.zeros(1, dtype=torch.int64), division.cumsum(0)])
+        return offsets_of(division.long())
     if spec.kind == "starts":
         return torch.cat([division, torch.tensor([total])])
     return division
@@ -20,5 +25,5 @@ def division_of(spec: InputSpec, lengths: torch.Tensor) -> torch.Tensor:
     """The input `spec` for rows that have so many values."""
     if spec.kind == "lengths":
         return lengths
-    ends = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    ends = offsets_of(lengths.long())
     return ends if spec.kind == "offsets" else ends[:-1]

@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 from recreplay.capture.arguments import Example, NamedInputs, forward_arguments, named_leaves
 from recreplay.capture.declared import Jagged, jagged_of
-from recreplay.capture.traceable import offsets_of
+from recreplay.capture.division import offsets_of
 from recreplay.runtime.errors import CaptureError, UnsupportedModelError
 
 
@@ -37,12 +37,13 @@ class _Parameter:
     kind: Any = None  # of what has these keys
 
     def make(self, given: Mapping[str, torch.Tensor]) -> Any:
-        tensors = [given[name] for name in self.inputs]
         if self.spec is not None:
-            return pytree.tree_unflatten(tensors, self.spec)
-        each = len(tensors) // len(self.keys)
-        weights = tensors[2::each] if each > 2 else None
-        return _keyed(self.kind, self.keys, tensors[0::each], tensors[1::each], weights)
+            return pytree.tree_unflatten([given[name] for name in self.inputs], self.spec)
+        jagged, parts = _torchrec().JaggedTensor, {}
+        for key, (values, lengths, *weights) in zip(self.keys, self.by_key(), strict=True):
+            own = given[weights[0]] if weights else None
+            parts[key] = jagged(given[values], own, given[lengths], offsets_of(given[lengths]))
+        return _of_parts(self.kind, parts)
 
     def by_key(self) -> list[tuple[str, ...]]:
         """The inputs of each key: values, lengths, and weights if there are some."""
@@ -173,21 +174,6 @@ def _by_key(name: str, keyed: Any) -> list[tuple[str, torch.Tensor]]:
         if jagged.weights_or_none() is not None:
             tensors.append((f"{name}_{key}_weights", jagged.weights()))
     return tensors
-
-
-def _keyed(
-    kind: Any,
-    keys: tuple[str, ...],
-    values: list[torch.Tensor],
-    lengths: list[torch.Tensor],
-    weights: list[torch.Tensor] | None,
-) -> Any:
-    jagged = _torchrec().JaggedTensor
-    parts = {}
-    for i, key in enumerate(keys):
-        own = None if weights is None else weights[i]
-        parts[key] = jagged(values[i], own, lengths[i], offsets_of(lengths[i]))
-    return _of_parts(kind, parts)
 
 
 def _of_parts(kind: Any, parts: dict[str, Any]) -> Any:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
+from recreplay.capture.views import can_view
+
 if TYPE_CHECKING:
     from recreplay.capture.specialise import Program
 
@@ -21,13 +23,10 @@ SQUEEZES = (aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims)
 
 def viewable(program: Program, tensor: fx.Node, shape: list[int]) -> fx.Node:
     """What can be viewed so: a user's rows that were expanded to many may have to be copied."""
-    try:
-        with program.fake_mode:
-            # torch takes any view for possible, if it is fake and over a dimension of one.
-            tensor.meta["val"].squeeze().view(shape)
-    except (RuntimeError, ValueError):
-        return program.call(aten.clone.default, tensor, memory_format=torch.contiguous_format)
-    return tensor
+    with program.fake_mode:
+        if can_view(tensor.meta["val"], shape):
+            return tensor
+    return program.call(aten.clone.default, tensor, memory_format=torch.contiguous_format)
 
 
 def squeezed(exported: fx.Node) -> list[int]:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from recreplay.capture.views import can_view
+
 aten = torch.ops.aten
 # Takes the graph, the operator, and the arguments of that.
 Rule = Callable[..., "fx.Node | None"]
@@ -52,13 +54,9 @@ def _view(graph: fx.Graph, node: fx.Node, source: fx.Node, shape: Sequence[Any])
     """`node` as a view of `source`, if it can be one."""
     whole = source.meta["val"]
     sizes = [s.meta["val"] if isinstance(s, fx.Node) else s for s in shape]
-    # Over a dimension of one, torch takes any view of a fake tensor for possible.
-    ones = [dim for dim, size in enumerate(whole.shape) if isinstance(size, int) and size == 1]
-    try:
-        with whole.fake_mode:
-            whole.squeeze(ones).view(sizes)
-    except (RuntimeError, ValueError):  # its rows do not adjoin
-        return None
+    with whole.fake_mode:
+        if not can_view(whole, sizes):  # its rows do not adjoin
+            return None
     return _call(graph, node, aten.view.default, (source, list(shape)))
 
 

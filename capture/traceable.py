@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
+from recreplay.capture.division import offsets_of
+
 _DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
 _EXACT, _PRODUCTS = "donot_use_mm_for_euclid_dist", "use_mm_for_euclid_dist"
 _MANY = 25  # rows, beyond which torch computes distances by products
@@ -116,11 +118,6 @@ def _cdist(
         return None
     many = any(isinstance(size, int) and size > _MANY for size in rows)
     return torch.cdist(left, right, p, _PRODUCTS if many else _EXACT)
-
-
-def offsets_of(lengths: torch.Tensor) -> torch.Tensor:
-    """`[B]` to `[B + 1]`, where the values of each row begin and the last ones end."""
-    return torch.cat([lengths.new_zeros(1), lengths.cumsum(0, dtype=lengths.dtype)])
 
 
 def _ends(lengths: torch.Tensor) -> torch.Tensor | None:

@@ -8,6 +8,7 @@ operator.
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -56,3 +57,14 @@ def row_from_front(cut: fx.Node, at: int) -> int:
 def launches(graph: fx.Graph) -> list[fx.Node]:
     """The operators that launch work, in program order."""
     return [n for n in graph.nodes if n.op == "call_function" and not is_view(n)]
+
+
+def can_view(tensor: torch.Tensor, shape: Sequence[Any]) -> bool:
+    """Whether a real tensor that lies as this fake one does can be viewed so. Over a dimension of
+    one, torch takes any view of a fake tensor for possible."""
+    ones = [dim for dim, size in enumerate(tensor.shape) if isinstance(size, int) and size == 1]
+    try:
+        tensor.squeeze(ones).view(shape)
+    except (RuntimeError, ValueError):
+        return False
+    return True
