@@ -38,6 +38,7 @@ class Assembly:
         self._blank, self._threads, self._progress = blank, threads, progress
         self._processor = processor
         self._packages: dict[str, Package] = {}
+        self._apart: set[str] = set()  # code that does not compile for several buckets at once
         self.block_columns = blank.block_columns
 
     def keys(self, choice: Choice, planned: Sequence[Planned]) -> Keys:
@@ -48,10 +49,17 @@ class Assembly:
         """Compile what no plan before has; returns the packages of each bucket's segments."""
         codes, keys = self._share(choice, planned)
         missing = {name: code for name, code in codes.items() if name not in self._packages}
-        if missing:
-            backend = self._compiler(choice)
-            self._packages |= backend.compile(missing, self.folder, self.device, self._progress)
-        return keys
+        if not missing:
+            return keys
+        backend = self._compiler(choice)
+        compiled = backend.compile(missing, self.folder, self.device, self._progress)
+        self._packages |= compiled
+        apart = {code.key() for name, code in missing.items() if name not in compiled}
+        if not apart:
+            return keys
+        self._progress(f"{len(apart)} of {len(missing)} segments: for each bucket by itself")
+        self._apart |= apart
+        return self.compile(choice, planned)
 
     def manifest(self, planned: Sequence[Planned], keys: Keys) -> Manifest:
         """The manifest of these buckets, with the packages that they need."""
@@ -90,7 +98,7 @@ class Assembly:
     def _share(self, choice: Choice, planned: Sequence[Planned]) -> tuple[dict[str, Code], Keys]:
         backend = self._compiler(choice)
         segments = {p.program.bucket: p.segments for p in planned}
-        codes, keys = share(segments, backend.dynamic_batch)
+        codes, keys = share(segments, backend.dynamic_batch, self._apart)
         if choice.compiler == self._blank.compiler:
             return codes, keys
         # The same code by another compiler is another package.

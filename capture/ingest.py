@@ -33,7 +33,7 @@ from recreplay.capture.quiet_libraries import without_partial_graph
 from recreplay.capture.refusals import LastCall, refusal, refuse_operators
 from recreplay.capture.single_row import of_any_rows
 from recreplay.capture.stand_ins import exchange_stand_ins
-from recreplay.capture.traceable import free_len
+from recreplay.capture.traceable import free_len, provable_strides
 from recreplay.runtime.errors import CaptureError, RecReplayError, UnsupportedModelError
 from recreplay.runtime.spec import DTYPES, USER_INDEX, InputSpec, OutputSpec, RowMask
 
@@ -116,7 +116,7 @@ def ingest(
     produced = _answer(eager, example)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of its own deprecations
-        with LastCall() as last, free_len(model), without_partial_graph():
+        with LastCall() as last, free_len(model), provable_strides(), without_partial_graph():
             try:
                 exported = torch.export.export(model, (), arguments, dynamic_shapes=shapes)
                 exchange_stand_ins(exported.graph)

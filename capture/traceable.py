@@ -13,12 +13,14 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 import torch
+from torch import _prims
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from recreplay.capture.division import offsets_of
 
 _DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
 _EXACT, _PRODUCTS = "donot_use_mm_for_euclid_dist", "use_mm_for_euclid_dist"
+_LEAST = min
 _MANY = 25  # rows, beyond which torch computes distances by products
 
 
@@ -47,6 +49,18 @@ def free_len(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for space in spaces:
             space.pop("len", None)  # of modules by two names
+
+
+@contextmanager
+def provable_strides() -> Iterator[None]:
+    """Views that join dimensions have a stride that can be compared: the least of theirs. torch
+    takes that by Python's `min`, for which it has put a symbolic one, of the model, meanwhile; of
+    `min(16, 16 * batch)` it proves nothing, and takes what it finds for the example's number."""
+    vars(_prims)["min"] = _LEAST
+    try:
+        yield
+    finally:
+        vars(_prims).pop("min", None)
 
 
 def _rows(of: Any, /) -> Any:

@@ -26,7 +26,7 @@ class SegmentCompiler(Protocol):
         progress: Callable[[str], None],
     ) -> dict[str, Package]:
         """Write a package for each named code below `folder`; paths in the result are relative to
-        it."""
+        it. Code for several buckets that can be compiled for each of them only has none."""
 
 
 COMPILERS = ("eager", "inductor", AUTOTUNED, *PRECISIONS)

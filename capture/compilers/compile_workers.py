@@ -23,7 +23,9 @@ from recreplay.capture.compilers.toolchain import usable_cores
 from recreplay.runtime.errors import CompilerError
 from recreplay.runtime.scratch import drop_scratch, make_scratch
 
-COMPILED, DONE = "compiled", "done"  # what a process says of a job, line by line
+# What a process says of a job, line by line: that a segment is compiled, or that it cannot be for
+# several buckets at once.
+COMPILED, APART, DONE = "compiled", "apart", "done"
 PATIENCE = 60.0  # seconds without a job, after which a process ends by itself
 _MODULE = "recreplay.capture.compilers.inductor_worker"
 _SIGN_OF_LIFE = 5.0  # seconds
@@ -106,8 +108,9 @@ def compile_in_processes(
     keep: bool,
     progress: Callable[[str], None],
     total: int,
-) -> None:
-    """Do each job in a process of its own; they are of `total` segments.
+) -> set[str]:
+    """Do each job in a process of its own; they are of `total` segments. Returns the keys of those
+    that have to be compiled for each bucket by itself.
 
     With `keep`, processes wait for later jobs afterwards. Raises CompilerError if one dies.
     """
@@ -115,13 +118,13 @@ def compile_in_processes(
     try:
         for job in jobs:
             workers.append(_worker(job, environment))
-        _wait(workers, total, progress)
+        apart = _wait(workers, total, progress)
     except BaseException:
         _stop(workers)
         raise
     if not keep:
         _stop(workers)
-        return
+        return apart
     with _keeping:
         _kept.extend(workers)
         surplus = _kept[: -usable_cores()]
@@ -129,6 +132,7 @@ def compile_in_processes(
         atexit.unregister(_stop)
         atexit.register(_stop, _kept)
     _stop(surplus)
+    return apart
 
 
 def _worker(job: Mapping[str, object], environment: Mapping[str, str]) -> Worker:
@@ -151,9 +155,11 @@ def _stop(workers: Sequence[Worker]) -> None:
         worker.stop()
 
 
-def _wait(workers: Sequence[Worker], total: int, progress: Callable[[str], None]) -> None:
-    """Until all are done; a sign of life every few seconds, since one segment can take a minute."""
+def _wait(workers: Sequence[Worker], total: int, progress: Callable[[str], None]) -> set[str]:
+    """Until all are done; a sign of life every few seconds, since one segment can take a minute.
+    Returns the keys of segments that have to be compiled apart."""
     begun, done = time.monotonic(), 0
+    apart: set[str] = set()
     with selectors.DefaultSelector() as waiting:
         for worker in workers:
             waiting.register(worker.stdout, selectors.EVENT_READ, worker)
@@ -162,9 +168,11 @@ def _wait(workers: Sequence[Worker], total: int, progress: Callable[[str], None]
             for key, _ in ready:
                 lines = key.data.lines()
                 done += sum(line.startswith(f"{COMPILED} ") for line in lines)
+                apart |= {line.split()[1] for line in lines if line.startswith(f"{APART} ")}
                 if DONE in lines:
                     waiting.unregister(key.fileobj)
             if ready and done == before:
                 continue  # a worker said something else
             spent = time.monotonic() - begun
             progress(f"compiled {done} of {total} segments after {spent:.0f} s")
+    return apart

@@ -83,10 +83,11 @@ class InductorCompiler:
         ]
         if remembered := len(codes) - len(waiting):
             progress(f"{remembered} of {len(codes)} segments were compiled before")
-        self._compile({key: described[key] for key in waiting}, target, device, progress)
+        apart = self._compile({key: described[key] for key in waiting}, target, device, progress)
         for key in waiting:
-            cache.keep(described[key], target / key)
-        return {key: Package("inductor", f"segments/{key}") for key in codes}
+            if key not in apart:
+                cache.keep(described[key], target / key)
+        return {key: Package("inductor", f"segments/{key}") for key in codes if key not in apart}
 
     def _compile(
         self,
@@ -94,10 +95,11 @@ class InductorCompiler:
         target: Path,
         device: str,
         progress: Callable[[str], None],
-    ) -> None:
-        """Compile them in this order, each into a folder of its name below `target`."""
+    ) -> set[str]:
+        """Compile them in this order, each into a folder of its name below `target`. Returns the
+        keys of those that cannot be compiled for several buckets at once."""
         if not codes:
-            return
+            return set()
         # One at a time where kernels are measured, so that none disturbs another.
         most = 1 if self._autotune else compile_jobs()
         waiting = list(codes)
@@ -113,15 +115,14 @@ class InductorCompiler:
             for number in range(min(len(waiting), most))
         ]
         if device == "cpu":
-            compile_in_processes(jobs, dict(os.environ), True, progress, len(codes))
-            return
+            return compile_in_processes(jobs, dict(os.environ), True, progress, len(codes))
         scratch = make_scratch()
         try:
             environment = cuda_link_environment(scratch / "driver")
             environment[_VECTORS] = "0"
             share, asked = max(1, compile_jobs() // len(jobs)), environment.get(_THREADS, "")
             environment[_THREADS] = str(min(share, int(asked)) if asked.isdecimal() else share)
-            compile_in_processes(jobs, environment, False, progress, len(codes))
+            return compile_in_processes(jobs, environment, False, progress, len(codes))
         finally:
             drop_scratch(scratch)
 

@@ -230,6 +230,13 @@ def heads_in_rows(x: Tensor) -> Tensor:
     return torch.cat(torch.split(rows.softmax(-1), x.shape[0], dim=0), dim=2)
 
 
+def joined_again(x: Tensor) -> Tensor:
+    """Of attention over features that come first: its results, added to what it was given."""
+    rows = x.transpose(0, 1).reshape(-1, 6).sigmoid()
+    added = (rows.view(4, -1, 6).transpose(0, 1) + x).transpose(0, 1)
+    return added.view(-1, 6).view(4, -1, 6).transpose(0, 1)
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -244,6 +251,7 @@ def heads_in_rows(x: Tensor) -> Tensor:
         pytest.param(lambda x: x.reshape(len(Frame(x)), -1), id="len-of-columns"),
         pytest.param(lambda x: x.reshape(-1, len(Four()) * 6), id="len-of-none"),
         pytest.param(lambda x: x.mT.unsqueeze(2).reshape(-1, 24), id="reshape-over-one"),
+        pytest.param(joined_again, id="view-of-turned"),
         pytest.param(lambda x: torch.cdist(x[:, 0], torch.eye(30, 6)), id="cdist-of-many"),
         pytest.param(lambda x: torch.cdist(x[:, 0], torch.eye(6)), id="cdist-of-few"),
     ],
