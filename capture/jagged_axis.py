@@ -2,7 +2,7 @@
 
 A bucket has more room than a request has values. What lies beyond belongs to no row, so it must
 reach no row: operators on the axis work value by value, until `embedding_bag` pools them by row, or
-each row gets as many places as the longest may have.
+each row gets as many places as the longest may have. Of those, values may be made again.
 """
 
 from __future__ import annotations
@@ -21,11 +21,18 @@ from recreplay.capture.refusals import stack_line
 from recreplay.runtime.errors import UnsupportedModelError
 
 aten = torch.ops.aten
-_POINTWISE = {aten._to_copy, aten.to, aten.clone, aten.where, aten.alias, aten.detach}
+_POINTWISE = {aten._to_copy, aten.to, aten.clone, aten.where, aten.alias, aten.detach, aten.dropout}
 _VIEWS = {
     *(aten.view, aten.reshape, aten._unsafe_view, aten.unsqueeze, aten.squeeze, aten.expand),
-    *(aten.slice, aten.select, aten.contiguous, aten.embedding),
+    *(aten.slice, aten.select, aten.contiguous, aten.embedding, aten.transpose, aten.permute),
+    *(aten.flatten, aten.unflatten, aten.split, aten.split_with_sizes, aten.chunk, aten.unbind),
 }
+# What they do with dimension 0 their results show: it is there, whole, or it is not.
+_REDUCTIONS = {aten.sum, aten.mean, aten.amax, aten.amin, aten.any, aten.all, aten.argmax}
+_REDUCTIONS |= {aten.argmin, aten.linalg_vector_norm, aten.norm, aten.cat}
+# Layers over the last dimensions of what they are given first.
+_LAYERS = {aten.linear, aten.matmul, aten.mm, aten.layer_norm, aten.rms_norm, aten.softmax}
+_LAYERS |= {aten._softmax, aten.glu}
 BAG_ARGUMENTS = (
     "weight",
     "indices",
@@ -111,19 +118,44 @@ def _check_operator(node: fx.Node, axes: Mapping[Any, str]) -> None:
     if packet is aten._jagged_to_padded_dense_forward:
         _refuse_unless(touched == [node.args[0]], node, axes, "not only what is padded")
         return
-    tags = getattr(node.target, "tags", ())
-    allowed = packet in _POINTWISE or packet in _VIEWS or torch.Tag.pointwise in tags
-    _refuse_unless(allowed, node, axes, "not worked on value by value")
-    counted = packet not in _VIEWS and any(not _is_tensor(n) for n in touched)
-    _refuse_unless(not counted, node, axes, "counted, with the room that a request does not fill")
+    if packet is aten._padded_dense_to_jagged_forward:
+        _refuse_unless(touched == [node.args[2]], node, axes, "not only what places become")
+    else:
+        _refuse_unless(_is_by_value(node, touched), node, axes, "not worked on value by value")
+        counted = packet not in _VIEWS and any(not _is_tensor(n) for n in touched)
+        problem = "counted, with the room that a request does not fill"
+        _refuse_unless(not counted, node, axes, problem)
     # The axis must stay what it was: dimension 0, whole, and no other.
-    kept = [s for s in axes if _involves(first_symbol(node), s)]
-    assert isinstance(value, torch.Tensor)
-    shape = [symbolic(d) for d in value.shape]
-    whole = len(kept) == 1 and bool(shape[0] == kept[0]) and not _axes_in(shape[1:], axes)
-    _refuse_unless(whole, node, axes, "not kept as dimension 0, whole")
-    same = all(first_symbol(n) in (kept[0], None, 1) for n in touched)
-    _refuse_unless(same, node, axes, "mixed with another jagged input")
+    for result in pytree.tree_leaves(value):
+        shape = [symbolic(d) for d in result.shape]
+        kept = [s for s in axes if shape and _involves(shape[0], s)]
+        whole = len(kept) == 1 and bool(shape[0] == kept[0]) and not _axes_in(shape[1:], axes)
+        _refuse_unless(whole, node, axes, "not kept as dimension 0, whole")
+        same = all(first_symbol(n) in (kept[0], None, 1) for n in touched)
+        _refuse_unless(same, node, axes, "mixed with another jagged input")
+
+
+def _is_by_value(node: fx.Node, touched: Sequence[fx.Node]) -> bool:
+    """Whether values of the result are made of their own alone, unless its shape says else."""
+    packet = getattr(node.target, "overloadpacket", None)
+    if packet in _LAYERS:
+        given, *others = node.args
+        assert isinstance(given, fx.Node)
+        return [given] == list(touched) and _is_over_the_last(
+            packet, given.meta["val"].ndim, others
+        )
+    tags = getattr(node.target, "tags", ())
+    return packet in {*_POINTWISE, *_VIEWS, *_REDUCTIONS} or torch.Tag.pointwise in tags
+
+
+def _is_over_the_last(packet: Any, dimensions: int, others: Sequence[Any]) -> bool:
+    """Whether a layer leaves dimension 0 of what it is given apart."""
+    if packet in (aten.softmax, aten._softmax, aten.glu):
+        dim = others[0] if others else -1
+        return bool(dim % dimensions)
+    if packet in (aten.layer_norm, aten.rms_norm):
+        return len(others[0]) < dimensions
+    return dimensions > 1
 
 
 def _is_tensor(node: fx.Node) -> bool:
@@ -155,6 +187,6 @@ def _refuse_unless(fine: bool, node: fx.Node, axes: Mapping[Any, str], problem: 
     raise UnsupportedModelError(
         f"operator {node.target}{stack_line(node)}: the values of jagged input "
         f"{about[0] if about else next(iter(axes.values()))!r} are {problem}; before "
-        "embedding_bag pools them by row, only elementwise operators, views and embedding can be "
-        "captured"
+        "embedding_bag pools them by row, only what works on each value by itself can be captured: "
+        "elementwise operators, views, embedding, and layers over other dimensions"
     )

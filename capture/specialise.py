@@ -30,6 +30,7 @@ from recreplay.capture.freeze import freeze
 from recreplay.capture.ingest import Ingested
 from recreplay.capture.jagged_axis import bag_arguments, first_symbol, name_bag_arguments
 from recreplay.capture.jagged_bags import bag_with_room
+from recreplay.capture.jagged_places import items_of_places
 from recreplay.capture.one_row import SQUEEZES, VIEWS, squeezed, viewable
 from recreplay.capture.plain_cells import as_cell
 from recreplay.capture.plain_contractions import as_contraction
@@ -269,6 +270,8 @@ def _emit(
             staged = program.find(f"input:{division.name}")
             bag = bag_with_room(program, name_bag_arguments(args, kwargs), division, staged)
             return [bag]
+    if node.target is aten._padded_dense_to_jagged_forward.default:
+        return items_of_places(program, args[0], args[1][0], args[2])
     if node.target is aten.linear.default and not is_plain_layer(*args[1:]):
         return spell_out(program, *args)
     if node.target is aten.linear.default:

@@ -16,7 +16,7 @@ import torch
 from torch import _prims
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from recreplay.capture.division import offsets_of
+from recreplay.capture import jagged_calls
 
 _DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
 _EXACT, _PRODUCTS = "donot_use_mm_for_euclid_dist", "use_mm_for_euclid_dist"
@@ -26,7 +26,7 @@ _MANY = 25  # rows, beyond which torch computes distances by products
 
 def traceable_call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What `func(*args, **kwargs)` gives, by other calls where it could not be traced."""
-    tensor = args[0] if args else None
+    tensor = args[0] if args else next(iter(kwargs.values()), None)
     if func == _DATA and isinstance(tensor, torch.Tensor):
         return tensor.detach()
     instead = _INSTEAD.get(getattr(func, "__name__", ""))
@@ -134,26 +134,15 @@ def _cdist(
     return torch.cdist(left, right, p, _PRODUCTS if many else _EXACT)
 
 
-def _ends(lengths: torch.Tensor) -> torch.Tensor | None:
-    return offsets_of(lengths) if lengths.ndim == 1 else None
-
-
-def _padded(
-    values: torch.Tensor, offsets: Any, max_lengths: Any, padding_value: float = 0.0
-) -> torch.Tensor | None:
-    if values.ndim != 2 or len(offsets) != 1 or not values.is_floating_point():
-        return None
-    operator = torch.ops.aten._jagged_to_padded_dense_forward
-    made: torch.Tensor = operator(values, offsets, max_lengths, padding_value)
-    return made
-
-
 _INSTEAD: dict[str, Callable[..., Any]] = {
     "take_along_dim": _take_along_dim,
     "split": _split,
     "chunk": _chunk,
     "cdist": _cdist,
     # Of fbgemm, which torchrec is written with.
-    "asynchronous_complete_cumsum": _ends,
-    "jagged_to_padded_dense": _padded,
+    "asynchronous_complete_cumsum": jagged_calls.ends,
+    "jagged_to_padded_dense": jagged_calls.padded,
+    "dense_to_jagged": jagged_calls.jagged,
+    "jagged_dense_elementwise_add_jagged_output": jagged_calls.added,
+    "jagged_dense_elementwise_mul": jagged_calls.multiplied,
 }

@@ -293,6 +293,10 @@ def test_a_declaration_needs_one_division() -> None:
         Jagged("v", offsets="o", capacity=0)
 
 
+def of_all(values: Tensor) -> Tensor:
+    return F.layer_norm(values.float(), [values.shape[0]]).long()
+
+
 @pytest.mark.parametrize(
     ("operator", "run"),
     [
@@ -301,6 +305,10 @@ def test_a_declaration_needs_one_division() -> None:
         ("aten.sort.default", lambda t, w, x: x["v"].sort().values),
         ("aten.select.int", lambda t, w, x: x["v"] + x["v"][0]),
         ("aten.mul.Tensor", lambda t, w, x: (x["v"].float() * x["v"].shape[0]).long()),
+        ("aten.softmax.int", lambda t, w, x: x["v"].float().softmax(0).long()),
+        ("aten.layer_norm.default", lambda t, w, x: of_all(x["v"])),
+        ("aten.transpose.int", lambda t, w, x: F.embedding(x["v"], t).mT[0].long()),
+        ("aten.matmul.default", lambda t, w, x: x["v"] + (x["v"].float() @ x["v"].float()).long()),
     ],
 )
 def test_operators_that_mix_values_are_refused_by_name(operator: str, run: Any) -> None:
@@ -310,8 +318,8 @@ def test_operators_that_mix_values_are_refused_by_name(operator: str, run: Any) 
     with pytest.raises(
         UnsupportedModelError,
         match=rf"^operator {re.escape(operator)} at .*: the values of jagged input 'x_v' are .*; "
-        "before embedding_bag pools them by row, only elementwise operators, views and embedding "
-        "can be captured$",
+        "before embedding_bag pools them by row, only what works on each value by itself can be "
+        "captured: elementwise operators, views, embedding, and layers over other dimensions$",
     ):
         ingest(Model(model).eval(), some("c", "v", "o"), jagged=[V])
 

@@ -15,20 +15,27 @@ from recreplay.capture import Jagged, capture
 from recreplay.runtime import Runtime
 
 aten = torch.ops.aten
-LONGEST = 3
+LONGEST, ROOM = 3, 16  # ROOM: values that a bucket of four rows has places for
 
 
 class Lists(nn.Module):
-    """The last items of a history, by position, and what all of them are in the mean."""
+    """The first items of a history, by position, and what all of them are in the mean. Layers read
+    each item, and items again what became of their places."""
 
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.table = nn.Embedding(50, 4)
+        self.norm, self.inner, self.mixed = nn.LayerNorm(4), nn.Linear(4, 8), nn.Linear(4, 4)
         self.out = nn.Linear(4 * LONGEST + 4, 2)
 
     def forward(self, ids: Tensor, ends: Tensor, x: Tensor) -> Tensor:
-        rows = self.table(ids) * 2
+        read, gate = self.inner(self.norm(self.table(ids))).split(4, 1)
+        read = read * torch.cat([gate[:, :2], gate[:, 2:]], 1).softmax(1)
+        read = read.view(-1, 2, 2).transpose(1, 2).flatten(1) + read.sum(1, keepdim=True)
+        places = aten._jagged_to_padded_dense_forward(read, [ends], [ROOM], 0.0)
+        mixed = places.cumsum(1) @ self.mixed.weight
+        rows = read + aten._padded_dense_to_jagged_forward(mixed, [ends], ids.shape[0])
         places = aten._jagged_to_padded_dense_forward(rows, [ends], [LONGEST], -1.0)
         mean = nn.functional.embedding_bag(
             ids, self.table.weight, ends, mode="mean", include_last_offset=True

@@ -1,0 +1,73 @@
+"""Calls of fbgemm on lists of a number of items of their own per row, as a graph can have them.
+
+Its operators make a tensor of as many items as the lists have. Where these are an input, that is a
+size of its own. Where they were padded rows before (`dense_to_jagged`, as HSTU takes its histories)
+it is read off the data, which no graph can do; then all places stay, and those that hold no item
+are left out when the lists are padded again, as what works on each item by itself reaches no other.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from recreplay.capture.division import offsets_of
+
+aten = torch.ops.aten
+_counts = WeakTensorKeyDictionary()  # how many items the lists have that offsets divide
+Lists = tuple[torch.Tensor, list[torch.Tensor]]
+
+
+def ends(lengths: torch.Tensor) -> torch.Tensor | None:
+    """Of `asynchronous_complete_cumsum`."""
+    return offsets_of(lengths) if lengths.ndim == 1 else None
+
+
+def padded(
+    values: torch.Tensor, offsets: Any, max_lengths: Any, padding_value: float = 0.0
+) -> torch.Tensor | None:
+    """Of `jagged_to_padded_dense`: `[items, D]` to `[rows, longest, D]`."""
+    if values.ndim != 2 or len(offsets) != 1 or not values.is_floating_point():
+        return None
+    (of,), (longest,) = offsets, max_lengths
+    if _has_all_places(values.shape[0], longest):
+        held = torch.arange(longest, device=of.device) < of.diff().unsqueeze(1)
+        places: torch.Tensor = torch.unflatten(values, 0, (-1, longest))
+        return places.masked_fill(~held.unsqueeze(-1), padding_value)
+    _counts[of] = values.shape[0]
+    made: torch.Tensor = aten._jagged_to_padded_dense_forward(
+        values, offsets, max_lengths, padding_value
+    )
+    return made
+
+
+def jagged(dense: torch.Tensor, x_offsets: Any, total_L: Any = None) -> Lists | None:
+    """Of `dense_to_jagged`: `[rows, longest, D]` to `[items, D]`."""
+    if dense.ndim != 3 or len(x_offsets) != 1:
+        return None
+    known = _counts[x_offsets[0]] if x_offsets[0] in _counts else None
+    items = known if total_L is None else total_L
+    if items is None or _has_all_places(items, dense.shape[1]):
+        return dense.flatten(0, 1), x_offsets
+    return aten._padded_dense_to_jagged_forward(dense, x_offsets, items), x_offsets
+
+
+def added(x_values: torch.Tensor, x_offsets: Any, y: torch.Tensor) -> Lists | None:
+    """Of `jagged_dense_elementwise_add_jagged_output`."""
+    found = jagged(y, x_offsets, x_values.shape[0])
+    return found and (x_values + found[0], x_offsets)
+
+
+def multiplied(x_values: torch.Tensor, x_offsets: Any, y: torch.Tensor) -> Lists | None:
+    """Of `jagged_dense_elementwise_mul`."""
+    found = jagged(y, x_offsets, x_values.shape[0])
+    return found and (x_values * found[0], x_offsets)
+
+
+def _has_all_places(items: Any, longest: Any) -> bool:
+    """Whether so many items are `longest` for each row. The rows of two inputs are two sizes to
+    torch, until something needs them to be one; a number of items of lists is never divisible."""
+    return longest > 1 and statically_known_true(items % longest == 0)
