@@ -1,0 +1,33 @@
+"""Models of the examples, as published in the last years, loaded as `bench` loads them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from recreplay.capture import capture
+from recreplay.runtime import Runtime
+from recreplay.tools.target import load_target
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+MODELS = {
+    "feature_models": ("wukong", "rank_mixer", "pep_net", "star"),
+    "history_models": ("hstu", "one_trans", "longer", "trans_act", "sdim"),
+}
+
+
+@pytest.mark.parametrize(
+    ("file", "name"), [(file, name) for file, names in MODELS.items() for name in names]
+)
+def test_published_models_equal_eager(file: str, name: str, tmp_path: Path) -> None:
+    model = load_target(f"{EXAMPLES / file}.py:{name}").model
+    assert isinstance(model, torch.nn.Module)
+    capture(model, out=tmp_path / "m.rr", buckets=[4], compiler="eager")
+    request = model.example_inputs(3, seed=1)
+    with Runtime.load(tmp_path / "m.rr") as runtime, torch.no_grad():
+        got = runtime.run(request)["output"]
+        want = model(**request).numpy()
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
