@@ -8,6 +8,7 @@ are left out when the lists are padded again, as what works on each item by itse
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
 from typing import Any
 
 import torch
@@ -17,7 +18,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from recreplay.capture.division import offsets_of
 
 aten = torch.ops.aten
-_counts = WeakTensorKeyDictionary()  # how many items the lists have that offsets divide
+# How many items the lists have that these offsets divide.
+_counts: MutableMapping[torch.Tensor, Any] = WeakTensorKeyDictionary()
 Lists = tuple[torch.Tensor, list[torch.Tensor]]
 
 
@@ -48,8 +50,7 @@ def jagged(dense: torch.Tensor, x_offsets: Any, total_L: Any = None) -> Lists | 
     """Of `dense_to_jagged`: `[rows, longest, D]` to `[items, D]`."""
     if dense.ndim != 3 or len(x_offsets) != 1:
         return None
-    known = _counts[x_offsets[0]] if x_offsets[0] in _counts else None
-    items = known if total_L is None else total_L
+    items = _counts.get(x_offsets[0]) if total_L is None else total_L
     if items is None or _has_all_places(items, dense.shape[1]):
         return dense.flatten(0, 1), x_offsets
     return aten._padded_dense_to_jagged_forward(dense, x_offsets, items), x_offsets
