@@ -16,7 +16,7 @@ import torch
 from torch import _prims
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from recreplay.capture import jagged_calls
+from recreplay.capture.jagged_calls import CALLS
 
 _DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
 _EXACT, _PRODUCTS = "donot_use_mm_for_euclid_dist", "use_mm_for_euclid_dist"
@@ -26,11 +26,12 @@ _MANY = 25  # rows, beyond which torch computes distances by products
 
 def traceable_call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What `func(*args, **kwargs)` gives, by other calls where it could not be traced."""
-    tensor = args[0] if args else next(iter(kwargs.values()), None)
+    tensor = args[0] if args else None
     if func == _DATA and isinstance(tensor, torch.Tensor):
         return tensor.detach()
-    instead = _INSTEAD.get(getattr(func, "__name__", ""))
-    if instead is not None and isinstance(tensor, torch.Tensor):
+    name = getattr(func, "__name__", "")
+    instead = _INSTEAD.get(name) if isinstance(tensor, torch.Tensor) else CALLS.get(name)
+    if instead is not None:
         found = instead(*args, **kwargs)
         if found is not None:
             return found
@@ -139,10 +140,5 @@ _INSTEAD: dict[str, Callable[..., Any]] = {
     "split": _split,
     "chunk": _chunk,
     "cdist": _cdist,
-    # Of fbgemm, which torchrec is written with.
-    "asynchronous_complete_cumsum": jagged_calls.ends,
-    "jagged_to_padded_dense": jagged_calls.padded,
-    "dense_to_jagged": jagged_calls.jagged,
-    "jagged_dense_elementwise_add_jagged_output": jagged_calls.added,
-    "jagged_dense_elementwise_mul": jagged_calls.multiplied,
+    **CALLS,
 }

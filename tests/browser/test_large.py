@@ -29,7 +29,7 @@ requestAnimationFrame(function step() {
 @pytest.fixture(scope="module")
 def large_page(tmp_path_factory: pytest.TempPathFactory, write_page: Callable[..., Path]) -> Path:
     out = tmp_path_factory.mktemp("large") / "large.rr"
-    model = streamrec(features=400, rows_scale=0.001)
+    model = streamrec(features=400, lookups=4, rows_scale=0.001)
     options: dict[str, Any] = {"strategy": "matching", "rewrites": (), "compiler": "eager"}
     capture(model, out=out, buckets=[64], **options)
     return write_page(out)

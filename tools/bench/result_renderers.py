@@ -35,6 +35,15 @@ _TITLES = {
     "fields": "Layers for each of 20 fields",
     "auto_int": "AutoInt, 20 fields",
     "x_deep_fm": "xDeepFM, 20 fields",
+    "wukong": "Wukong, 26 features and three layers",
+    "rank_mixer": "RankMixer, 16 tokens and two blocks",
+    "pep_net": "PEPNet, four tasks with gates",
+    "star": "STAR, five domains",
+    "hstu": "HSTU, 64 items and three layers",
+    "one_trans": "OneTrans, 64 items and eight tokens",
+    "longer": "LONGER, 256 items",
+    "trans_act": "TransAct, 100 actions and two blocks",
+    "sdim": "SDIM, 512 items",
 }
 _PEERS = {
     "onnxruntime_gather": "ONNX Runtime",
