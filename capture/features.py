@@ -13,7 +13,7 @@ from torch import fx
 
 from recreplay.capture.cost import operator_cost
 from recreplay.capture.dag import Dag
-from recreplay.capture.specialise import Program
+from recreplay.capture.program import Program
 from recreplay.capture.views import base, launches
 
 aten = torch.ops.aten

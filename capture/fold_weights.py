@@ -10,18 +10,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
+from recreplay.capture.program import Program
 from recreplay.capture.views import aliases, base
 from recreplay.runtime.aten import Operator, encode, target_name
 from recreplay.runtime.made_weights import WEIGHT, Made
-
-if TYPE_CHECKING:
-    from recreplay.capture.specialise import Program
 
 aten = torch.ops.aten
 _SMALL = 4 << 20  # bytes that stay in a last cache, beside the other weights of a bucket

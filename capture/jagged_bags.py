@@ -9,16 +9,14 @@ its own, which is dropped.
 from __future__ import annotations
 
 import operator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import fx
 
+from recreplay.capture.program import Program
 from recreplay.capture.views import slice_arguments
 from recreplay.runtime.spec import InputSpec
-
-if TYPE_CHECKING:
-    from recreplay.capture.specialise import Program
 
 aten = torch.ops.aten
 

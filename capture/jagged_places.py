@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import fx
 
-if TYPE_CHECKING:
-    from recreplay.capture.specialise import Program
+from recreplay.capture.program import Program
 
 aten = torch.ops.aten
 

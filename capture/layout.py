@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from recreplay.capture.program import Program
 from recreplay.capture.segments import BoundSegment
-from recreplay.capture.specialise import Program
 from recreplay.runtime.manifest import Bucket, Segment
 from recreplay.runtime.plan import Plan
 from recreplay.runtime.spec import InputSpec, OutputSpec, Slot, align

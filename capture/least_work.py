@@ -13,9 +13,9 @@ from torch import fx
 
 from recreplay.capture.cost import PICKS, operator_cost
 from recreplay.capture.dag import Cost
+from recreplay.capture.program import Program
 from recreplay.capture.rewrites.slice_early import slice_early
 from recreplay.capture.rewrites.split_linears import split_linears
-from recreplay.capture.specialise import Program
 
 aten = torch.ops.aten
 _LOOKUPS = (aten.embedding.default, aten.embedding_bag.padding_idx)

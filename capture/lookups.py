@@ -19,7 +19,7 @@ from recreplay.capture.id_columns import (
     shifted_columns,
 )
 from recreplay.capture.jagged_axis import bag_arguments
-from recreplay.capture.specialise import Program
+from recreplay.capture.program import Program
 from recreplay.capture.views import base, slice_arguments
 from recreplay.runtime.spec import USER_INDEX, IdBound
 

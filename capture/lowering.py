@@ -11,7 +11,7 @@ from torch import fx
 from recreplay.capture.lookups import find_lookups
 from recreplay.capture.precision import FULL, Precision
 from recreplay.capture.products import is_factor
-from recreplay.capture.specialise import Program
+from recreplay.capture.program import Program
 from recreplay.capture.views import is_view
 from recreplay.capture.weight_stacks import WeightStack
 from recreplay.runtime.lowered import Stored, value_dtype

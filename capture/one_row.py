@@ -6,15 +6,13 @@ bucket.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import fx
 
+from recreplay.capture.program import Program
 from recreplay.capture.views import can_view
-
-if TYPE_CHECKING:
-    from recreplay.capture.specialise import Program
 
 aten = torch.ops.aten
 VIEWS = (aten.view.default, aten._unsafe_view.default)

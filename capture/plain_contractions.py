@@ -11,16 +11,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import fx
 
 from recreplay.capture.fold_weights import fold, whole
 from recreplay.capture.plain_layers import is_weight, turned_of
-
-if TYPE_CHECKING:
-    from recreplay.capture.specialise import Program
+from recreplay.capture.program import Program
 
 aten = torch.ops.aten
 _LETTERS = "abcdefghijkl"

@@ -8,15 +8,13 @@ core).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import fx
 
 from recreplay.capture.fold_weights import fold
-
-if TYPE_CHECKING:
-    from recreplay.capture.specialise import Program
+from recreplay.capture.program import Program
 
 aten = torch.ops.aten
 # Items of a window up to which they are put together one by one, which is less at batch 1 (48 us

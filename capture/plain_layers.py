@@ -8,17 +8,15 @@ weight for each row of the batch; and as convolutions (`plain_convolutions`).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import fx
 
 from recreplay.capture.fold_weights import whole
 from recreplay.capture.plain_convolutions import of_windows
+from recreplay.capture.program import Program
 from recreplay.capture.views import base
-
-if TYPE_CHECKING:
-    from recreplay.capture.specialise import Program
 
 aten = torch.ops.aten
 

@@ -7,16 +7,14 @@ the layer's weights.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import fx
 
 from recreplay.capture.fold_weights import call
 from recreplay.capture.plain_layers import is_plain_layer, is_weight
-
-if TYPE_CHECKING:
-    from recreplay.capture.specialise import Program
+from recreplay.capture.program import Program
 
 aten = torch.ops.aten
 

@@ -18,6 +18,7 @@ from recreplay.capture.lookups import id_bounds
 from recreplay.capture.lowering import NOTHING, Lowering, find_lowering, with_storages
 from recreplay.capture.operator_graph import all_strategies, operator_graph
 from recreplay.capture.precision import FULL, Precision
+from recreplay.capture.program import Program
 from recreplay.capture.rewrites.attend import attend
 from recreplay.capture.rewrites.fuse_epilogues import fuse_epilogues
 from recreplay.capture.rewrites.group_lookups import group_lookups
@@ -42,7 +43,7 @@ from recreplay.capture.rewrites.weigh_rows import weigh_rows
 from recreplay.capture.rewrites.widen_weights import widen_weights
 from recreplay.capture.schedule import side_by_side
 from recreplay.capture.segments import BoundSegment, cut
-from recreplay.capture.specialise import Program, specialise
+from recreplay.capture.specialise import specialise
 from recreplay.capture.table_groups import TableGroup, plan_groups
 from recreplay.capture.weight_stacks import WeightStack
 from recreplay.runtime.graph import BucketGraph, OperatorGraph

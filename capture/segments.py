@@ -18,7 +18,7 @@ from torch import fx
 
 from recreplay.capture.jagged_axis import bag_arguments
 from recreplay.capture.one_row import VIEWS
-from recreplay.capture.specialise import Program
+from recreplay.capture.program import Program
 from recreplay.capture.views import base, is_view
 from recreplay.runtime.aten import (
     BYTE_BAGS,

@@ -17,7 +17,7 @@ import torch
 
 from recreplay.capture.lookups import find_lookups
 from recreplay.capture.lowering import NOTHING, Lowering
-from recreplay.capture.specialise import Program
+from recreplay.capture.program import Program
 from recreplay.capture.weight_stacks import WeightStack, lay_end_to_end
 from recreplay.runtime.lowered import SCALES
 from recreplay.runtime.manifest import TableView

@@ -9,19 +9,17 @@ own, and each operator of the user's side is then specialised to the number of u
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import fx
 
 from recreplay.capture.division import division_of, starts_of
 from recreplay.capture.jagged_axis import first_symbol, symbolic
+from recreplay.capture.program import Program
 from recreplay.capture.refusals import stack_line
 from recreplay.runtime.errors import UnsupportedModelError
 from recreplay.runtime.spec import USER_INDEX, InputSpec
-
-if TYPE_CHECKING:
-    from recreplay.capture.specialise import Program
 
 aten = torch.ops.aten
 

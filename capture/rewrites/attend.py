@@ -14,8 +14,8 @@ from torch import fx
 
 from recreplay.capture.plain_contractions import as_matrices
 from recreplay.capture.plain_layers import is_weight
+from recreplay.capture.program import Program
 from recreplay.capture.rewrites.attention_by_parts import Parts, find_parts
-from recreplay.capture.specialise import Program
 from recreplay.runtime.aten import ATTENTION, resolve
 
 aten = torch.ops.aten

@@ -19,10 +19,10 @@ from torch import fx
 
 from recreplay.capture.features import dependencies
 from recreplay.capture.lookups import Lookup, find_lookups
+from recreplay.capture.program import Program
 from recreplay.capture.rewrites.lookup_columns import Columns, drop_concatenations, plan_columns
 from recreplay.capture.rewrites.lookup_ids import ready_together
 from recreplay.capture.rewrites.lookup_sources import Ids, find_ids, join
-from recreplay.capture.specialise import Program
 from recreplay.capture.table_groups import TableGroup
 from recreplay.capture.views import slice_arguments
 from recreplay.runtime.aten import GROUPED_LOOKUP, resolve

@@ -16,7 +16,7 @@ from math import prod
 import torch
 from torch import fx
 
-from recreplay.capture.specialise import Program
+from recreplay.capture.program import Program
 
 aten = torch.ops.aten
 # Multiply-adds of several rows up to which a fused loop beats the call. On one AVX-512 core, 40

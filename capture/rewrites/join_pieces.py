@@ -15,7 +15,7 @@ from math import prod
 import torch
 from torch import fx
 
-from recreplay.capture.specialise import Program
+from recreplay.capture.program import Program
 from recreplay.capture.views import row_from_front, slice_arguments
 
 aten = torch.ops.aten

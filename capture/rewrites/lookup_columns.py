@@ -14,7 +14,7 @@ from itertools import pairwise
 import torch
 from torch import fx
 
-from recreplay.capture.specialise import Program
+from recreplay.capture.program import Program
 
 aten = torch.ops.aten
 

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from recreplay.capture.lookups import Lookup
-from recreplay.capture.specialise import Program
+from recreplay.capture.program import Program
 from recreplay.capture.weight_stacks import WeightStack
 
 aten = torch.ops.aten

@@ -14,8 +14,8 @@ import torch
 from torch import fx
 
 from recreplay.capture.lookups import Lookup
+from recreplay.capture.program import Program
 from recreplay.capture.rewrites.lookup_ids import in_dtype, narrowest, widens
-from recreplay.capture.specialise import Program
 from recreplay.capture.views import slice_arguments
 
 aten = torch.ops.aten

@@ -18,7 +18,7 @@ from torch import fx
 
 from recreplay.capture.lowering import readers
 from recreplay.capture.products import addend, factors, is_factor, plain
-from recreplay.capture.specialise import Program
+from recreplay.capture.program import Program
 from recreplay.capture.views import is_view
 from recreplay.runtime.aten import PACKED_LINEAR
 from recreplay.runtime.weight_copies import KINDS

@@ -20,7 +20,7 @@ import torch
 from torch import fx
 
 from recreplay.capture.jagged_axis import bag_arguments
-from recreplay.capture.specialise import Program
+from recreplay.capture.program import Program
 from recreplay.runtime.aten import BYTE_BAGS, resolve
 from recreplay.runtime.lowered import INT8, SCALES, Stored, value_dtype
 

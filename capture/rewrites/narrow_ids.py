@@ -19,8 +19,8 @@ from torch.utils import _pytree as pytree
 
 from recreplay.capture.id_columns import JOINS, TAKES, picks_rows
 from recreplay.capture.lookups import find_lookups
+from recreplay.capture.program import Program
 from recreplay.capture.rewrites.lookup_ids import in_dtype
-from recreplay.capture.specialise import Program
 from recreplay.runtime.spec import IdBound, InputSpec
 
 aten = torch.ops.aten

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from recreplay.capture.specialise import Program
+from recreplay.capture.program import Program
 from recreplay.capture.views import base, slice_arguments
 from recreplay.runtime.packed_linear import packed_linear_operator
 

@@ -15,9 +15,9 @@ from torch import fx
 
 from recreplay.capture.features import dependencies
 from recreplay.capture.lookups import Lookup, find_lookups, stays_in_table
+from recreplay.capture.program import Program
 from recreplay.capture.rewrites.lookup_ids import ready_together
 from recreplay.capture.rewrites.lookup_sources import find_ids, join
-from recreplay.capture.specialise import Program
 from recreplay.capture.views import slice_arguments
 from recreplay.capture.weight_stacks import WeightStack
 from recreplay.runtime.aten import JAGGED_BAGS, resolve

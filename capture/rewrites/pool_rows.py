@@ -18,8 +18,8 @@ from torch import fx
 
 from recreplay.capture.jagged_axis import bag_arguments
 from recreplay.capture.lookups import Lookup, find_lookups
+from recreplay.capture.program import Program
 from recreplay.capture.rewrites.lower_tables import bag_lengths
-from recreplay.capture.specialise import Program
 from recreplay.runtime.aten import ROW_BAGS, resolve
 
 aten = torch.ops.aten

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from recreplay.capture.specialise import Program
+from recreplay.capture.program import Program
 from recreplay.runtime.aten import GRU, LSTM, resolve
 
 aten = torch.ops.aten

@@ -20,7 +20,7 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from recreplay.capture.specialise import Program
+from recreplay.capture.program import Program
 from recreplay.capture.views import slice_arguments
 
 aten = torch.ops.aten

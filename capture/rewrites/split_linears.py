@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from recreplay.capture.specialise import Program
+from recreplay.capture.program import Program
 
 aten = torch.ops.aten
 # Items from which on it pays: making a weight takes as long as writing and reading it, and what is

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 
 from recreplay.capture.lookups import find_lookups
-from recreplay.capture.specialise import Program
+from recreplay.capture.program import Program
 
 aten = torch.ops.aten
 

@@ -23,7 +23,7 @@ from torch.utils import _pytree as pytree
 from recreplay.capture.alike import Group, Lanes, Weights, find_groups, leaves
 from recreplay.capture.features import dependencies
 from recreplay.capture.lowering import NOTHING, Lowering
-from recreplay.capture.specialise import Program
+from recreplay.capture.program import Program
 from recreplay.capture.views import row_from_front
 from recreplay.capture.weight_stacks import WeightStack, lay_end_to_end
 

@@ -15,8 +15,8 @@ from torch import fx
 
 from recreplay.capture.features import dependencies
 from recreplay.capture.lookups import Lookup, find_lookups, stays_in_table
+from recreplay.capture.program import Program
 from recreplay.capture.rewrites.lookup_ids import ids_dtype, in_dtype, ready_together
-from recreplay.capture.specialise import Program
 from recreplay.capture.weight_stacks import WeightStack
 
 aten = torch.ops.aten

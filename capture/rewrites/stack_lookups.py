@@ -19,6 +19,7 @@ from torch import fx
 from recreplay.capture.features import dependencies
 from recreplay.capture.lookups import Lookup, find_lookups, stays_in_table
 from recreplay.capture.lowering import NOTHING, Lowering
+from recreplay.capture.program import Program
 from recreplay.capture.rewrites.lookup_ids import (
     ids_dtype,
     in_dtype,
@@ -27,7 +28,6 @@ from recreplay.capture.rewrites.lookup_ids import (
     widens,
 )
 from recreplay.capture.rewrites.stack_jagged import stack_jagged
-from recreplay.capture.specialise import Program
 from recreplay.capture.weight_stacks import WeightStack, lay_end_to_end
 
 aten = torch.ops.aten

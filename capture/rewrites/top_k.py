@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from recreplay.capture.specialise import Program
+from recreplay.capture.program import Program
 from recreplay.runtime.aten import TOP_K, resolve
 
 aten = torch.ops.aten

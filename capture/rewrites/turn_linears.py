@@ -14,8 +14,8 @@ from math import prod
 import torch
 from torch import fx
 
+from recreplay.capture.program import Program
 from recreplay.capture.rewrites.pack_linears import float_layer
-from recreplay.capture.specialise import Program
 
 aten = torch.ops.aten
 

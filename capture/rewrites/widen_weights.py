@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Set as AbstractSet
 
-from recreplay.capture.specialise import Program
+from recreplay.capture.program import Program
 
 _WIDE = {"weight": "wide"} | {
     kind: f"wide_{kind}" for kind in ("packed", "turned", "turned_packed")

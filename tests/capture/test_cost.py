@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from recreplay.capture.cost import operator_cost
 from recreplay.capture.ingest import ingest
 from recreplay.capture.least_work import least_work
+from recreplay.capture.program import Program
 from recreplay.capture.rewrites.attend import attend
 from recreplay.capture.rewrites.recurrent import recurrent
-from recreplay.capture.specialise import Program, specialise
+from recreplay.capture.specialise import specialise
 
 ROWS, WIDTH, BATCH = 1000, 8, 4
 

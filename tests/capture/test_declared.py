@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from recreplay.capture import Jagged, capture
 from recreplay.capture.compilers.toolchain import inductor_problem
 from recreplay.capture.ingest import ingest
+from recreplay.capture.program import Program
 from recreplay.capture.rewrites.stack_lookups import plan_stacks, stack_lookups
-from recreplay.capture.specialise import Program, specialise
+from recreplay.capture.specialise import specialise
 from recreplay.capture.user_side import for_eager
 from recreplay.models import two_tower
 from recreplay.runtime import Runtime

@@ -17,8 +17,9 @@ from torch.nn.utils import parametrizations
 
 from recreplay.capture import capture
 from recreplay.capture.ingest import ingest
+from recreplay.capture.program import Program
 from recreplay.capture.rewrites.stack_branches import plan_weight_stacks, stack_branches
-from recreplay.capture.specialise import Program, specialise
+from recreplay.capture.specialise import specialise
 from recreplay.capture.views import base
 from recreplay.runtime import Runtime
 from recreplay.runtime.artifact import open_artifact

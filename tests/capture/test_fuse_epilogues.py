@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from recreplay.capture import pipeline
 from recreplay.capture.choices import Choice, choices
 from recreplay.capture.ingest import ingest
+from recreplay.capture.program import Program
 from recreplay.capture.rewrites.fuse_epilogues import fuse_epilogues
-from recreplay.capture.specialise import Program, specialise
+from recreplay.capture.specialise import specialise
 from recreplay.models import mt_wide_deep
 from recreplay.runtime import Runtime
 from recreplay.runtime.artifact import open_artifact

@@ -23,10 +23,11 @@ from recreplay.capture.generalise import DynamicCode
 from recreplay.capture.ingest import ingest
 from recreplay.capture.planning import plan_buckets, survey
 from recreplay.capture.precision import Precision
+from recreplay.capture.program import Program
 from recreplay.capture.rewrites.group_lookups import group_lookups
 from recreplay.capture.rewrites.stack_lookups import plan_stacks
 from recreplay.capture.sharing import share
-from recreplay.capture.specialise import Program, specialise
+from recreplay.capture.specialise import specialise
 from recreplay.capture.table_groups import plan_groups
 from recreplay.capture.weight_file import weight_tensors
 from recreplay.models import MODELS

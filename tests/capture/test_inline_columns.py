@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from recreplay.capture import pipeline
 from recreplay.capture.compilers.inductor import AUTOTUNED
 from recreplay.capture.ingest import ingest
+from recreplay.capture.program import Program
 from recreplay.capture.rewrites.inline_linears import inline_columns
-from recreplay.capture.specialise import Program, specialise
+from recreplay.capture.specialise import specialise
 from recreplay.runtime import Runtime
 
 Capture = Callable[..., Path]

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from recreplay.capture.program import Program
 from recreplay.capture.rewrites.join_pieces import join_pieces
-from recreplay.capture.specialise import Program
 from recreplay.runtime import Runtime
 
 Capture = Callable[..., Path]

@@ -18,9 +18,10 @@ from torch import Tensor
 from recreplay.capture.features import branches
 from recreplay.capture.ingest import ingest
 from recreplay.capture.lookups import find_lookups, id_bounds
+from recreplay.capture.program import Program
 from recreplay.capture.rewrites import narrow_ids as rewrite
 from recreplay.capture.rewrites.narrow_ids import narrow_ids, narrowed
-from recreplay.capture.specialise import Program, specialise
+from recreplay.capture.specialise import specialise
 from recreplay.capture.user_side import for_eager
 from recreplay.runtime import Runtime
 from recreplay.runtime.artifact import open_artifact

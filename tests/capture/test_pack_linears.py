@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from recreplay.capture.ingest import ingest
+from recreplay.capture.program import Program
 from recreplay.capture.rewrites.pack_linears import pack_large_linears, pack_linears
 from recreplay.capture.rewrites.turn_linears import turn_linears
-from recreplay.capture.specialise import Program, specialise
+from recreplay.capture.specialise import specialise
 from recreplay.runtime import Runtime
 from recreplay.runtime.packed_linear import packed_linear_operator
 

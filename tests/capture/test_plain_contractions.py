@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from recreplay.capture.ingest import ingest
+from recreplay.capture.program import Program
 from recreplay.capture.rewrites.pack_linears import pack_linears
 from recreplay.capture.rewrites.stack_branches import plan_weight_stacks, stack_branches
-from recreplay.capture.specialise import Program, specialise
+from recreplay.capture.specialise import specialise
 from recreplay.runtime import Runtime
 from recreplay.runtime.aten import PACKED_LINEAR
 

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from recreplay.capture import Jagged
 from recreplay.capture.features import branches
 from recreplay.capture.ingest import ingest
+from recreplay.capture.program import Program
 from recreplay.capture.rewrites.pool_jagged import pool_jagged
 from recreplay.capture.rewrites.stack_lookups import plan_stacks, stack_lookups
-from recreplay.capture.specialise import Program, specialise
+from recreplay.capture.specialise import specialise
 from recreplay.runtime import Runtime
 from recreplay.runtime.aten import JAGGED_BAGS, ROW_BAGS
 from recreplay.runtime.errors import ReplayError

@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recreplay.capture.ingest import ingest
+from recreplay.capture.program import Program
 from recreplay.capture.rewrites.pool_rows import pool_rows
 from recreplay.capture.rewrites.stack_lookups import plan_stacks, stack_lookups
-from recreplay.capture.specialise import Program, specialise
+from recreplay.capture.specialise import specialise
 from recreplay.runtime import Runtime
 from recreplay.runtime.aten import ROW_BAGS
 from recreplay.runtime.errors import ReplayError

@@ -20,10 +20,11 @@ from recreplay.capture import capture
 from recreplay.capture.features import branches
 from recreplay.capture.ingest import ingest
 from recreplay.capture.lookups import find_lookups, id_bounds
+from recreplay.capture.program import Program
 from recreplay.capture.rewrites import narrow_ids
 from recreplay.capture.rewrites.inline_linears import inline_linears
 from recreplay.capture.rewrites.stack_lookups import plan_stacks, stack_lookups
-from recreplay.capture.specialise import Program, specialise
+from recreplay.capture.specialise import specialise
 from recreplay.runtime import Runtime
 from recreplay.runtime.errors import IdRangeError
 from recreplay.runtime.spec import IdBound

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from recreplay.capture.assign import STRATEGIES, assign
 from recreplay.capture.features import to_dag
 from recreplay.capture.ingest import Ingested, ingest
+from recreplay.capture.program import Program
 from recreplay.capture.rewrites.stack_lookups import plan_stacks, stack_lookups
 from recreplay.capture.segments import BoundSegment, SegmentCode, cut
-from recreplay.capture.specialise import Program, specialise
+from recreplay.capture.specialise import specialise
 from recreplay.models import MODELS
 from recreplay.runtime import Runtime
 from recreplay.runtime.artifact import open_artifact

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recreplay.capture.ingest import ingest
+from recreplay.capture.program import Program
 from recreplay.capture.rewrites.slice_early import slice_early
-from recreplay.capture.specialise import Program, specialise
+from recreplay.capture.specialise import specialise
 from recreplay.capture.views import launches
 from recreplay.runtime import Runtime
 from recreplay.runtime.aten import ATTENTION

@@ -10,7 +10,8 @@ from torch import fx
 
 from recreplay.capture.assign import assign
 from recreplay.capture.features import to_dag
-from recreplay.capture.specialise import Program, specialise
+from recreplay.capture.program import Program
+from recreplay.capture.specialise import specialise
 from recreplay.runtime.plan import Plan
 from recreplay.tools.bench.peers.base import Array, Arrays, Call, Subject
 from recreplay.tools.bench.peers.cuda_graph import NOT_CUDA
