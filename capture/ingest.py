@@ -3,7 +3,6 @@ helps."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,11 +28,9 @@ from recreplay.capture.declared import Declared, Jagged, declare, jagged_of
 from recreplay.capture.functional import functional
 from recreplay.capture.jagged_axis import check_jagged
 from recreplay.capture.model_checks import check_model
-from recreplay.capture.quiet_libraries import without_partial_graph
-from recreplay.capture.refusals import LastCall, refusal, refuse_operators
+from recreplay.capture.refusals import refuse_operators
 from recreplay.capture.single_row import of_any_rows
-from recreplay.capture.stand_ins import exchange_stand_ins
-from recreplay.capture.traceable import free_len, provable_strides
+from recreplay.capture.tracing import trace
 from recreplay.runtime.errors import CaptureError, RecReplayError, UnsupportedModelError
 from recreplay.runtime.spec import DTYPES, USER_INDEX, InputSpec, OutputSpec, RowMask
 
@@ -114,17 +111,7 @@ def ingest(
 
     # Before it is exported: masks that a model keeps for the next call would be torch.export's.
     produced = _answer(eager, example)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns of its own deprecations
-        with LastCall() as last, free_len(model), provable_strides(), without_partial_graph():
-            try:
-                exported = torch.export.export(model, (), arguments, dynamic_shapes=shapes)
-                exchange_stand_ins(exported.graph)
-                exported = functional(exported)
-            except RecReplayError:  # an imported model's own, which names the node
-                raise
-            except Exception as error:
-                raise refusal(error, last, batch) from error
+    exported = trace(model, arguments, shapes, batch)
     name = type(model).__name__
     made = _finish(name, exported, declared, example, eager, produced)
     note = fast_path_note(model, lambda: outputs(example), produced)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import traceback
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch.export import ExportedProgram
 from torch.overrides import TorchFunctionMode
 
+from recreplay.capture.rows_asked import OTHERS
 from recreplay.capture.traceable import traceable_call
 from recreplay.runtime.errors import UnsupportedModelError
 
-# Frames of these folders are not the model's.
-_OTHERS = tuple(f"{Path(file).parent}/" for file in (__file__, torch.__file__))
+_NAMED = 2  # lines in one refusal, at most
 # Calls that ask about a tensor, or are torch's own; never what a model is refused for.
 _METADATA = {
     *("__get__", "__set__", "_set_grad_enabled", "size", "dim", "stride", "storage_offset"),
@@ -39,9 +39,13 @@ class LastCall(TorchFunctionMode):
         return traceable_call(func, args, kwargs or {})
 
 
-def refusal(error: Exception, last: LastCall, batch: int) -> UnsupportedModelError:
+def refusal(
+    error: Exception, last: LastCall, batch: int, asking: Sequence[str] = ()
+) -> UnsupportedModelError:
+    """`asking`: see `lines_that_ask`."""
     text = str(error)
     where = _user_frame(error)
+    asked = where or " or".join(asking[:_NAMED])
     if isinstance(error, KeyError) and "already exists" in text:
         return UnsupportedModelError(
             "a parameter or buffer of the model is called as an attribute of torch's programs is "
@@ -63,12 +67,12 @@ def refusal(error: Exception, last: LastCall, batch: int) -> UnsupportedModelErr
     if "batch" in text and guard:
         return UnsupportedModelError(
             "the model is not the same for every batch: it compares the number of rows with "
-            f"something{where}. torch.export says: {guard.strip(' -')}; compute both and select "
+            f"something{asked}. torch.export says: {guard.strip(' -')}; compute both and select "
             "by torch.where, or leave the comparison out"
         )
     if "batch" in text and ("constraint" in text.lower() or "specialized" in text.lower()):
         return UnsupportedModelError(
-            f"the model fixes its batch at the example's {batch}{where}; take sizes from the "
+            f"the model fixes its batch at the example's {batch}{asked}; take sizes from the "
             "input's shape (x.shape[0], not int() of it), and no numbers out of tensors "
             "(.tolist(), .item()). "
             f"torch.export says: {_first_line(text, 'specialized')}"
@@ -97,7 +101,7 @@ def _user_frame(error: BaseException) -> str:
     chain: BaseException | None = error
     while chain is not None:
         for frame in traceback.extract_tb(chain.__traceback__):
-            if not frame.filename.startswith(("<", *_OTHERS)) and frame.line:
+            if not frame.filename.startswith(("<", *OTHERS)) and frame.line:
                 found = f" at {frame.filename}:{frame.lineno}: {frame.line}"
         chain = chain.__cause__ or chain.__context__
     return found

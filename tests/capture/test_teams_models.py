@@ -584,6 +584,12 @@ class Compares(nn.Module):
         return x * 2 if x.shape[0] > 4 else x
 
 
+class Counts(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        each = torch.tensor([0.5] * len(x))
+        return x * each.unsqueeze(1)
+
+
 class Fixes(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x + torch.ones(8, 1)
@@ -602,12 +608,19 @@ class Leaves(nn.Module):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (Compares(), "is not the same for every batch: .* satisfy the generated guard 5 <= "),
-        (Fixes(), "fixes its batch at the example's 8; .* your code specialized it"),
+        (
+            Compares(),
+            r"with something at .*if x\.shape\[0\] > 4 else x\. .*the generated guard 5 <= ",
+        ),
+        (Counts(), r"the example's 8 at .*: each = torch\.tensor\(\[0\.5\] \* len\(x\)\); take"),
+        (
+            Fixes(),
+            r"the example's 8 at .*: return x \+ torch\.ones\(8, 1\); .* your code specialized it",
+        ),
         (Branches(), r"branches or sizes a tensor on data .*x\.sum\(\) > 0 else x"),
         (Leaves(), r"takes a tensor out of torch by 'numpy' at .*np\.sort.*with those, or before"),
     ],
-    ids=["compares", "fixes", "branches", "leaves"],
+    ids=["compares", "counts", "fixes", "branches", "leaves"],
 )
 def test_what_no_graph_can_be_made_of_is_told_why(
     model: nn.Module, message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
