@@ -93,6 +93,7 @@ def _measured(
     on_cpu = assembly.device == "cpu"
     skipped = hopeless([[p.modelled_us for p in planned] for planned in plans])
     notes: list[str] = []
+    packages = list(keys)
     for at, choice in enumerate(tried):
         if skipped[at] and not on_cpu:
             notes.append(f"modelled more than {HOPELESS:g} times slower than the best")
@@ -100,12 +101,13 @@ def _measured(
             notes.append(_LATE)
         else:
             progress(f"candidate {at + 1} of {len(tried)}: {choice.describe()}")
-            assembly.compile(choice, plans[at])
+            # Not always those it was to have: code may have to be compiled for each bucket.
+            packages[at] = assembly.compile(choice, plans[at])
             notes.append("")
     lanes = LaneMaker(assembly, [p for planned in plans for p in planned], known)
     contenders: list[Contender] = []
     try:
-        for choice, planned, used, note in zip(tried, plans, keys, notes, strict=True):
+        for choice, planned, used, note in zip(tried, plans, packages, notes, strict=True):
             runner = None if note else lanes.runner(assembly.manifest(planned, used))
             contenders.append(Contender(choice, planned, used, runner, note))
         found = measure(assembly.model, contenders, known.bounds, effort, progress)

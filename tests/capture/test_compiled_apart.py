@@ -67,3 +67,18 @@ def test_each_bucket_gets_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         got = runtime.run(request)["output"]
     with torch.no_grad():
         np.testing.assert_allclose(got, model(**request).numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_measured_has_its_own_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(assembly, "get_compiler", lambda *_: ForOneBucket())
+    found = capture(
+        ncf(rows_scale=0.01),
+        out=tmp_path / "m.rr",
+        buckets=[1, 4, 16],
+        compiler="eager",
+        tune="quick",
+    )
+    assert {c.bucket for c in found.candidates if c.chosen} == {1, 4, 16}
+    used = [{s.package for s in bucket.segments} for bucket in found.buckets]
+    assert not used[1] & used[2]
