@@ -6,6 +6,8 @@ Operators make a tensor of as many items as the lists have. Where these are an i
 size of its own. Where they were padded rows before (`dense_to_jagged`, as HSTU takes its histories)
 it is read off the data, which no graph can do; then all places stay, and those that hold no item
 are left out when the lists are padded again, as what works on each item by itself reaches no other.
+Anything else, such as the last item of each list by its offsets, is refused: it would find an item
+of another place, and where all lists of the example are as long as its rows, that does not show.
 """
 
 from __future__ import annotations
@@ -15,14 +17,52 @@ from typing import Any
 
 import torch
 from torch.fx.experimental.symbolic_shapes import statically_known_true
+from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from recreplay.capture.division import offsets_of
+from recreplay.runtime.errors import UnsupportedModelError
 
 aten = torch.ops.aten
 # How many items the lists have that these offsets divide.
 _counts: MutableMapping[torch.Tensor, Any] = WeakTensorKeyDictionary()
+# How many places rows have of which these items are all.
+_places: MutableMapping[torch.Tensor, Any] = WeakTensorKeyDictionary()
 Lists = tuple[torch.Tensor, list[torch.Tensor]]
+
+
+def follow_places(name: str, given: Any, made: Any) -> None:
+    """Know what a call makes of all places of rows. Raises UnsupportedModelError where it may not
+    work on each item by itself."""
+    if torch.compiler.is_dynamo_compiling():
+        return  # branches of torch.cond, which is refused; no table of tensors is traced there
+    tensors = _tensors(given) if _places else []
+    items = next((tensor for tensor in tensors if tensor in _places), None)
+    if items is None:
+        return
+    results = _tensors(made)
+    beside = [t for t in tensors if t not in _places and _is_along(t, items)]
+    beside = [t for t in beside if t.stride(0) != 0]  # of zero: the same one for each
+    if beside or not all(_is_along(result, items) for result in results):
+        raise _refusal(f"{name!r} may work on more than each item by itself")
+    for result in results:
+        _places[result] = _places[items]
+
+
+def _tensors(tree: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
+def _is_along(tensor: torch.Tensor, items: torch.Tensor) -> bool:
+    return tensor.ndim > 0 and statically_known_true(tensor.shape[0] == items.shape[0])
+
+
+def _refusal(problem: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        "where fbgemm's dense_to_jagged makes lists of padded rows, a captured graph keeps all "
+        f"their places, and {problem}; read the padded rows, or pad the items again "
+        "(jagged_to_padded_dense) to as many places before"
+    )
 
 
 def _ends(t_in: torch.Tensor) -> torch.Tensor | None:
@@ -36,7 +76,10 @@ def _padded(
     if values.ndim != 2 or len(offsets) != 1 or not values.is_floating_point():
         return None
     (of,), (longest,) = offsets, max_lengths
-    if _has_all_places(values.shape[0], longest):
+    known = _places.get(values)
+    if known != longest and (known is not None or _has_all_places(values.shape[0], longest)):
+        raise _refusal(f"jagged_to_padded_dense to {longest} places is not to as many")
+    if known is not None:
         held = torch.arange(longest, device=of.device) < of.diff().unsqueeze(1)
         places: torch.Tensor = torch.unflatten(values, 0, (-1, longest))
         return places.masked_fill(~held.unsqueeze(-1), padding_value)
@@ -53,18 +96,27 @@ def _jagged(dense: torch.Tensor, x_offsets: Any, total_L: Any = None) -> Lists |
         return None
     items = _counts.get(x_offsets[0]) if total_L is None else total_L
     if items is None or _has_all_places(items, dense.shape[1]):
-        return dense.flatten(0, 1), x_offsets
+        made = dense.flatten(0, 1)
+        _places[made] = dense.shape[1]
+        return made, x_offsets
     return aten._padded_dense_to_jagged_forward(dense, x_offsets, items), x_offsets
 
 
 def _added(x_values: torch.Tensor, x_offsets: Any, y: torch.Tensor) -> Lists | None:
-    found = _jagged(y, x_offsets, x_values.shape[0])
-    return found and (x_values + found[0], x_offsets)
+    return _joined(torch.add, x_values, x_offsets, y)
 
 
 def _multiplied(x_values: torch.Tensor, x_offsets: Any, y: torch.Tensor) -> Lists | None:
+    return _joined(torch.mul, x_values, x_offsets, y)
+
+
+def _joined(join: Any, x_values: torch.Tensor, x_offsets: Any, y: torch.Tensor) -> Lists | None:
     found = _jagged(y, x_offsets, x_values.shape[0])
-    return found and (x_values * found[0], x_offsets)
+    if found is None:
+        return None
+    made = join(x_values, found[0])
+    follow_places(join.__name__, (x_values, found[0]), made)
+    return made, x_offsets
 
 
 def _has_all_places(items: Any, longest: Any) -> bool:

@@ -16,7 +16,7 @@ import torch
 from torch import _prims
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from recreplay.capture.jagged_calls import CALLS
+from recreplay.capture.jagged_calls import CALLS, follow_places
 
 _DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
 _EXACT, _PRODUCTS = "donot_use_mm_for_euclid_dist", "use_mm_for_euclid_dist"
@@ -26,10 +26,17 @@ _MANY = 25  # rows, beyond which torch computes distances by products
 
 def traceable_call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What `func(*args, **kwargs)` gives, by other calls where it could not be traced."""
+    name = getattr(func, "__name__", "")
+    found = _call(name, func, args, kwargs)
+    if name not in CALLS:
+        follow_places(name, (args, kwargs), found)
+    return found
+
+
+def _call(name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     tensor = args[0] if args else None
     if func == _DATA and isinstance(tensor, torch.Tensor):
         return tensor.detach()
-    name = getattr(func, "__name__", "")
     instead = _INSTEAD.get(name) if isinstance(tensor, torch.Tensor) else CALLS.get(name)
     if instead is not None:
         found = instead(*args, **kwargs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from recreplay.capture import Jagged, capture
 from recreplay.runtime import Runtime
+from recreplay.runtime.errors import UnsupportedModelError
 
 pytest.importorskip("fbgemm_gpu", reason="no fbgemm, which belongs to one torch")
 fbgemm = torch.ops.fbgemm
@@ -91,3 +93,69 @@ def test_histories_equal_eager(padded: bool, compiler: str, tmp_path: Path) -> N
             with torch.no_grad():
                 want = model(**request).numpy()
             np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+class Read(nn.Module):
+    """What `read` makes of the items of padded rows, and of where they end."""
+
+    def __init__(self, read: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.read = read
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        ends = fbgemm.asynchronous_complete_cumsum(lengths)
+        items, _ = fbgemm.dense_to_jagged(x, [ends])
+        return self.read(items * 2, ends)
+
+
+def of_its_row(items: Tensor, ends: Tensor) -> Tensor:
+    row = torch.searchsorted(ends, torch.arange(items.shape[0]), right=True) - 1
+    return fbgemm.jagged_to_padded_dense(items + row.unsqueeze(1), [ends], [LONGEST]).sum(1)
+
+
+@pytest.mark.parametrize(
+    ("problem", "read"),
+    [
+        (
+            "'__getitem__' may work on more than each item by itself",
+            lambda items, ends: items[ends[1:] - 1],
+        ),
+        (
+            "'segment_reduce' may work on more than each item by itself",
+            lambda t, e: torch.segment_reduce(t, "sum", offsets=e),
+        ),
+        ("'add' may work on more than each item by itself", of_its_row),
+        (
+            "jagged_to_padded_dense to 12 places is not to as many",
+            lambda items, ends: fbgemm.jagged_to_padded_dense(items, [ends], [12]).flatten(1),
+        ),
+    ],
+)
+def test_items_of_padded_rows_are_worked_on_one_by_one(
+    problem: str, read: Callable[[Tensor, Tensor], Tensor], tmp_path: Path
+) -> None:
+    """Where all lists are as long as the rows, nothing else would tell."""
+    example = {"x": torch.randn(4, LONGEST, DIM), "lengths": torch.full((4,), LONGEST)}
+    with pytest.raises(
+        UnsupportedModelError,
+        match="^where fbgemm's dense_to_jagged makes lists of padded rows, a captured graph keeps "
+        rf"all their places, and {problem}; read the padded rows, or pad the items again "
+        r"\(jagged_to_padded_dense\) to as many places before$",
+    ):
+        capture(Read(read).eval(), example, out=tmp_path / "m.rr", buckets=[4], compiler="eager")
+
+
+def by_its_own(items: Tensor, ends: Tensor) -> Tensor:
+    weights = torch.arange(DIM * DIM).view(DIM, DIM).float().expand(items.shape[0], DIM, DIM)
+    made = torch.bmm(items.unsqueeze(1), weights).squeeze(1)
+    return fbgemm.jagged_to_padded_dense(made, [ends], [LONGEST]).sum(1)
+
+
+def test_one_weight_for_all_items_is_none_of_them(tmp_path: Path) -> None:
+    model, draw = Read(by_its_own).eval(), torch.Generator().manual_seed(0)
+    x = torch.randn(4, LONGEST, DIM, generator=draw)
+    example = {"x": x, "lengths": torch.tensor([2, 0, 6, 3])}
+    capture(model, example, out=tmp_path / "m.rr", buckets=[4], compiler="eager")
+    with Runtime.load(tmp_path / "m.rr") as runtime:
+        got = runtime.run(example)["output"]
+    np.testing.assert_allclose(got, model(**example).numpy(), rtol=1e-4, atol=1e-5)
