@@ -161,8 +161,9 @@ class Longer(Asked):
         parts = (p.unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in parts)
         read = F.scaled_dot_product_attention(*parts, attn_mask=known)
         x = given + self.read(read.transpose(1, 2).flatten(2))
-        before = nn.Transformer.generate_square_subsequent_mask(x.shape[1])
-        return self.out(self.block(x, before)[:, :4].flatten(1)).squeeze(-1).sigmoid()
+        # The first four, which alone are read, read all that come after them.
+        after = nn.Transformer.generate_square_subsequent_mask(x.shape[1]).mT
+        return self.out(self.block(x, after)[:, :4].flatten(1)).squeeze(-1).sigmoid()
 
 
 class TransAct(Asked):

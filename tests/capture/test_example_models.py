@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,3 +32,12 @@ def test_published_models_equal_eager(file: str, name: str, tmp_path: Path) -> N
         got = runtime.run(request)["output"]
         want = model(**request).numpy()
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_the_latest_items_count() -> None:
+    model: Any = load_target(f"{EXAMPLES / 'history_models'}.py:longer").model
+    request = model.example_inputs(3, seed=1)
+    with torch.no_grad():
+        before = model(**request)
+        model.latest = 1
+        assert (model(**request) - before).abs().max() > 1e-3
