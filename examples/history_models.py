@@ -86,6 +86,8 @@ class Own(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         own = torch.einsum("bnd,nde->bne", x[:, -self.count :], self.own)
+        if x.shape[1] == self.count:
+            return own
         return torch.cat([self.shared(x[:, : -self.count]), own], 1)
 
 
@@ -102,12 +104,12 @@ class Pyramid(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         normed, last = self.norms[0](x), x[:, -self.kept :]
-        parts = (
-            layer(normed).unflatten(2, (self.heads, -1)).transpose(1, 2) for layer in self.inward
+        parts = zip(self.inward, (normed[:, -self.kept :], normed, normed), strict=True)
+        query, key, value = (
+            layer(of).unflatten(2, (self.heads, -1)).transpose(1, 2) for layer, of in parts
         )
-        query, key, value = parts
         before = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril()[-self.kept :]
-        read = F.scaled_dot_product_attention(query[:, :, -self.kept :], key, value, before)
+        read = F.scaled_dot_product_attention(query, key, value, before)
         x = last + self.out(read.transpose(1, 2).flatten(2))
         return x + self.down(F.silu(self.up(self.norms[1](x))))
 
