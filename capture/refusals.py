@@ -10,7 +10,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.overrides import TorchFunctionMode
 
-from recreplay.capture.rows_asked import OTHERS
+from recreplay.capture.rows_asked import model_line
 from recreplay.capture.traceable import traceable_call
 from recreplay.runtime.errors import UnsupportedModelError
 
@@ -101,8 +101,7 @@ def _user_frame(error: BaseException) -> str:
     chain: BaseException | None = error
     while chain is not None:
         for frame in traceback.extract_tb(chain.__traceback__):
-            if not frame.filename.startswith(("<", *OTHERS)) and frame.line:
-                found = f" at {frame.filename}:{frame.lineno}: {frame.line}"
+            found = model_line(frame.filename, frame.lineno, frame.line) or found
         chain = chain.__cause__ or chain.__context__
     return found
 

@@ -18,7 +18,7 @@ import torch
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 # Frames of these folders are not the model's.
-OTHERS = tuple(f"{Path(file).parent}/" for file in (__file__, torch.__file__))
+_OTHERS = tuple(f"{Path(file).parent}/" for file in (__file__, torch.__file__))
 
 
 @contextmanager
@@ -51,8 +51,14 @@ def _line(frame: FrameType | None, outside: FrameType) -> str:
     """The innermost one that is the model's."""
     while frame is not None and frame is not outside:
         file, number = frame.f_code.co_filename, frame.f_lineno
-        source = linecache.getline(file, number).strip()
-        if source and not file.startswith(("<", *OTHERS)):
-            return f" at {file}:{number}: {source}"
+        if found := model_line(file, number, linecache.getline(file, number).strip()):
+            return found
         frame = frame.f_back
     return ""
+
+
+def model_line(file: str, number: int | None, source: str | None) -> str:
+    """` at file:line: source` of a frame, or nothing where it is not the model's."""
+    if not source or file.startswith(("<", *_OTHERS)):
+        return ""
+    return f" at {file}:{number}: {source}"
