@@ -28,8 +28,8 @@ _VIEWS = {
     *(aten.flatten, aten.unflatten, aten.split, aten.split_with_sizes, aten.chunk, aten.unbind),
 }
 # What they do with dimension 0 their results show: it is there, whole, or it is not.
-_REDUCTIONS = {aten.sum, aten.mean, aten.amax, aten.amin, aten.any, aten.all, aten.argmax}
-_REDUCTIONS |= {aten.argmin, aten.linalg_vector_norm, aten.norm, aten.cat}
+_SHOWN = {aten.sum, aten.mean, aten.amax, aten.amin, aten.any, aten.all, aten.argmax}
+_SHOWN |= {aten.argmin, aten.linalg_vector_norm, aten.norm, aten.cat}
 # Layers over the last dimensions of what they are given first.
 _LAYERS = {aten.linear, aten.matmul, aten.mm, aten.layer_norm, aten.rms_norm, aten.softmax}
 _LAYERS |= {aten._softmax, aten.glu}
@@ -145,7 +145,7 @@ def _is_by_value(node: fx.Node, touched: Sequence[fx.Node]) -> bool:
             packet, given.meta["val"].ndim, others
         )
     tags = getattr(node.target, "tags", ())
-    return packet in {*_POINTWISE, *_VIEWS, *_REDUCTIONS} or torch.Tag.pointwise in tags
+    return packet in {*_POINTWISE, *_VIEWS, *_SHOWN} or torch.Tag.pointwise in tags
 
 
 def _is_over_the_last(packet: Any, dimensions: int, others: Sequence[Any]) -> bool:

@@ -13,6 +13,7 @@ of another place, and where all lists of the example are as long as its rows, th
 from __future__ import annotations
 
 from collections.abc import Callable, MutableMapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -77,17 +78,17 @@ def _padded(
         return None
     (of,), (longest,) = offsets, max_lengths
     known = _places.get(values)
-    if known != longest and (known is not None or _has_all_places(values.shape[0], longest)):
+    if known is None and not _has_all_places(values.shape[0], longest):
+        _counts[of] = values.shape[0]
+        made: torch.Tensor = aten._jagged_to_padded_dense_forward(
+            values, offsets, max_lengths, padding_value
+        )
+        return made
+    if known != longest:
         raise _refusal(f"jagged_to_padded_dense to {longest} places is not to as many")
-    if known is not None:
-        held = torch.arange(longest, device=of.device) < of.diff().unsqueeze(1)
-        places: torch.Tensor = torch.unflatten(values, 0, (-1, longest))
-        return places.masked_fill(~held.unsqueeze(-1), padding_value)
-    _counts[of] = values.shape[0]
-    made: torch.Tensor = aten._jagged_to_padded_dense_forward(
-        values, offsets, max_lengths, padding_value
-    )
-    return made
+    held = torch.arange(longest, device=of.device) < of.diff().unsqueeze(1)
+    places: torch.Tensor = torch.unflatten(values, 0, (-1, longest))
+    return places.masked_fill(~held.unsqueeze(-1), padding_value)
 
 
 def _jagged(dense: torch.Tensor, x_offsets: Any, total_L: Any = None) -> Lists | None:
@@ -100,14 +101,6 @@ def _jagged(dense: torch.Tensor, x_offsets: Any, total_L: Any = None) -> Lists |
         _places[made] = dense.shape[1]
         return made, x_offsets
     return aten._padded_dense_to_jagged_forward(dense, x_offsets, items), x_offsets
-
-
-def _added(x_values: torch.Tensor, x_offsets: Any, y: torch.Tensor) -> Lists | None:
-    return _joined(torch.add, x_values, x_offsets, y)
-
-
-def _multiplied(x_values: torch.Tensor, x_offsets: Any, y: torch.Tensor) -> Lists | None:
-    return _joined(torch.mul, x_values, x_offsets, y)
 
 
 def _joined(join: Any, x_values: torch.Tensor, x_offsets: Any, y: torch.Tensor) -> Lists | None:
@@ -130,6 +123,6 @@ CALLS: dict[str, Callable[..., Any]] = {
     "asynchronous_complete_cumsum": _ends,
     "jagged_to_padded_dense": _padded,
     "dense_to_jagged": _jagged,
-    "jagged_dense_elementwise_add_jagged_output": _added,
-    "jagged_dense_elementwise_mul": _multiplied,
+    "jagged_dense_elementwise_add_jagged_output": partial(_joined, torch.add),
+    "jagged_dense_elementwise_mul": partial(_joined, torch.mul),
 }

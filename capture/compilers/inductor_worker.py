@@ -22,7 +22,7 @@ import torch
 import torch._inductor
 from torch import fx
 from torch._dynamo.exc import UserError
-from torch.export import Dim, ExportedProgram
+from torch.export import Dim
 
 from recreplay.capture.compilers.checked_calls import with_checked_calls
 from recreplay.capture.compilers.compile_workers import APART, COMPILED, DONE, PATIENCE
@@ -172,20 +172,11 @@ def concatenation_settings(graph: fx.Graph) -> dict[str, Any]:
     return {"max_pointwise_cat_inputs": 64, **({"realize_reads_threshold": 1} if many else {})}
 
 
-def export_module(module: Module) -> ExportedProgram:
-    """Raises torch's UserError where a size cannot be as free as the module says."""
+def compile_module(module: Module, settings: dict[str, Any], scratch: str, target: Path) -> None:
+    """Export and compile one segment with inductor's `settings`, and lay its package open below
+    `target`. Raises torch's UserError where a size cannot be as free as the module says."""
     with torch.no_grad(), provable_strides():
-        return torch.export.export(module.graph, module.examples, dynamic_shapes=module.shapes)
-
-
-def compile_exported(
-    exported: ExportedProgram,
-    module: Module,
-    settings: dict[str, Any],
-    scratch: str,
-    target: Path,
-) -> None:
-    """Compile one segment with inductor's `settings`, and lay its package open below `target`."""
+        exported = torch.export.export(module.graph, module.examples, dynamic_shapes=module.shapes)
     turn_softmaxes(exported.graph)
     if all(example.device.type == "cpu" for example in module.examples):
         keep_vectors(exported.graph)
@@ -236,19 +227,18 @@ class Compiler:
         torch.set_float32_matmul_precision("high" if job["tf32"] else "highest")
         for key, code in job["codes"].items():
             module = _module(code, job["device"])
-            try:
-                exported = export_module(module)
-            except UserError:
-                if "static" in code:
-                    raise
-                print(APART, key, flush=True)
-                continue
             targets = {str(node.target) for node in module.graph.graph.nodes}
             chosen = settings | functions.settings(targets, "bfloat16" in json.dumps(code))
             if job["device"] != "cpu":
                 chosen |= concatenation_settings(module.graph.graph)
-            compile_exported(exported, module, chosen, self._scratch, Path(job["target"]) / key)
-            print(COMPILED, key, flush=True)
+            try:
+                compile_module(module, chosen, self._scratch, Path(job["target"]) / key)
+            except UserError:
+                if "static" in code:
+                    raise
+                print(APART, key, flush=True)
+            else:
+                print(COMPILED, key, flush=True)
 
 
 def _module(code: dict[str, Any], device: str) -> Module:
