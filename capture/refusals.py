@@ -14,11 +14,19 @@ from recreplay.capture.rows_asked import model_line
 from recreplay.capture.traceable import traceable_call
 from recreplay.runtime.errors import UnsupportedModelError
 
+aten = torch.ops.aten
 _NAMED = 2  # lines in one refusal, at most
 # Calls that ask about a tensor, or are torch's own; never what a model is refused for.
 _METADATA = {
     *("__get__", "__set__", "_set_grad_enabled", "size", "dim", "stride", "storage_offset"),
     *("numel", "element_size", "is_contiguous", "untyped_storage", "is_floating_point"),
+}
+_BATCH_NORMS = {
+    aten.batch_norm.default,
+    aten.native_batch_norm.default,
+    aten._native_batch_norm_legit.default,
+    aten._native_batch_norm_legit.no_stats,
+    aten._native_batch_norm_legit_functional.default,
 }
 
 
@@ -138,6 +146,12 @@ def refuse_operators(exported: ExportedProgram) -> None:
                 f"operator {node.target} draws random numbers{stack_line(node)}; a replay must "
                 "be a function of its inputs"
             )
+        if _normalises_rows(node):
+            raise UnsupportedModelError(
+                f"operator {node.target} normalises by the rows of a request together"
+                f"{stack_line(node)}; each row has to be scored by itself, so let the layer keep "
+                "running statistics (track_running_stats=True, made once and not in forward)"
+            )
 
 
 def _draws(node: torch.fx.Node) -> bool:
@@ -147,25 +161,44 @@ def _draws(node: torch.fx.Node) -> bool:
         return False
     if torch.Tag.nondeterministic_seeded not in node.target.tags:
         return False
-    arguments = node.target._schema.arguments
-    given = {
-        **{a.name: a.default_value for a in arguments if a.has_default_value()},
-        **dict(zip((a.name for a in arguments), node.args, strict=False)),
-        **node.kwargs,
-    }
+    given = _arguments(node, node.target)
     for name in ("train", "training"):
         if name in given:
             return given[name] is not False  # None is for some operators that it does
     return bool(given.get("dropout_p", True) != 0.0)
 
 
+def _normalises_rows(node: torch.fx.Node) -> bool:
+    """Whether it is batch normalisation by statistics of what it is given, over the rows: those of
+    the channels of each row are `InstanceNorm`'s."""
+    if node.target not in _BATCH_NORMS:
+        return False
+    given = _arguments(node, node.target)
+    rows, _, *places = given["input"].meta["val"].shape
+    free = any(isinstance(size, torch.SymInt) for size in (rows, *places))
+    return bool(given["training"]) and free
+
+
+def _arguments(node: torch.fx.Node, operator: torch._ops.OpOverload) -> dict[str, Any]:
+    """By name, with what is left out."""
+    arguments = operator._schema.arguments
+    return {
+        **{a.name: a.default_value for a in arguments if a.has_default_value()},
+        **dict(zip((a.name for a in arguments), node.args, strict=False)),
+        **node.kwargs,
+    }
+
+
 def stack_line(node: torch.fx.Node) -> str:
-    """` at file:line: source` of the user's line that made this node."""
+    """` at file:line: source` of the user's line that made this node, or of torch's that did."""
     lines = [line.strip() for line in (node.stack_trace or "").splitlines() if line.strip()]
+    torchs = ""
     for at in range(len(lines) - 1, -1, -1):
         if lines[at].startswith("File ") and not lines[at].startswith('File "<'):
             file, _, rest = lines[at].removeprefix('File "').partition('", line ')
             number = rest.partition(",")[0]
             source = lines[at + 1] if at + 1 < len(lines) else ""
-            return f" at {file}:{number}: {source}"
-    return ""
+            if line := model_line(file, int(number), source):
+                return line
+            torchs = torchs or f" at {file}:{number}: {source}"
+    return torchs

@@ -309,6 +309,20 @@ class Dropout(nn.Module):
         return F.dropout(x, 0.5, training=True)  # the line to name
 
 
+class OfTheRequest(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.BatchNorm1d(x.shape[1])(x)  # the line to name
+
+
+class WithoutRunning(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(X.shape[1], track_running_stats=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x)  # the line to name
+
+
 def line_of(model: nn.Module) -> str:
     """`file:line` of the marked line of the model's class."""
     start = forward_line(model)
@@ -330,13 +344,16 @@ def forward_line(model: nn.Module) -> int:
         (Item(), r"operator aten\.item\.default has an output whose size or value depends on"),
         (Noise(), r"operator aten\.rand_like\.default draws random numbers"),
         (Dropout(), r"operator aten\.native_dropout\.default draws random numbers"),
+        (OfTheRequest(), r"batch_norm\S* normalises by the rows of a request together"),
+        (WithoutRunning(), r"batch_norm\S* normalises by the rows of a request together"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )
 def test_refusals_name_the_operator_and_the_source_line(model: nn.Module, operator: str) -> None:
     refuse(model.eval(), (X,), operator, UnsupportedModelError)
     refuse(model.eval(), (X,), re.escape(line_of(model)), UnsupportedModelError)
-    refuse(model.eval(), (X,), r"; (a captured graph has fixed shapes|a replay must be)")
+    rule = r"; (a captured graph has fixed shapes|a replay must be|each row has to be)"
+    refuse(model.eval(), (X,), rule)
 
 
 def test_a_conditional_program_is_refused() -> None:

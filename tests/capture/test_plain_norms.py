@@ -109,3 +109,19 @@ def test_items_of_another_type_than_their_statistics_are_left_to_torch(captured:
     assert NORM in targets(specialise(ingest(model, {"x": x}), 4))
     with Runtime.load(captured(model, {"x": x})) as runtime, torch.no_grad():
         np.testing.assert_allclose(runtime.run({"x": x})["output"], model(x), rtol=1e-4, atol=1e-5)
+
+
+class OfOneRow(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.InstanceNorm1d(3, affine=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x.unflatten(1, (3, 4))).flatten(1)
+
+
+def test_the_statistics_of_each_row_alone_are_captured(captured: Capture) -> None:
+    torch.manual_seed(0)
+    model, x = OfOneRow().eval(), torch.randn(5, 12)
+    with Runtime.load(captured(model, {"x": x}, buckets=(4,))) as runtime, torch.no_grad():
+        np.testing.assert_allclose(runtime.run({"x": x})["output"], model(x), 1e-5, 1e-6)
