@@ -37,13 +37,11 @@ class LastCall(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.operator = ""
-        self.packs = False  # sequences by their lengths
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", str(func))
         if name not in _METADATA:
             self.operator = name
-        self.packs = self.packs or name == "_pack_padded_sequence"
         return traceable_call(func, args, kwargs or {})
 
 
@@ -58,12 +56,6 @@ def refusal(
         return UnsupportedModelError(
             "a parameter or buffer of the model is called as an attribute of torch's programs is "
             f"({text.strip(chr(34))}); give it another name"
-        )
-    if last.packs:
-        return UnsupportedModelError(
-            f"pack_padded_sequence makes shapes of lengths{where}; a captured graph has fixed "
-            "shapes, so let the layer read the padded sequence, and take its output at "
-            "lengths - 1 by gather"
         )
     if "data-dependent" in text.lower() or "unbacked" in text.lower():
         return UnsupportedModelError(

@@ -47,7 +47,12 @@ def lines_that_ask() -> Iterator[list[str]]:
         ShapeEnv.evaluate_expr = usual  # type: ignore[method-assign]
 
 
-def _line(frame: FrameType | None, outside: FrameType) -> str:
+def calling_line() -> str:
+    """The line of the model that is being traced."""
+    return _line(sys._getframe(1))
+
+
+def _line(frame: FrameType | None, outside: FrameType | None = None) -> str:
     """The innermost one that is the model's."""
     while frame is not None and frame is not outside:
         file, number = frame.f_code.co_filename, frame.f_lineno

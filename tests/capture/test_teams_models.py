@@ -504,19 +504,6 @@ class NamedGraph(Ids):
         return (x * self.graph).ravel().view(x.shape) + self.table(ids)
 
 
-class Packed(Ids):
-    def __init__(self) -> None:
-        super().__init__()
-        self.read = nn.GRU(4, 4, batch_first=True)
-
-    def forward(self, x: Tensor, ids: Tensor) -> Tensor:
-        lengths = ids.clamp(1, 2)
-        pair = torch.stack([x, x], 1)
-        packed = nn.utils.rnn.pack_padded_sequence(pair, lengths, True, enforce_sorted=False)
-        last: Tensor = self.read(packed)[1]
-        return last[0]
-
-
 class Counts(Ids):
     def forward(self, x: Tensor, ids: Tensor) -> Tensor:
         self.table.weight.data.mul_(0.99)
@@ -538,7 +525,6 @@ class Structured(Ids):
     [
         (Sparse(), r"^'adjacent' of the model is a sparse tensor \(torch\.sparse_coo\)"),
         (NamedGraph(), r"'graph' already exists\); give it another name$"),
-        (Packed(), r"^pack_padded_sequence makes shapes of lengths at .*lengths - 1 by gather$"),
         (Counts(), r"^the model writes to table\.weight during forward; "),
         (Structured(), r"^the model returns Fields; expected a tensor, a tuple or a dict of"),
     ],
