@@ -21,6 +21,7 @@ RESHAPES = {
     aten.unsqueeze.default,
     aten.flatten.using_ints,
     aten.expand.default,
+    aten.repeat.default,
     aten.permute.default,
     aten.transpose.int,
     aten.t.default,
@@ -67,13 +68,14 @@ def columns_of(ids: fx.Node, rows: int) -> tuple[_Place, ...] | None:
     return tuple(places[i] for i in sorted(set(taken.flatten().tolist())))
 
 
-def shifted_columns(ids: fx.Node, rows: int) -> dict[_Place, int]:
+def shifted_columns(ids: fx.Node, rows: int) -> dict[_Place, tuple[int, int]]:
     """The places, as of `columns_of`, that `ids` are taken from after the model has added numbers
-    of its own, as it does where fields share a table; and the largest number that is added to each.
-    None at all where one is below 0, or anything else is done."""
+    of its own, as it does where fields share a table, or subtracted them, as where it reads the
+    last of so many places; and the least and the largest number that is added to each. None at all
+    where anything else is done."""
     while ids.target in RESHAPES | _KEEPS and not changes_ids(ids, rows):
         ids = ids.args[0]  # type: ignore[assignment]
-    if ids.target is not aten.add.Tensor or len(ids.args) != 2 or ids.kwargs:
+    if ids.target not in (aten.add.Tensor, aten.sub.Tensor) or len(ids.args) != 2 or ids.kwargs:
         return {}
     numbers = [_constant(argument) for argument in ids.args]
     given = [a for a, number in zip(ids.args, numbers, strict=True) if number is None]
@@ -84,11 +86,16 @@ def shifted_columns(ids: fx.Node, rows: int) -> dict[_Place, int]:
     if not isinstance(taken, torch.Tensor):
         return {}
     (added,) = (number for number in numbers if number is not None)
+    if ids.target is aten.sub.Tensor:
+        if numbers[1] is None:
+            return {}
+        added = -added.long()
     by = added.expand(ids.meta["val"].shape)
     at = taken.expand(by.shape)
-    if not by.numel() or by.min() < 0:
+    if not by.numel():
         return {}
-    return {places[i]: int(by[at == i].max()) for i in sorted(set(taken.flatten().tolist()))}
+    of = {i: by[at == i] for i in sorted(set(taken.flatten().tolist()))}
+    return {places[i]: (int(numbers.min()), int(numbers.max())) for i, numbers in of.items()}
 
 
 def _constant(argument: object) -> torch.Tensor | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -67,12 +67,12 @@ class Lookup:
 
 @dataclass(frozen=True)
 class Origin:
-    """The input that ids come from; `column` if they are one column of it. `added` is the largest
-    number that the model adds to them."""
+    """The input that ids come from; `column` if they are one column of it. `added` are the least
+    and the largest number that the model adds to them."""
 
     input: str
     column: int | None
-    added: int = 0
+    added: tuple[int, int] = (0, 0)
 
 
 def find_lookups(program: Program) -> list[Lookup]:
@@ -117,7 +117,7 @@ def _indexing(node: fx.Node) -> list[Lookup]:
         Lookup(node, node, name, 0, int(shape[dim]), ids, "none", 1, False)
         for dim, ids in indices
         if not _is_user_index(ids)  # checked against the users of the request
-        and (rows or weight or (not wraps and _origins(ids, int(shape[dim]))))
+        and (rows or weight or (not wraps and _origins(node, ids, int(shape[dim]))))
     ]
 
 
@@ -268,14 +268,13 @@ def id_bounds(program: Program, largest: Program | None = None) -> tuple[list[Id
     """
     largest = largest or program
     here, last = (
-        [(lookup, _origins(lookup.ids, lookup.rows)) for lookup in find_lookups(p)]
-        for p in (program, largest)
+        [(k, _origins(k.node, k.ids, k.rows)) for k in find_lookups(p)] for p in (program, largest)
     )
     there = {(lookup.weight, lookup.rows) for lookup, _ in last}
     added = _added(here), _added(last)
 
     def certain(lookup: Lookup, found: list[Origin]) -> list[Origin]:
-        keys = [(lookup.weight, at.input, at.column) for at in found if at.added]
+        keys = [(lookup.weight, at.input, at.column) for at in found if any(at.added)]
         return found if all(added[0].get(k) == added[1].get(k) for k in keys) else []
 
     bounds: dict[tuple[str, int | None], IdBound] = {}
@@ -289,10 +288,10 @@ def id_bounds(program: Program, largest: Program | None = None) -> tuple[list[Id
             unchecked.append(lookup.weight)
         for at in () if grows else known:
             key = (at.input, at.column)
-            rows = lookup.rows - at.added
-            if key not in bounds or rows < bounds[key].rows:
-                table = f"{lookup.weight}[{at.added}:]" if at.added else lookup.weight
-                bounds[key] = IdBound(at.input, at.column, rows, table)
+            bound = _bound(lookup, at)
+            tighter = min(bound, bounds.get(key, bound), key=lambda b: b.rows)
+            least = max(bound.least, bounds[key].least if key in bounds else 0)
+            bounds[key] = replace(tighter, least=least)
     unchecked += [
         k.weight
         for k, found in last
@@ -301,31 +300,38 @@ def id_bounds(program: Program, largest: Program | None = None) -> tuple[list[Id
     return list(bounds.values()), list(dict.fromkeys(unchecked))
 
 
+def _bound(lookup: Lookup, at: Origin) -> IdBound:
+    least, most = at.added
+    table = f"{lookup.weight}[{most}:]" if most > 0 else lookup.weight
+    return IdBound(at.input, at.column, lookup.rows - most, table, max(0, -least))
+
+
 def stays_in_table(lookup: Lookup) -> bool:
     """Whether no request gets a lookup to read beyond its table: where tables lie end to end, what
     is beyond one is another. Of ids to which the model adds numbers, one bucket says too little."""
-    ids, found = lookup.ids, _origins(lookup.ids, lookup.rows)
-    as_given = bool(found) and not any(at.added for at in found)
+    ids, found = lookup.ids, _origins(lookup.node, lookup.ids, lookup.rows)
+    as_given = bool(found) and not any(any(at.added) for at in found)
     return _is_constant(ids) or as_given or never_beyond(ids, lookup.rows)
 
 
 def _added(
     lookups: list[tuple[Lookup, list[Origin]]],
-) -> dict[tuple[str, str, int | None], int]:
-    """The largest number that is added to the ids of a table from each place."""
-    most: dict[tuple[str, str, int | None], int] = {}
+) -> dict[tuple[str, str, int | None], tuple[int, int]]:
+    """The least and the largest number that is added to the ids of a table from each place."""
+    both: dict[tuple[str, str, int | None], tuple[int, int]] = {}
     for lookup, found in lookups:
         for at in found:
             key = (lookup.weight, at.input, at.column)
-            most[key] = max(most.get(key, 0), at.added)
-    return most
+            least, most = both.get(key, at.added)
+            both[key] = min(least, at.added[0]), max(most, at.added[1])
+    return both
 
 
 def _is_constant(ids: fx.Node) -> bool:
     return str(base(ids).target).startswith("const:")
 
 
-def _origins(ids: fx.Node, rows: int) -> list[Origin]:
+def _origins(reader: fx.Node, ids: fx.Node, rows: int) -> list[Origin]:
     """The columns of inputs that ids of a table of so many rows are, all of which have to be
     checked."""
     at = origin(ids, rows)
@@ -335,6 +341,7 @@ def _origins(ids: fx.Node, rows: int) -> list[Origin]:
     if places is not None:
         return [Origin(name, column) for name, column in places]
     shifted = shifted_columns(ids, rows)
-    if any(added >= rows for added in shifted.values()):
+    wraps = reader.target is aten.index.Tensor  # -1 is the last row
+    if any(most >= rows or (wraps and least < 0) for least, most in shifted.values()):
         return []
     return [Origin(name, column, added) for (name, column), added in shifted.items()]

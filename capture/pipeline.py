@@ -34,7 +34,7 @@ from recreplay.capture.precision import choose_precision, rounding
 from recreplay.capture.processors import check_processor
 from recreplay.capture.program_file import write_program
 from recreplay.capture.row_mixing import refuse_mixing
-from recreplay.capture.sampling import negative_ids
+from recreplay.capture.sampling import ids_below
 from recreplay.capture.tune import tune_buckets
 from recreplay.capture.verify import stored_requests, undecided, verify
 from recreplay.capture.weight_file import write_weights
@@ -185,11 +185,11 @@ def capture(
         known = survey(ingested, sizes[0], applied, lowest, target.type, sizes[-1], instructions)
         if known.bounds:  # rows of the example may be alike, so that mixing them does not show
             refuse_mixing(ingested, known.bounds, rtol, atol)
-        for name, (least, bound) in negative_ids(ingested.example, known.bounds).items():
+        for name, (least, bound) in ids_below(ingested.example, known.bounds).items():
             progress(
                 f"input {name!r} of the example has id {least}, with which requests are refused: "
-                f"ids of table {bound.table!r} are 0 to {bound.rows - 1}; bring ids from 0 on, and "
-                "one of these for padding"
+                f"ids of table {bound.table!r} are {bound.least} to {bound.rows - 1}; bring ids "
+                f"from {bound.least} on, and one of these for padding"
             )
         for name in known.lowering.left:
             progress(

@@ -113,12 +113,12 @@ def _draw(
     for bound in bounds:
         if bound.input == name:
             where = values if bound.column is None else values[:, bound.column]
-            limit = _limit(bound, bounds)
+            least, limit = _limits(bound, bounds)
             if where.dtype == torch.bool:
                 limit = min(limit, 2)
             elif not where.is_floating_point():
                 limit = min(limit, torch.iinfo(where.dtype).max + 1)
-            where.copy_(torch.randint(0, limit, where.shape, generator=generator))
+            where.copy_(torch.randint(least, limit, where.shape, generator=generator))
     return values
 
 
@@ -132,27 +132,28 @@ def _moved(values: torch.Tensor, known: torch.Tensor, generator: torch.Generator
     return torch.where(moves, moved, values)
 
 
-def negative_ids(
+def ids_below(
     example: Mapping[str, torch.Tensor], bounds: Sequence[IdBound]
 ) -> dict[str, tuple[int, IdBound]]:
-    """By input, the least id of the example where that is below 0, which no request may have."""
+    """By input, the least id of the example where no request may have one so low."""
     found: dict[str, tuple[int, IdBound]] = {}
     for bound in bounds:
         values = example[bound.input]
         ids = values if bound.column is None else values[:, bound.column]
-        least = int(ids.amin()) if ids.numel() else 0
-        if least < 0:
+        least = int(ids.amin()) if ids.numel() else bound.least
+        if least < bound.least:
             found.setdefault(bound.input, (least, bound))
     return found
 
 
-def _limit(bound: IdBound, bounds: Sequence[IdBound]) -> int:
-    """What the ids of `bound` may reach where the same ids are read from other tables too."""
-    return min(
-        b.rows
+def _limits(bound: IdBound, bounds: Sequence[IdBound]) -> tuple[int, int]:
+    """Where ids of `bound` begin and end if the same ids are read from other tables too."""
+    same = [
+        b
         for b in bounds
         if b.input == bound.input and (None in (b.column, bound.column) or b.column == bound.column)
-    )
+    ]
+    return max(b.least for b in same), min(b.rows for b in same)
 
 
 def _lengths(spec: InputSpec, example: Mapping[str, torch.Tensor], total: int) -> torch.Tensor:

@@ -31,12 +31,20 @@ def blocks(bucket: Bucket) -> list[list[Slot]]:
 
 
 @dataclass(frozen=True)
+class Limits:
+    """Ids of each of several features or columns: `least[i]` and more, and below `end[i]`."""
+
+    least: Array
+    end: Array
+
+
+@dataclass(frozen=True)
 class IdColumns:
-    """Columns of input `at` of a block that are ids, and the number of rows that each looks up."""
+    """Columns of input `at` of a block that are ids, and what is in range in each."""
 
     at: int
     columns: tuple[int, ...]
-    limits: tuple[int, ...]
+    limits: Limits
 
 
 @dataclass(frozen=True)
@@ -44,14 +52,14 @@ class Block:
     """Inputs of one shape that lie side by side: `view`, which is `slot` of memory, is
     `[F, B, ...]`.
 
-    `limits` holds the number of rows of the table that each input's ids look up, and is None where
-    they look up none. `columns` are of inputs of which only some columns do.
+    `limits` are of each input's ids, unsigned, and None where they look up none. `columns` are of
+    inputs of which only some columns do.
     """
 
     names: tuple[str, ...]
     slot: Slot
     view: Array
-    limits: Array | None
+    limits: Limits | None
     columns: tuple[IdColumns, ...]
 
 
@@ -66,15 +74,22 @@ def make_block(
     if all(name in whole for name in names):
         # The ids are compared as unsigned numbers, where negative ones are very large.
         most = 1 << 8 * dtype.itemsize - (dtype.kind == "i")
-        limits = np.array([min(whole[name].rows, most) for name in names], dtype=np.uint64)
+        bounds = [whole[name] for name in names]
+        limits = _limits([(min(b.least, most), min(b.rows, most)) for b in bounds], np.uint64)
     width = first.nbytes // (first.shape[0] * dtype.itemsize)
     columns = []
     for at, name in enumerate(names):
-        limit_of = [
-            (column, b.rows)
+        bound_of = [
+            (column, b)
             for b in parts.get(name, ())
             for column in (range(width) if b.column is None else [b.column])
         ]
-        if limit_of:
-            columns.append(IdColumns(at, *zip(*limit_of, strict=True)))
+        if bound_of:
+            known = _limits([(b.least, b.rows) for _, b in bound_of], np.int64)
+            columns.append(IdColumns(at, tuple(column for column, _ in bound_of), known))
     return Block(names, slot, slot.view(memory), limits, tuple(columns))
+
+
+def _limits(pairs: list[tuple[int, int]], dtype: type) -> Limits:
+    least, end = np.array(pairs, dtype=dtype).T
+    return Limits(least, end)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from recreplay.runtime.blocks import Block
+from recreplay.runtime.blocks import Block, Limits
 from recreplay.runtime.devices.base import Device, Staging
 from recreplay.runtime.fill import Filler
 from recreplay.runtime.manifest import Bucket
@@ -32,21 +32,29 @@ def tensor_view(memory: torch.Tensor, slot: Slot) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
+class _Limits:
+    """`Limits` in the device's memory, of a feature a row or of a column each."""
+
+    least: torch.Tensor
+    end: torch.Tensor
+
+
+@dataclass(frozen=True)
 class _Columns:
     """`IdColumns` in the device's memory."""
 
     at: int
     columns: torch.Tensor
-    limits: torch.Tensor
+    limits: _Limits
 
 
 @dataclass(frozen=True)
 class _DeviceBlock:
     """A block (see `recreplay.runtime.blocks`) in the device's memory: `view` is `[F, B, ...]`, and
-    the ids of its input i are below `limits[i]`."""
+    the ids of its inputs are within `limits`."""
 
     view: torch.Tensor
-    limits: torch.Tensor | None
+    limits: _Limits | None
     columns: tuple[_Columns, ...]
 
     def pad(self, n: int) -> None:
@@ -131,22 +139,28 @@ def _all_fit(ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return ((ids >= limits.min) & (ids <= limits.max)).all()
 
 
-def _all_in_range(ids: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:
-    return ((ids >= 0) & (ids < limits)).all()
+def _all_in_range(ids: torch.Tensor, limits: _Limits) -> torch.Tensor:
+    return ((ids >= limits.least) & (ids < limits.end)).all()
 
 
 def _on_device(block: Block, memory: torch.Tensor) -> _DeviceBlock:
     limits = None
     if block.limits is not None:
-        # Compared with a sign here: what no int64 can be is no limit.
-        capped = [[min(int(limit), _LARGEST)] for limit in block.limits]
-        limits = torch.tensor(capped, device=memory.device)
+        limits = _limits(block.limits, memory.device, (-1, 1))
     columns = tuple(
         _Columns(
             some.at,
             torch.tensor(some.columns, device=memory.device),
-            torch.tensor(some.limits, device=memory.device),
+            _limits(some.limits, memory.device, (-1,)),
         )
         for some in block.columns
     )
     return _DeviceBlock(tensor_view(memory, block.slot), limits, columns)
+
+
+def _limits(limits: Limits, device: torch.device, shape: tuple[int, ...]) -> _Limits:
+    # Compared with a sign here: what no int64 can be is no limit.
+    both = (
+        np.minimum(numbers, _LARGEST).astype(np.int64) for numbers in (limits.least, limits.end)
+    )
+    return _Limits(*(torch.tensor(capped, device=device).view(shape) for capped in both))

@@ -15,7 +15,7 @@ import numpy as np
 from recreplay.runtime.blocks import blocks, make_block
 from recreplay.runtime.errors import IdRangeError
 from recreplay.runtime.id_check import IdCheck, column_check, whole_check
-from recreplay.runtime.ids import clamp_ids, out_of_range
+from recreplay.runtime.ids import clamp_ids, out_of_range, within
 from recreplay.runtime.manifest import Bucket
 from recreplay.runtime.narrow import narrow_ids
 from recreplay.runtime.spec import DTYPES, IdBound, InputSpec
@@ -147,7 +147,7 @@ class Filler:
             ids = views[bound.input][:n]
             if bound.column is not None:
                 ids = ids[:, bound.column]
-            bad = ~((ids >= 0) & (ids < bound.rows))
+            bad = ~within(ids, bound)
             if bad.any():
                 found.append((bound, ids, bad))
         return found
@@ -161,7 +161,7 @@ class Filler:
         clamped = 0
         for bound, ids, bad in self._offences(n):
             clamped += int(bad.sum())
-            clamp_ids(ids, bound.rows)
+            clamp_ids(ids, bound)
         if n < self.size:
             for block in self.blocks:
                 block.view[:, n:] = block.view[:, :1]

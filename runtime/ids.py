@@ -22,23 +22,32 @@ def out_of_range(
     """
     column = "" if bound.column is None else f" column {bound.column}"
     position = f", position {', '.join(map(str, place))}" if len(place) else ""
+    counted = f", counted from {bound.least}" if bound.least else ""
     return IdRangeError(
         f"input {bound.input!r}{column}, {unit} {row}{position}: id {value} is out of range; table "
-        f"{bound.table!r} has {bound.rows} rows, so ids are 0 to {bound.rows - 1}",
+        f"{bound.table!r} has {bound.rows - bound.least} rows{counted}, so ids are {bound.least} "
+        f"to {bound.rows - 1}",
         row if unit == "row" else None,
     )
 
 
-def clamp_ids(ids: Array, rows: int) -> None:
-    """Take the nearest row of a table in place; what is not a number becomes row 0."""
+def within(ids: Array, bound: IdBound) -> Array:
+    """Which ids are in range; what is not a number is not."""
+    found: Array = (ids >= bound.least) & (ids < bound.rows)
+    return found
+
+
+def clamp_ids(ids: Array, bound: IdBound) -> None:
+    """Take the nearest row of a table in place; what is not a number becomes the first."""
     if ids.dtype.kind == "b":  # which numpy does not clip
-        ids &= rows > 1
+        ids &= bound.rows > 1
+        ids |= bound.least > 0
         return
-    last: Any = rows - 1
+    last: Any = bound.rows - 1
     if ids.dtype.kind == "f":
         np.nan_to_num(ids, copy=False)
-        last = _last_below(rows, ids.dtype)
-    np.clip(ids, 0, last, out=ids)
+        last = _last_below(bound.rows, ids.dtype)
+    np.clip(ids, bound.least, last, out=ids)
 
 
 def _last_below(rows: int, dtype: np.dtype[Any]) -> Any:

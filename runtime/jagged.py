@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from recreplay.runtime.errors import IdRangeError, InputShapeError, OffsetsError
-from recreplay.runtime.ids import clamp_ids, out_of_range
+from recreplay.runtime.ids import clamp_ids, out_of_range, within
 from recreplay.runtime.manifest import Bucket
 from recreplay.runtime.spec import IdBound, InputSpec
 
@@ -163,14 +163,15 @@ class GroupFiller:
         return clamped
 
     def _checked(self, ids: Array, bound: IdBound, starts: Array, first_row: int) -> int:
-        if ids.dtype.kind == "i" and int(ids.view(f"u{ids.dtype.itemsize}").max()) < bound.rows:
+        kind = ids.dtype.kind if bound.least == 0 else ""
+        if kind == "i" and int(ids.view(f"u{ids.dtype.itemsize}").max()) < bound.rows:
             return 0  # one reduction where all is well: negative ids are very large unsigned ones
-        bad = ~((ids >= 0) & (ids < bound.rows))
+        bad = ~within(ids, bound)
         if not bad.any():
             return 0
         if self._check == "error":
             raise _first_bad(ids, bad, bound, starts, first_row)
-        clamp_ids(ids, bound.rows)
+        clamp_ids(ids, bound)
         return int(bad.sum())
 
     def _fitting(

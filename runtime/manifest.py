@@ -13,7 +13,7 @@ from recreplay.runtime.processor import block_columns
 from recreplay.runtime.spec import DTYPES, IdBound, InputSpec, OutputSpec, RowMask, Slot
 
 FORMAT = "recreplay"
-VERSION = 16
+VERSION = 17
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from recreplay.runtime.blocks import Block
+from recreplay.runtime.blocks import Block, Limits
 from recreplay.runtime.builtin_call import NO_ARGUMENT, ONE_ARGUMENT, builtin
 from recreplay.runtime.fill import Fill, Filler
 from recreplay.runtime.id_check import IdCheck, column_check, whole_check
@@ -41,6 +41,7 @@ class Input(ctypes.Structure):
         ("dtype", ctypes.c_void_p),
         ("row", ctypes.c_void_p),
         ("row_bytes", ctypes.c_size_t),
+        ("least", ctypes.c_uint64),
         ("limit", ctypes.c_uint64),
         ("row_dimensions", ctypes.c_int32),
         ("id_bytes", ctypes.c_int32),
@@ -230,11 +231,11 @@ def inputs_of(
 
 
 def _inputs(
-    block: Block, limits: Array | None, bounded: Collection[str], rows: list[object]
+    block: Block, limits: Limits | None, bounded: Collection[str], rows: list[object]
 ) -> dict[str, Input]:
     """The inputs of a block by name; the shapes that they point to are kept in `rows`.
 
-    Limits are of what the dtype can hold. Where there is none and ids are narrowed, the limit is
+    Limits are of what the dtype can hold. Where there are none and ids are narrowed, the limit is
     what fits: the library leaves negative ones to `Fill`, which may refuse them.
     """
     view = block.view
@@ -247,7 +248,8 @@ def _inputs(
             id(view.dtype),
             ctypes.addressof(shape),
             view[0, :1].nbytes,
-            _FITS if limits is None else int(limits[i]),
+            0 if limits is None else int(limits.least[i]),
+            _FITS if limits is None else int(limits.end[i] - limits.least[i]),
             len(row),
             0 if limits is None else view.dtype.itemsize,
             *dlpack_type(view.dtype),

@@ -114,4 +114,4 @@ class NativeMixed:
 def _whole_number(dtype: str) -> Input:
     """How an array of numbers looks that is staged nowhere."""
     kind = DTYPES[dtype]
-    return Input(None, id(kind), None, kind.itemsize, 0, 0, 0, *dlpack_type(kind), 0)
+    return Input(None, id(kind), None, kind.itemsize, 0, 0, 0, 0, *dlpack_type(kind), 0)

@@ -98,15 +98,17 @@ class OutputSpec:
 
 @dataclass(frozen=True, slots=True)
 class IdBound:
-    """Ids of `input` (of one `column` of it, if given) must lie in `[0, rows)`.
+    """Ids of `input` (of one `column` of it, if given) must lie in `[least, rows)`.
 
-    `table` is where they are looked up, for people: `NAME[4:]` if the model adds 4 to them.
+    `table` is where they are looked up, for people: `NAME[4:]` if the model adds 4 to them. `least`
+    is what the model takes from them, as it does from lengths to find the last of so many places.
     """
 
     input: str
     column: int | None
     rows: int
     table: str
+    least: int = 0
 
 
 @dataclass(frozen=True, slots=True)

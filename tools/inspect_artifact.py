@@ -262,8 +262,8 @@ def _what(item: dict[str, Any], users: int) -> str:
 def _limits(item: dict[str, Any]) -> str:
     limits = [
         f"{bound['rows']:,}"
-        if bound["column"] is None
-        else f"{bound['rows']:,} in column {bound['column']}"
+        + (f", from {bound['least']}" if bound["least"] else "")
+        + ("" if bound["column"] is None else f" in column {bound['column']}")
         for bound in item["rows_of_table"]
     ]
     return ", ".join(limits) or "-"

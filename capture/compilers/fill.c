@@ -73,12 +73,14 @@ struct input {
   const struct dtype *dtype;
   const ptrdiff_t *row; /* the shape of one row */
   size_t row_bytes;
-  uint64_t limit; /* ids must be below, and ids that are narrowed even where `id_bytes` is 0 */
+  uint64_t least; /* of ids */
+  uint64_t limit; /* ids must be less than this above `least`, and ids that are narrowed even where
+                     `id_bytes` is 0 */
   int32_t row_dimensions;
   int32_t id_bytes; /* 4 or 8; 0 where ids are not checked, or elsewhere */
   uint8_t code; /* the dtype as DLPack has it */
   uint8_t bits;
-  uint8_t narrows; /* whether ids of 64 bits are taken, of which those below `limit` fit */
+  uint8_t narrows; /* whether ids of 64 bits are taken, of which those in range fit */
 };
 
 struct recreplay_fill {

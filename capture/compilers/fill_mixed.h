@@ -155,8 +155,8 @@ static int users_are_there(const struct mixed_input *input, size_t from, size_t 
                            ptrdiff_t users) {
   const char *index = input->as.staged + from * input->as.row_bytes;
   if (input->as.row_bytes == sizeof(int64_t))
-    return !any_above_64((const uint64_t *)index, to - from, (uint64_t)users);
-  return !any_above_32((const uint32_t *)index, to - from, (uint32_t)users);
+    return !any_beyond_64((const uint64_t *)index, to - from, 0, (uint64_t)users);
+  return !any_beyond_32((const uint32_t *)index, to - from, 0, (uint32_t)users);
 }
 
 /* A share of the values that others divide: those staged, and the room behind them. */

@@ -15,16 +15,18 @@ typedef uint32_t given_32 __attribute__((aligned(1), may_alias));
 typedef int64_t signed_64 __attribute__((aligned(1), may_alias));
 typedef int32_t signed_32 __attribute__((aligned(1), may_alias));
 
-ANY_CPU static int any_above_64(const uint64_t *ids, size_t count, uint64_t limit) {
-  uint64_t above = 0;
-  for (size_t i = 0; i < count; i++) above |= ids[i] >= limit;
-  return above != 0;
+ANY_CPU static int any_beyond_64(const uint64_t *ids, size_t count, uint64_t least,
+                                uint64_t limit) {
+  uint64_t beyond = 0;
+  for (size_t i = 0; i < count; i++) beyond |= ids[i] - least >= limit;
+  return beyond != 0;
 }
 
-ANY_CPU static int any_above_32(const uint32_t *ids, size_t count, uint32_t limit) {
-  uint32_t above = 0;
-  for (size_t i = 0; i < count; i++) above |= ids[i] >= limit;
-  return above != 0;
+ANY_CPU static int any_beyond_32(const uint32_t *ids, size_t count, uint32_t least,
+                                uint32_t limit) {
+  uint32_t beyond = 0;
+  for (size_t i = 0; i < count; i++) beyond |= ids[i] - least >= limit;
+  return beyond != 0;
 }
 
 /* Limits above what 32 bits hold are above all ids. */
@@ -32,22 +34,24 @@ static int is_checked(const struct input *input) {
   return input->id_bytes == 8 || (input->id_bytes == 4 && input->limit <= UINT32_MAX);
 }
 
-/* Compared without a sign: negative ids are above every limit. */
+/* Compared without a sign: what is below the least is above every limit. */
 static int any_bad(const char *ids, size_t bytes, const struct input *input) {
   if (!is_checked(input)) return 0;
-  if (input->id_bytes == 8) return any_above_64((const uint64_t *)ids, bytes / 8, input->limit);
-  return any_above_32((const uint32_t *)ids, bytes / 4, (uint32_t)input->limit);
+  uint64_t least = input->least, limit = input->limit;
+  if (input->id_bytes == 8) return any_beyond_64((const uint64_t *)ids, bytes / 8, least, limit);
+  return any_beyond_32((const uint32_t *)ids, bytes / 4, (uint32_t)least, (uint32_t)limit);
 }
 
 /* Copies ids. What is staged of those that do not fit is of no use. */
 #define COPY_IDS(name, Staged, Given)                                                              \
-  ANY_CPU static int name(Staged *restrict to, const Given *restrict ids, size_t n, Given limit) { \
-    Given above = 0;                                                                               \
+  ANY_CPU static int name(Staged *restrict to, const Given *restrict ids, size_t n, Given least,   \
+                          Given limit) {                                                           \
+    Given beyond = 0;                                                                              \
     for (size_t i = 0; i < n; i++) {                                                               \
-      above |= ids[i] >= limit;                                                                    \
+      beyond |= ids[i] - least >= limit;                                                           \
       to[i] = (Staged)ids[i];                                                                      \
     }                                                                                              \
-    return above != 0;                                                                             \
+    return beyond != 0;                                                                            \
   }
 COPY_IDS(copy_64, uint64_t, given_64)
 COPY_IDS(copy_32, uint32_t, given_32)
@@ -66,10 +70,11 @@ static void fetch_to_write(char *to, size_t bytes) {
 }
 
 static int copy_ids(char *to, const char *ids, size_t count, const struct input *input, int wide) {
-  if (wide) return copy_64_as_32((uint32_t *)to, (const given_64 *)ids, count, input->limit);
+  uint64_t least = input->least, limit = input->limit;
+  if (wide) return copy_64_as_32((uint32_t *)to, (const given_64 *)ids, count, least, limit);
   if (input->id_bytes == 8)
-    return copy_64((uint64_t *)to, (const given_64 *)ids, count, input->limit);
-  return copy_32((uint32_t *)to, (const given_32 *)ids, count, (uint32_t)input->limit);
+    return copy_64((uint64_t *)to, (const given_64 *)ids, count, least, limit);
+  return copy_32((uint32_t *)to, (const given_32 *)ids, count, (uint32_t)least, (uint32_t)limit);
 }
 
 /* Copies rows that adjoin. Returns whether an id is out of range. */

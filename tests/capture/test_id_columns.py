@@ -388,6 +388,66 @@ def test_ids_that_count_from_one(captured: Capture) -> None:
     given = {"x": torch.tensor([[1, 50, 3], [10, 2, 49], [5, 1, 0]])}
     with Runtime.load(captured(model, given)) as runtime, torch.inference_mode():
         np.testing.assert_array_equal(runtime.run(given)["output"], model(given["x"]).numpy())
+        assert runtime.manifest.unchecked == ()
+        for column, wrong in ((0, 0), (1, 51)):
+            bad = {"x": given["x"].clone()}
+            bad["x"][1, column] = wrong
+            message = rf"^input 'x' column {column}, row 1: id {wrong} is out of .* are 1 to \d+$"
+            with pytest.raises(IdRangeError, match=message):
+                runtime.run(bad)
+
+
+class Last(nn.Module):
+    """The last item of each list, found as sequence models do."""
+
+    def __init__(self, find: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.table = nn.Embedding(9, 3)
+        self.find = find
+
+    def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        return self.find(self.table(ids), lengths)
+
+
+FOUND: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "gather": lambda x, n: x.gather(1, (n - 1).view(-1, 1, 1).expand(-1, 1, 3)).squeeze(1),
+    "sum": lambda x, n: x.gather(1, n.add(-1)[:, None, None].repeat(1, 1, 3)).squeeze(1),
+    "take_along_dim": lambda x, n: x.take_along_dim((n - 1)[:, None, None], 1).squeeze(1),
+    "the last two": lambda x, n: torch.cat(
+        [x.gather(1, (n - k)[:, None, None].expand(-1, 1, 3)).squeeze(1) for k in (1, 2)], 1
+    ),
+}
+
+
+@pytest.mark.parametrize("how", FOUND)
+def test_places_that_lengths_name_are_checked(how: str, captured: Capture) -> None:
+    model = Last(FOUND[how]).eval()
+    given = {"ids": torch.arange(20).view(4, 5) % 9, "lengths": torch.tensor([2, 5, 3, 2])}
+    least = 2 if "two" in how else 1
+    with Runtime.load(captured(model, given)) as runtime, torch.inference_mode():
+        np.testing.assert_array_equal(runtime.run(given)["output"], model(**given).numpy())
+        for wrong in (least - 1, 6, -(2**40)):
+            bad = {**given, "lengths": torch.tensor([2, 5, wrong, 2])}
+            message = rf"^input 'lengths', row 2: id {wrong} is out of range; .* are {least} to 5$"
+            with pytest.raises(IdRangeError, match=message):
+                runtime.run(bad)
+
+
+class FromTheEnd(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = nn.Parameter(torch.rand(9, 3))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.rows[ids - 1]
+
+
+def test_rows_may_be_counted_from_the_end(captured: Capture) -> None:
+    """`rows[ids - 1]` reads the last one for 0, which models use for padding."""
+    model, given = FromTheEnd().eval(), {"ids": torch.tensor([0, 4, 9])}
+    with Runtime.load(captured(model, given)) as runtime, torch.inference_mode():
+        np.testing.assert_array_equal(runtime.run(given)["output"], model(**given).numpy())
+        assert runtime.manifest.unchecked == ("rows",)
 
 
 class Fields(nn.Module):
@@ -439,11 +499,13 @@ def test_fields_of_one_table_are_bounded_each(name: str, captured: Capture) -> N
 
 
 def test_fields_may_be_read_from_before_a_table(captured: Capture) -> None:
-    """What an id is at least is not said by how many rows there are."""
-    model = Fields(lambda x: x.new_tensor([0, -1, 0]), SIZES).eval()
+    model = Fields(lambda x: x.new_tensor([0, -1, 2]), SIZES).eval()
     x = torch.tensor([[0, 1, 0], [3, 8, 1], [1, 5, 0]])
-    with Runtime.load(captured(model, {"x": x})) as runtime:
-        assert runtime.manifest.unchecked == ("table.weight",)
+    with Runtime.load(captured(model, {"x": x})) as runtime, torch.no_grad():
+        assert runtime.manifest.unchecked == ()
+        bounds = [(b.column, b.least, b.rows) for b in runtime.manifest.bounds]
+        assert bounds == [(0, 0, 15), (1, 1, 16), (2, 0, 13)]
+        np.testing.assert_allclose(runtime.run({"x": x})["output"], model(x).numpy(), rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -180,6 +181,7 @@ def requests(draw: st.DrawFn) -> dict[str, Any]:
     width = draw(st.sampled_from([(), (1,), (3,)]))
     features = draw(st.integers(1, 3))
     limits = [draw(st.integers(1, 6)) for _ in range(features)]
+    leasts = [draw(st.integers(0, min(2, limit - 1))) for limit in limits]
     ids = [
         np.array(
             draw(
@@ -192,7 +194,8 @@ def requests(draw: st.DrawFn) -> dict[str, Any]:
         ).reshape(rows, *width)
         for _ in range(features)
     ]
-    return {"size": size, "rows": rows, "width": width, "limits": limits, "ids": ids}
+    found = {"size": size, "rows": rows, "width": width, "limits": limits, "ids": ids}
+    return {**found, "leasts": leasts}
 
 
 @settings(deadline=None, max_examples=200)
@@ -203,16 +206,19 @@ def test_checks_find_exactly_the_ids_that_are_out_of_range(
     names = [f"f{i}" for i in range(len(case["ids"]))]
     made = bucket(case["size"], [(n, "int64", case["width"]) for n in names], staged=len(names))
     bounds = [
-        IdBound(name, None, limit, "t") for name, limit in zip(names, case["limits"], strict=True)
+        IdBound(name, None, limit, "t", least)
+        for name, limit, least in zip(names, case["limits"], case["leasts"], strict=True)
     ]
     limits = [np.full(case["width"] or (1,), limit) for limit in case["limits"]]
     if column and case["width"]:  # the last column of the first input has a bound of its own
-        bounds.append(IdBound(names[0], case["width"][0] - 1, 2, "t"))
-        limits[0][-1] = min(limits[0][-1], 2)
+        most = case["leasts"][0] + 1
+        bounds.append(IdBound(names[0], case["width"][0] - 1, most, "t"))
+        limits[0][-1] = min(limits[0][-1], most)
     values = dict(zip(names, case["ids"], strict=True))
+    flat = [ids.reshape(case["rows"], -1) for ids in case["ids"]]
     bad = sum(
-        int(((ids.reshape(case["rows"], -1) < 0) | (ids.reshape(case["rows"], -1) >= most)).sum())
-        for ids, most in zip(case["ids"], limits, strict=True)
+        int(((ids < least) | (ids >= most)).sum())
+        for ids, most, least in zip(flat, limits, case["leasts"], strict=True)
     )
     checked = Staged(made, bounds)
     if bad:
@@ -223,8 +229,8 @@ def test_checks_find_exactly_the_ids_that_are_out_of_range(
     clamping = Staged(made, bounds, "clamp")
     counted = clamping.fill(case["rows"], **values)
     assert (counted > 0) == (bad > 0)
-    for name, most in zip(names, limits, strict=True):
-        expected = np.clip(values[name].reshape(case["rows"], -1), 0, most - 1)
+    for name, most, least in zip(names, limits, case["leasts"], strict=True):
+        expected = np.clip(values[name].reshape(case["rows"], -1), least, most - 1)
         got = clamping.views[name].reshape(case["size"], -1)
         np.testing.assert_array_equal(got[: case["rows"]], expected)
         assert (got[case["rows"] :] == got[0]).all()
@@ -465,7 +471,8 @@ def laid_out(draw: st.DrawFn) -> dict[str, Any]:
         inputs.append((name, dtype, row))
         values[name] = value
         if DTYPES[dtype].kind in "iu" and draw(st.booleans()):
-            bounds.append(IdBound(name, None, draw(st.integers(1, 300)), f"t{i}"))
+            least = draw(st.sampled_from([0, 0, 0, 1]))
+            bounds.append(IdBound(name, None, draw(st.integers(2, 300)), f"t{i}", least))
     # Torch has no strides below zero. Numpy takes what the library leaves, and no tensors at all.
     dense = all(a.flags.c_contiguous or a[0].flags.c_contiguous for a in values.values())
     turned = {name for name, a in values.items() if min(a.strides) < 0}
@@ -487,7 +494,7 @@ def test_arrays_of_any_layout_are_filled_as_numpy_would(case: dict[str, Any]) ->
     bad = [
         b.input
         for b in case["bounds"]
-        if ((case["values"][b.input] < 0) | (case["values"][b.input] >= b.rows)).any()
+        if ((case["values"][b.input] < b.least) | (case["values"][b.input] >= b.rows)).any()
     ]
     if bad:
         with pytest.raises(IdRangeError, match=rf"^input '{bad[0]}'"):
@@ -515,3 +522,25 @@ def test_ids_are_clamped_to_a_row_that_their_dtype_has(
     staged = Staged(bucket(4, [("a", dtype, (1,))]), [IdBound("a", 0, rows, "t")], "clamp")
     assert staged.fill(3, a=np.array(ids, dtype).reshape(3, 1)) == 2
     np.testing.assert_array_equal(staged.views["a"].ravel(), [*clamped, clamped[0]])
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int32", "int64", "float32"])
+def test_ids_may_begin_later_than_at_0(dtype: str) -> None:
+    """As lengths do, of which the model takes 1 to find the last place."""
+    bounds = [IdBound("a", None, 6, "t", 1), IdBound("b", None, 6, "t")]
+    given_ = {name: np.array([1, 5, 2], dtype) for name in "ab"}
+    for check, wrong in itertools.product(("error", "clamp"), (0, 6)):
+        staged = Staged(bucket(4, [("a", dtype, ()), ("b", dtype, ())], staged=2), bounds, check)
+        assert staged.fill(3, **given_) == 0
+        bad = {**given_, "a": np.array([1, wrong, 2], dtype)}
+        if check == "error":
+            message = (
+                rf"^input 'a', row 1: id {wrong}(\.0)? is out of range; table 't' has 5 rows, "
+                r"counted from 1, so ids are 1 to 5$"
+            )
+            with pytest.raises(IdRangeError, match=message):
+                staged.fill(3, **bad)
+        else:
+            assert staged.fill(3, **bad) == 1
+            assert int(staged.views["a"][1]) in (1, 5)
+            assert (wrong == 0) == (int(staged.views["a"][1]) == 1)
