@@ -111,7 +111,7 @@ def _packed(
         raise _refusal("lengths that are no tensor are")
     if not isinstance(places, int):
         raise _refusal("a number of places that differs is")
-    lists: Any = _Lists(places, lengths.to(torch.int64))
+    lists: Any = _Lists(places, lengths.to(input.device, torch.int64))
     return PackedSequence(rows.flatten(0, 1), lists)
 
 
@@ -122,15 +122,20 @@ def _padded(
     total_length: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     lists: Any = sequence.batch_sizes
-    if total_length != lists.places:
+    if total_length is None or total_length < lists.places:
         raise UnsupportedModelError(
             "pad_packed_sequence makes as many places as the longest list of a request has items"
             f"{calling_line()}; a captured graph has fixed shapes, so give it "
-            f"total_length={lists.places}, as many as were packed"
+            f"total_length={lists.places}, as many as were packed, or more"
         )
     rows = torch.unflatten(sequence.data, 0, (-1, lists.places))
     held = lists.held()
     rows = rows.masked_fill(~held.view(*held.shape, *[1] * (rows.ndim - 2)), padding_value)
+    if total_length > lists.places:
+        more = rows.new_full((), padding_value).expand(
+            rows.shape[0], total_length - lists.places, *rows.shape[2:]
+        )
+        rows = torch.cat([rows, more], 1)
     return rows if batch_first else rows.transpose(0, 1), lists.lengths
 
 
@@ -188,9 +193,9 @@ def _way(
     wide, *others = weights
     gates = [-_SHUT, _SHUT, 0.0, 0.0]  # in, forget, cell, out
     column = wide.new_tensor(gates).repeat_interleave(layer.hidden_size).unsqueeze(1)
-    behind = (~lists.held()).unsqueeze(2).to(source.dtype)
-    wider = [torch.cat([wide, column], 1), *others]
-    _, _, cells = read(torch.cat([source, behind], 2), before, wider, *plain)
+    behind = ~lists.held().unsqueeze(2)
+    shut = torch.cat([source.masked_fill(behind, 0.0), behind.to(source.dtype)], 2)
+    _, _, cells = read(shut, before, [torch.cat([wide, column], 1), *others], *plain)
     return states, (lists.last(states), cells[0])
 
 

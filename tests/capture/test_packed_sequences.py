@@ -17,7 +17,7 @@ from recreplay.capture.ingest import ingest
 from recreplay.capture.rewrites.recurrent import recurrent
 from recreplay.capture.specialise import specialise
 from recreplay.runtime import Runtime
-from recreplay.runtime.errors import UnsupportedModelError
+from recreplay.runtime.errors import IdRangeError, UnsupportedModelError
 
 Capture = Callable[..., Path]
 aten = torch.ops.aten
@@ -51,7 +51,7 @@ class Read(nn.Module):
         states, last = self.reader(packed)
         if isinstance(last, tuple):
             last = last[self.cells]
-        padded, held = pad_packed_sequence(states, True, -1.0, PLACES)
+        padded, held = pad_packed_sequence(states, True, -1.0, PLACES + self.cells)
         return {"all": padded, "held": held, "last": last.transpose(0, 1)}
 
 
@@ -161,7 +161,10 @@ class Projected(Read):
     ("model", "message"),
     [
         (Stepped, r"^how many lists have an item at each place \(batch_sizes\) is not to be had"),
-        (Longest, r"^pad_packed_sequence makes as many places as .* give it total_length=5, as"),
+        (
+            Longest,
+            r"^pad_packed_sequence makes as many places as .* give it total_length=5, as many",
+        ),
         (Numbers, r"^lengths that are no tensor are not to be had of sequences that are packed"),
         (Projected, r"^a projection \(proj_size\) is not to be had of sequences that are packed"),
     ],
@@ -183,3 +186,44 @@ def _as_before() -> Iterator[None]:
     yield
     assert [pack_padded_sequence, pad_packed_sequence] == bound[:2]
     assert [nn.GRU.forward, nn.LSTM.forward] == bound[2:]
+
+
+class Ranked(Read):
+    """Candidates of one user, whose history is read once."""
+
+    def forward(self, ids: Tensor, lengths: Tensor, item: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+        state = super().forward(ids, lengths)["last"][:, 0]
+        return {"score": (state * self.items(item)).sum(1)}
+
+
+def test_the_history_of_a_user_is_packed_once(captured: Capture) -> None:
+    model = Ranked("GRU").eval()
+    given = {name: tensor[:1] for name, tensor in example(3).items()}
+    items = {"item": torch.arange(6)}
+    told = {name: tensor.expand(6, *tensor.shape[1:]) for name, tensor in given.items()}
+    artifact = captured(
+        model, {**told, **items}, buckets=(4, 8), user_inputs=["ids", "lengths"], users=1
+    )
+    with Runtime.load(artifact) as runtime, torch.no_grad():
+        expected = model(**told, **items)["score"].numpy()
+        np.testing.assert_allclose(runtime.run({**given, **items})["score"], expected, 1e-4, 1e-6)
+        with pytest.raises(IdRangeError, match=r"^input 'lengths', row 0: id 6 is out of range"):
+            runtime.run({**given, **items, "lengths": torch.tensor([6])})
+
+
+class Ids(Read):
+    """Ids are packed, and looked up then."""
+
+    def forward(self, ids: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+        packed = pack_padded_sequence(ids, lengths, True, enforce_sorted=False)
+        padded, _ = pad_packed_sequence(packed, True, total_length=PLACES)
+        found = packed._replace(data=self.items(packed.data))
+        return {"ids": padded, "last": self.reader(found)[1][0]}
+
+
+def test_ids_may_be_packed(captured: Capture) -> None:
+    model = Ids("GRU").eval()
+    given = example(5, 3)
+    with Runtime.load(captured(model, given, buckets=(4, 8))) as runtime:
+        assert runtime.manifest.unchecked == ()
+        compare(runtime, model, given)
