@@ -78,10 +78,16 @@ def as_contraction(program: Program, target: Any, args: Any) -> fx.Node | None:
         if elementwise is not None:
             return elementwise
     found = None if found is None or not _is_plain(found) else _once(program, found)
-    if found is None or len(found.summed) != 1 or len(found.each) > 1 or not found.alone[1]:
+    if found is None or not found.alone[1]:
         return None
-    made = _multiply(program, found)
-    return None if made is None else _laid(program, *made, found)
+    joined = _joined(program, found)
+    if joined is None:
+        return None
+    made = _multiply(program, joined)
+    if made is None:
+        return None
+    product, letters = made
+    return _laid(program, product, letters.replace(joined.each, found.each), found)
 
 
 def _is_outer(left: fx.Node, right: fx.Node) -> bool:
@@ -264,6 +270,31 @@ def _once(program: Program, product: _Product) -> _Product | None:
     while weight.target is aten.unsqueeze.default and list(weight.meta["val"].shape) != shape:
         weight = weight.all_input_nodes[0]
     return replace(product, weight=_shaped(program, weight, shape), of_weight=letters)
+
+
+def _joined(program: Program, product: _Product) -> _Product | None:
+    """With one dimension that is summed, and at most one that there is a product for: several are
+    one where they lie side by side in the weight. None where they do not."""
+    for letters in (product.summed, product.each):
+        if len(letters) > 1 and letters not in product.of_weight:
+            return None
+    if not product.summed:
+        return None
+    for letters in (product.summed, product.each):
+        if len(letters) > 1:
+            sizes = {**product.sizes(), letters[0]: prod(product.sizes()[c] for c in letters)}
+            apart = "".join(c for c in product.of_rows if c not in letters)
+            order = product.of_weight.replace(letters, letters[0])
+            rows = _permuted(program, product.rows, product.of_rows, apart + letters)
+            weight = whole(program, product.weight)
+            product = replace(
+                product,
+                rows=_shaped(program, rows, [sizes[c] for c in apart + letters[0]]),
+                of_rows=apart + letters[0],
+                weight=_matrix(program, weight, [sizes[c] for c in order]),
+                of_weight=order,
+            )
+    return product
 
 
 def _multiply(program: Program, product: _Product) -> tuple[fx.Node, str] | None:

@@ -36,6 +36,7 @@ class Products(nn.Module):
         self.turned = nn.Parameter(torch.randn(FIELDS, 4, WIDTH))
         self.experts = nn.Parameter(torch.randn(5, WIDTH, 4))
         self.tasks = nn.Parameter(torch.randn(FIELDS, WIDTH, 2, 4))
+        self.pairs = nn.Parameter(torch.randn(FIELDS, 2, WIDTH, 4))
         self.list = nn.ParameterList(nn.Parameter(torch.randn(WIDTH, 8)) for _ in range(3))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -56,10 +57,21 @@ LANES: dict[str, Run] = {
     "experts of lists": lambda m, x: torch.einsum("bli,eio->belo", x, m.experts),
     "experts by matmul": lambda m, x: (x[:, 0].unsqueeze(0) @ m.experts).transpose(0, 1),
     "experts by a broadcast": lambda m, x: (x[:, None, :1] @ m.experts).squeeze(2),
+    "fields of domains": lambda m, x: torch.einsum(
+        "bfgi,fgio->gbfo", x.unsqueeze(2).expand(-1, -1, 2, -1), m.pairs
+    ).transpose(0, 1),
+}
+SUMS: dict[str, Run] = {
+    "over fields": lambda m, x: torch.einsum("bfi,fio->bo", x, m.each),
+    "over fields in another order": lambda m, x: torch.einsum("bif,fio->bo", x.mT, m.each),
+    "of a turned weight": lambda m, x: torch.einsum("bfi,ofi->bo", x, m.turned.transpose(0, 1)),
+    "of outer products": lambda m, x: torch.einsum(
+        "bfij,fiju->bu", x[..., :2].unsqueeze(3) * x.unsqueeze(2), m.pairs
+    ),
 }
 OTHERS: dict[str, Run] = {
     "no columns": lambda m, x: torch.einsum("bfi,fi->bf", x, m.each[..., 0]),
-    "two sums": lambda m, x: torch.einsum("bfi,fio->bo", x, m.each),
+    "sums apart": lambda m, x: torch.einsum("bfi,ftio->bto", x, m.pairs),
     "a trace": lambda m, x: torch.einsum("bff,fio->bfo", x[..., :3], m.each[:, :2]),
     "two requests": lambda m, x: torch.einsum("bfi,bgi->bfg", x, x),
     "dots": lambda m, x: torch.einsum("...i,fio->...fo", x[:, 0], m.each),
@@ -82,6 +94,13 @@ def test_weights_of_several_matrices_are_multiplied_as_they_lie(run: Run) -> Non
     found = targets(made)
     assert found.count(aten.bmm.default) == 1
     assert not {aten.einsum.default, aten.matmul.default} & set(found)
+
+
+@pytest.mark.parametrize("run", SUMS.values(), ids=SUMS)
+def test_sums_over_several_dimensions_are_layers(run: Run) -> None:
+    found = targets(specialised(run))
+    assert found.count(aten.linear.default) == 1
+    assert aten.einsum.default not in found
 
 
 @pytest.mark.parametrize("run", OTHERS.values(), ids=OTHERS)
@@ -166,7 +185,7 @@ def test_branches_with_weights_that_lie_turned_are_lanes() -> None:
     assert aten.bmm.default not in found
 
 
-EVERY = LANES | OTHERS | ELEMENTWISE | REPEATED | {"forms": forms}
+EVERY = LANES | SUMS | OTHERS | ELEMENTWISE | REPEATED | {"forms": forms}
 
 
 @pytest.mark.parametrize("run", EVERY.values(), ids=EVERY)
