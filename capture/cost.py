@@ -10,6 +10,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from recreplay.capture.dag import Cost
+from recreplay.capture.plain_contractions import terms_of
 from recreplay.runtime.aten import (
     ATTENTION,
     BYTE_BAGS,
@@ -66,6 +67,12 @@ def _flops(node: fx.Node, out: list[torch.Tensor]) -> int:
     if node.target in added:
         return 2 * elements * _width(node.args[1])
     inputs = [t for n in node.all_input_nodes for t in _tensors(n.meta["val"])]
+    if node.target in (aten.conv1d.default, aten.conv2d.default):
+        return 2 * elements * prod(node.args[1].meta["val"].shape[1:])  # type: ignore[union-attr]
+    if node.target is aten.einsum.default:
+        return _multiplied(str(node.args[0]), node.args[1]) or max(
+            [elements, *(prod(t.shape) for t in inputs)]
+        )
     if str(node.target) in (GRU, LSTM):  # as many gates as it is given, each of a whole state
         return 2 * prod(inputs[0].shape) * inputs[1].shape[-1]
     if node.target in (aten.gru.input, aten.lstm.input):  # every weight at every step
@@ -79,6 +86,17 @@ def _flops(node: fx.Node, out: list[torch.Tensor]) -> int:
     if node.target in PICKS:
         return elements
     return max([elements, *(prod(t.shape) for t in inputs)])
+
+
+def _multiplied(equation: str, factors: Any) -> int | None:
+    """Twice how many pairs of elements two factors have to be multiplied; None of others."""
+    found = terms_of(equation)
+    if found is None or len(factors) != 2:
+        return None
+    sizes: dict[str, int] = {}
+    for letters, factor in zip(found[0], factors, strict=True):
+        sizes |= zip(letters, factor.meta["val"].shape, strict=True)
+    return 2 * prod(sizes.values())
 
 
 def _width(source: Any) -> int:

@@ -93,3 +93,22 @@ def test_layers_of_sequences_cost_the_same_as_ours(
         assert operations <= total < 1.3 * operations
         attend(made)
         recurrent(made)
+
+
+class Summed(nn.Module):
+    """Products that stay torch's: over dimensions that lie apart, and by windows of one channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.apart = nn.Parameter(torch.randn(3, 2, 5, 7))
+        self.window = nn.Conv1d(3, 3, 2, groups=3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.einsum("bfi,ftio->bto", x, self.apart), self.window(x)
+
+
+def test_products_of_many_dimensions_are_multiplied_out() -> None:
+    made = program(Summed(), x=torch.randn(2, 3, 5))
+    flops = {n.target: operator_cost(n).flops for n in made.graph.nodes if n.op == "call_function"}
+    assert flops[torch.ops.aten.einsum.default] == 2 * BATCH * 3 * 5 * 2 * 7
+    assert flops[torch.ops.aten.conv1d.default] == 2 * BATCH * 3 * 4 * 2
