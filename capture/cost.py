@@ -9,8 +9,8 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
+from recreplay.capture.contraction import terms_of
 from recreplay.capture.dag import Cost
-from recreplay.capture.plain_contractions import terms_of
 from recreplay.runtime.aten import (
     ATTENTION,
     BYTE_BAGS,

@@ -9,13 +9,14 @@ products of one column, 128 of 328 numbers by one take 73 us, and next to nothin
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
 from typing import Any
 
 import torch
 from torch import fx
 
+from recreplay.capture.contraction import Contraction, laid, permuted, shaped, terms_of
 from recreplay.capture.fold_weights import fold, whole
 from recreplay.capture.plain_layers import is_weight, turned_of
 from recreplay.capture.program import Program
@@ -23,46 +24,6 @@ from recreplay.capture.program import Program
 aten = torch.ops.aten
 _LETTERS = "abcdefghijkl"
 _MATRICES = (aten.matmul.default, aten.bmm.default, aten.mm.default)
-
-
-@dataclass(frozen=True)
-class _Product:
-    """`rows` times `weight`, one letter for each dimension, as `einsum` has them."""
-
-    rows: fx.Node
-    weight: fx.Node
-    of_rows: str
-    of_weight: str
-    result: str
-
-    def sizes(self) -> dict[str, int]:
-        shapes = ((self.of_rows, self.rows), (self.of_weight, self.weight))
-        return {c: int(d) for of, n in shapes for c, d in zip(of, n.meta["val"].shape, strict=True)}
-
-    @property
-    def each(self) -> str:
-        """Letters of what there is a product for."""
-        return "".join(c for c in self.of_weight if c in self.of_rows and c in self.result)
-
-    @property
-    def summed(self) -> str:
-        return "".join(c for c in self.of_weight if c not in self.result)
-
-    @property
-    def alone(self) -> tuple[str, str]:
-        """Letters of the rows, and of the columns of the weight."""
-        of_rows, of_weight = self.of_rows, self.of_weight
-        return (
-            "".join(c for c in of_rows if c not in of_weight),
-            "".join(c for c in of_weight if c not in of_rows),
-        )
-
-
-def terms_of(equation: str) -> tuple[list[str], str] | None:
-    """The letters of each factor of an `einsum`, and of its result; None where dots stand for some,
-    or no result is named."""
-    given, arrow, result = equation.replace(" ", "").partition("->")
-    return (given.split(","), result) if arrow and "." not in equation else None
 
 
 def as_contraction(program: Program, target: Any, args: Any) -> fx.Node | None:
@@ -87,7 +48,7 @@ def as_contraction(program: Program, target: Any, args: Any) -> fx.Node | None:
     if made is None:
         return None
     product, letters = made
-    return _laid(program, product, letters.replace(joined.each, found.each), found)
+    return laid(program, product, letters.replace(joined.each, found.each), found)
 
 
 def _is_outer(left: fx.Node, right: fx.Node) -> bool:
@@ -96,24 +57,24 @@ def _is_outer(left: fx.Node, right: fx.Node) -> bool:
     return all(v.ndim > 1 for v in values) and values[0].shape[-1] == 1
 
 
-def _elementwise(program: Program, product: _Product) -> fx.Node | None:
+def _elementwise(program: Program, product: Contraction) -> fx.Node | None:
     """The product of two tensors along the same dimensions, or without a sum; None of others."""
-    if not _is_spelt(product):
+    if not product.is_spelt():
         return None
     if product.summed and (any(product.alone) or not _adds_itself(product)):
         return None
     sizes, order = product.sizes(), product.result + product.summed
     factors = []
     for node, letters in ((product.rows, product.of_rows), (product.weight, product.of_weight)):
-        laid = _permuted(program, node, letters, "".join(c for c in order if c in letters))
-        factors.append(_shaped(program, laid, [sizes[c] if c in letters else 1 for c in order]))
+        own = permuted(program, node, letters, "".join(c for c in order if c in letters))
+        factors.append(shaped(program, own, [sizes[c] if c in letters else 1 for c in order]))
     made = program.call(aten.mul.Tensor, *factors)
     if not product.summed:
         return made
     return program.call(aten.sum.dim_IntList, made, list(range(len(product.result), len(order))))
 
 
-def _adds_itself(product: _Product) -> bool:
+def _adds_itself(product: Contraction) -> bool:
     """Whether a sum of elements is of their own type, and rounded no more often than a product."""
     types = {n.meta["val"].dtype for n in (product.rows, product.weight)}
     return types in ({torch.float32}, {torch.float64})
@@ -136,56 +97,7 @@ def _einsum(program: Program, equation: str, factors: Any) -> fx.Node:
     return made or program.call(aten.einsum.default, equation, factors)
 
 
-def as_lanes(program: Program, equation: str, factors: Any) -> fx.Node | None:
-    """The result of an `einsum` of two things that a request makes, as a batched product; None for
-    any other."""
-    product = _product_by_each(equation, factors)
-    if product is None or not product.summed or not any(product.alone):
-        return None
-    each, summed, (rows, columns) = product.each, product.summed, product.alone
-    sizes = product.sizes()
-    lanes, count, width, wide = (prod(sizes[c] for c in of) for of in (each, rows, summed, columns))
-    left = _permuted(program, product.rows, product.of_rows, each + rows + summed)
-    right = _permuted(program, product.weight, product.of_weight, each + summed + columns)
-    left = _shaped(program, left, [lanes, count, width])
-    right = _shaped(program, right, [lanes, width, wide])
-    made = program.call(aten.bmm.default, left, right)
-    return _laid(program, made, each + rows + columns, product)
-
-
-def as_matrices(program: Program, equation: str, factors: Any) -> fx.Node | None:
-    """The result of an `einsum` that multiplies one matrix by one for each of what both have, as
-    `matmul` of views; None for any other."""
-    product = _product_by_each(equation, factors)
-    if product is None:
-        return None
-    each, summed, (rows, columns) = product.each, product.summed, product.alone
-    if [len(rows), len(columns), len(summed)] != [1, 1, 1]:
-        return None
-    left = _permuted(program, product.rows, product.of_rows, each + rows + summed)
-    right = _permuted(program, product.weight, product.of_weight, each + summed + columns)
-    made = program.call(aten.matmul.default, left, right)
-    return _permuted(program, made, each + rows + columns, product.result)
-
-
-def _product_by_each(equation: str, factors: Any) -> _Product | None:
-    """An `einsum` of two factors that multiplies for each of what both have; None for any other."""
-    found = terms_of(equation)
-    if found is None or len(factors) != 2:
-        return None
-    (of_left, of_right), result = found
-    product = _Product(factors[0], factors[1], of_left, of_right, result)
-    return product if product.each and _is_spelt(product) else None
-
-
-def _laid(program: Program, made: fx.Node, letters: str, product: _Product) -> fx.Node:
-    """The result, of what has these dimensions, some of which may be one."""
-    sizes = product.sizes()
-    made = _shaped(program, made, [sizes[c] for c in letters])
-    return _permuted(program, made, letters, product.result)
-
-
-def _product(program: Program, target: Any, args: Any) -> _Product | None:
+def _product(program: Program, target: Any, args: Any) -> Contraction | None:
     if target is aten.einsum.default:
         found, factors = terms_of(str(args[0])), args[1]
         if found is None or len(factors) != 2:
@@ -194,7 +106,7 @@ def _product(program: Program, target: Any, args: Any) -> _Product | None:
         if is_weight(factors[0]):
             pairs.reverse()
         (rows, of_rows), (weight, of_weight) = pairs
-        return _Product(rows, weight, of_rows, of_weight, found[1])
+        return Contraction(rows, weight, of_rows, of_weight, found[1])
     if target is aten.tensordot.default:
         return _tensordot(*args)
     if target is not aten.matmul.default:
@@ -206,14 +118,14 @@ def _product(program: Program, target: Any, args: Any) -> _Product | None:
     outer = "abcdfgh"[: max(dims - 3, 0)]
     if dims > 2 and rows.meta["val"].shape[-3] == 1 < weight.meta["val"].shape[0]:
         rows = program.call(aten.squeeze.dims, rows, [-3])
-        return _Product(rows, weight, f"{outer}mk", "ekn", f"{outer}emn")
+        return Contraction(rows, weight, f"{outer}mk", "ekn", f"{outer}emn")
     each = "e" if dims > 2 else ""
-    return _Product(rows, weight, f"{outer}{each}mk", "ekn", f"{outer}emn")
+    return Contraction(rows, weight, f"{outer}{each}mk", "ekn", f"{outer}emn")
 
 
 def _tensordot(
     left: fx.Node, right: fx.Node, of_left: list[int], of_right: list[int]
-) -> _Product | None:
+) -> Contraction | None:
     dims = left.meta["val"].ndim, right.meta["val"].ndim
     if len(of_left) != 1 or sum(dims) > len(_LETTERS):
         return None
@@ -222,36 +134,21 @@ def _tensordot(
     terms = "".join(letters[0]), "".join(letters[1])
     result = "".join(terms).replace("z", "")
     if is_weight(left):
-        return _Product(right, left, terms[1], terms[0], result)
-    return _Product(left, right, *terms, result)
+        return Contraction(right, left, terms[1], terms[0], result)
+    return Contraction(left, right, *terms, result)
 
 
-def _is_plain(product: _Product) -> bool:
+def _is_plain(product: Contraction) -> bool:
     """Whether one of the two is a weight."""
     return (
         is_weight(product.weight)
         and not is_weight(product.rows)
         and product.rows.meta["val"].is_floating_point()
-        and _is_spelt(product)
+        and product.is_spelt()
     )
 
 
-def _is_spelt(product: _Product) -> bool:
-    """Whether no letter is twice in one or without a meaning, and none of its size is stretched."""
-    of_rows, of_weight, result = product.of_rows, product.of_weight, product.result
-    both = set(of_rows) & set(of_weight)
-    sizes = [
-        [n.meta["val"].shape[of.index(c)] for c in sorted(both)]
-        for n, of in ((product.rows, of_rows), (product.weight, of_weight))
-    ]
-    return (
-        all(len(set(letters)) == len(letters) for letters in (of_rows, of_weight, result))
-        and set(result) <= {*of_rows, *of_weight} <= {*result, *both}
-        and sizes[0] == sizes[1]
-    )
-
-
-def _once(program: Program, product: _Product) -> _Product | None:
+def _once(program: Program, product: Contraction) -> Contraction | None:
     """With a weight that is repeated, for each row of the batch as a rule, as it is without; None
     where that is more than a dimension of the rows."""
     weight, value = product.weight, product.weight.meta["val"]
@@ -269,10 +166,10 @@ def _once(program: Program, product: _Product) -> _Product | None:
     weight = weight.all_input_nodes[0]
     while weight.target is aten.unsqueeze.default and list(weight.meta["val"].shape) != shape:
         weight = weight.all_input_nodes[0]
-    return replace(product, weight=_shaped(program, weight, shape), of_weight=letters)
+    return replace(product, weight=shaped(program, weight, shape), of_weight=letters)
 
 
-def _joined(program: Program, product: _Product) -> _Product | None:
+def _joined(program: Program, product: Contraction) -> Contraction | None:
     """With one dimension that is summed, and at most one that there is a product for: several are
     one where they lie side by side in the weight. None where they do not."""
     for letters in (product.summed, product.each):
@@ -285,11 +182,11 @@ def _joined(program: Program, product: _Product) -> _Product | None:
             sizes = {**product.sizes(), letters[0]: prod(product.sizes()[c] for c in letters)}
             apart = "".join(c for c in product.of_rows if c not in letters)
             order = product.of_weight.replace(letters, letters[0])
-            rows = _permuted(program, product.rows, product.of_rows, apart + letters)
+            rows = permuted(program, product.rows, product.of_rows, apart + letters)
             weight = whole(program, product.weight)
             product = replace(
                 product,
-                rows=_shaped(program, rows, [sizes[c] for c in apart + letters[0]]),
+                rows=shaped(program, rows, [sizes[c] for c in apart + letters[0]]),
                 of_rows=apart + letters[0],
                 weight=_matrix(program, weight, [sizes[c] for c in order]),
                 of_weight=order,
@@ -297,12 +194,14 @@ def _joined(program: Program, product: _Product) -> _Product | None:
     return product
 
 
-def _multiply(program: Program, product: _Product) -> tuple[fx.Node, str] | None:
+def _multiply(program: Program, product: Contraction) -> tuple[fx.Node, str] | None:
     """The product, and the letters of its dimensions, of which some may be one dimension."""
     call, sizes = program.call, product.sizes()
     each, summed, (rows, columns) = product.each, product.summed, product.alone
     weight, order = whole(program, product.weight), product.of_weight
-    source = _permuted(program, product.rows, product.of_rows, each + rows + summed)
+    if each and order[0] != each and columns in order.replace(each, ""):
+        weight, order = _turned(program, weight, order, each + columns + summed)
+    source = permuted(program, product.rows, product.of_rows, each + rows + summed)
     count, width = prod(sizes[c] for c in rows), sizes[summed]
     wide = prod(sizes[c] for c in columns)
     if not each and summed in (order[0], order[-1]):
@@ -311,18 +210,28 @@ def _multiply(program: Program, product: _Product) -> tuple[fx.Node, str] | None
         layer = turned_of(program, matrix) if turned else matrix
         return call(aten.linear.default, source, layer), rows + columns
     if each and order[0] == each and summed in (order[1], order[-1]):
-        source = _shaped(program, source, [sizes[each], count, width])
+        source = shaped(program, source, [sizes[each], count, width])
         if order[1] == summed:
-            weight = _shaped(program, weight, [sizes[each], width, wide])
+            weight = shaped(program, weight, [sizes[each], width, wide])
         else:
-            weight = _shaped(program, weight, [sizes[each], wide, width])
+            weight = shaped(program, weight, [sizes[each], wide, width])
             weight = call(aten.transpose.int, weight, 1, 2)
         return call(aten.bmm.default, source, weight), each + rows + columns
     if not each and len(order) == 3:  # the same rows by several matrices
-        source = _shaped(program, source, [1, count, width])
+        source = shaped(program, source, [1, count, width])
         source = call(aten.expand.default, source, [sizes[order[0]], count, width])
         return call(aten.bmm.default, source, weight), order[0] + rows + order[2]
     return None
+
+
+def _turned(program: Program, weight: fx.Node, letters: str, order: str) -> tuple[fx.Node, str]:
+    """A weight with its dimensions in another order, and that order; as it is if it cannot be made
+    so."""
+    view = permuted(program, weight, letters, order)
+    fake = program.fake(tuple(view.meta["val"].shape), view.meta["val"].dtype)
+    options = {"memory_format": torch.contiguous_format}
+    made = fold(program, aten.clone.default, (view,), options, fake)
+    return (weight, letters) if made is None else (made, order)
 
 
 def _matrix(program: Program, weight: fx.Node, shape: list[int]) -> fx.Node:
@@ -334,15 +243,3 @@ def _matrix(program: Program, weight: fx.Node, shape: list[int]) -> fx.Node:
     fake = program.fake(tuple(shape), value.dtype)
     options = {"memory_format": torch.contiguous_format}
     return fold(program, aten.clone.default, (view,), options, fake) or view
-
-
-def _shaped(program: Program, node: fx.Node, shape: list[int]) -> fx.Node:
-    if list(node.meta["val"].shape) == shape:
-        return node
-    return program.call(aten.reshape.default, node, shape)
-
-
-def _permuted(program: Program, node: fx.Node, letters: str, order: str) -> fx.Node:
-    if letters == order:
-        return node
-    return program.call(aten.permute.default, node, [letters.index(c) for c in order])

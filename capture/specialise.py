@@ -33,6 +33,7 @@ from recreplay.capture.plain_cells import as_cell
 from recreplay.capture.plain_contractions import as_contraction
 from recreplay.capture.plain_layers import as_layer, is_plain_layer, spell_out
 from recreplay.capture.plain_norms import as_factors
+from recreplay.capture.plain_sums import as_product
 from recreplay.capture.program import Program
 from recreplay.capture.user_side import CandidateValues, number, user_operators, user_sizes
 from recreplay.capture.views import base
@@ -186,7 +187,11 @@ def _emit(
         return seen[key]
     layer = as_layer(program, target, args, kwargs)
     if layer is None and not kwargs:
-        layer = as_contraction(program, target, args) or as_cell(program, target, args)
+        layer = (
+            as_contraction(program, target, args)
+            or as_product(program, target, args)
+            or as_cell(program, target, args)
+        )
     if layer is not None:
         seen[key] = layer
         return layer

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from recreplay.capture.plain_contractions import as_matrices
 from recreplay.capture.plain_layers import is_weight
 from recreplay.capture.program import Program
+from recreplay.capture.request_contractions import as_matrices
 from recreplay.capture.rewrites.attention_by_parts import Parts, find_parts
 from recreplay.runtime.aten import ATTENTION, resolve
 

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from recreplay.capture.plain_contractions import as_lanes
 from recreplay.capture.plain_layers import is_weight
 from recreplay.capture.program import Program
+from recreplay.capture.request_contractions import as_lanes
 from recreplay.runtime.packed_linear import packed_linear_operator
 
 aten = torch.ops.aten

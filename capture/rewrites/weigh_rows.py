@@ -17,8 +17,8 @@ from typing import Any, Literal
 import torch
 from torch import fx
 
+from recreplay.capture.contraction import terms_of
 from recreplay.capture.jagged_axis import bag_arguments
-from recreplay.capture.plain_contractions import terms_of
 from recreplay.capture.program import Program
 from recreplay.capture.rewrites.lower_tables import bag_lengths
 from recreplay.runtime.aten import WEIGHTED_BAGS, resolve

@@ -37,6 +37,8 @@ class Products(nn.Module):
         self.experts = nn.Parameter(torch.randn(5, WIDTH, 4))
         self.tasks = nn.Parameter(torch.randn(FIELDS, WIDTH, 2, 4))
         self.pairs = nn.Parameter(torch.randn(FIELDS, 2, WIDTH, 4))
+        self.wide = nn.Parameter(torch.randn(1, FIELDS, 8, WIDTH))
+        self.kernel = nn.Parameter(torch.randn(8, FIELDS, WIDTH))
         self.list = nn.ParameterList(nn.Parameter(torch.randn(WIDTH, 8)) for _ in range(3))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -57,6 +59,9 @@ LANES: dict[str, Run] = {
     "experts of lists": lambda m, x: torch.einsum("bli,eio->belo", x, m.experts),
     "experts by matmul": lambda m, x: (x[:, 0].unsqueeze(0) @ m.experts).transpose(0, 1),
     "experts by a broadcast": lambda m, x: (x[:, None, :1] @ m.experts).squeeze(2),
+    "elements": lambda m, x: (m.wide * x.unsqueeze(2)).sum(3),
+    "elements of a turned weight": lambda m, x: torch.sum(x.unsqueeze(1) * m.kernel, -1),
+    "elements of the same place": lambda m, x: (m.wide * x.unsqueeze(2)).sum(1),
     "fields of domains": lambda m, x: torch.einsum(
         "bfgi,fgio->gbfo", x.unsqueeze(2).expand(-1, -1, 2, -1), m.pairs
     ).transpose(0, 1),
@@ -65,12 +70,17 @@ SUMS: dict[str, Run] = {
     "over fields": lambda m, x: torch.einsum("bfi,fio->bo", x, m.each),
     "over fields in another order": lambda m, x: torch.einsum("bif,fio->bo", x.mT, m.each),
     "of a turned weight": lambda m, x: torch.einsum("bfi,ofi->bo", x, m.turned.transpose(0, 1)),
+    "of elements": lambda m, x: (x.unsqueeze(1) * m.kernel).sum((2, 3)),
+    "of one field": lambda m, x: (x[:, None, :1] * m.kernel[:, :1]).sum(-1, keepdim=True),
     "of outer products": lambda m, x: torch.einsum(
         "bfij,fiju->bu", x[..., :2].unsqueeze(3) * x.unsqueeze(2), m.pairs
     ),
 }
 OTHERS: dict[str, Run] = {
     "no columns": lambda m, x: torch.einsum("bfi,fi->bf", x, m.each[..., 0]),
+    "few columns": lambda m, x: (m.wide[:, :, :7] * x.unsqueeze(2)).sum(3),
+    "a mean": lambda m, x: (m.wide * x.unsqueeze(2)).mean(3),
+    "elements of a request": lambda m, x: (x.unsqueeze(1) * x.unsqueeze(2)).sum(3),
     "sums apart": lambda m, x: torch.einsum("bfi,ftio->bto", x, m.pairs),
     "a trace": lambda m, x: torch.einsum("bff,fio->bfo", x[..., :3], m.each[:, :2]),
     "two requests": lambda m, x: torch.einsum("bfi,bgi->bfg", x, x),
