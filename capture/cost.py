@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from recreplay.capture.contraction import terms_of
 from recreplay.capture.dag import Cost
+from recreplay.capture.plain_convolutions import CONVOLUTIONS
 from recreplay.runtime.aten import (
     ATTENTION,
     BYTE_BAGS,
@@ -67,7 +68,7 @@ def _flops(node: fx.Node, out: list[torch.Tensor]) -> int:
     if node.target in added:
         return 2 * elements * _width(node.args[1])
     inputs = [t for n in node.all_input_nodes for t in _tensors(n.meta["val"])]
-    if node.target in (aten.conv1d.default, aten.conv2d.default):
+    if node.target in CONVOLUTIONS:
         return 2 * elements * prod(node.args[1].meta["val"].shape[1:])  # type: ignore[union-attr]
     if node.target is aten.einsum.default:
         return _multiplied(str(node.args[0]), node.args[1]) or max(

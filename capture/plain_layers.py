@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from recreplay.capture.fold_weights import whole
-from recreplay.capture.plain_convolutions import of_windows
+from recreplay.capture.plain_convolutions import CONVOLUTIONS, of_windows
 from recreplay.capture.program import Program
 from recreplay.capture.views import base
 
@@ -39,7 +39,7 @@ def as_layer(program: Program, target: Any, args: Any, kwargs: Any) -> fx.Node |
     else."""
     if target is aten.linear.default and is_weight(args[0]) and not is_weight(args[1]):
         return _of_rows_behind(program, *args) if len(args) == 2 and not kwargs else None
-    if target in (aten.conv1d.default, aten.conv2d.default):
+    if target in CONVOLUTIONS:
         floats = not kwargs and args[0].meta["val"].is_floating_point()
         return of_windows(program, target, args) if floats and is_weight(args[1]) else None
     factors = None if kwargs else _factors(target, args)

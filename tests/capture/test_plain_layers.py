@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recreplay.capture import plain_convolutions
 from recreplay.capture.ingest import ingest
 from recreplay.capture.program import Program
 from recreplay.capture.rewrites.pack_linears import pack_linears
@@ -93,6 +94,11 @@ LAYERS: dict[str, Run] = {
     "lists as images": lambda m, x: F.conv2d(  # NextItNet's, with gaps across too
         x.transpose(1, 2).unsqueeze(2), m.pairs.unsqueeze(2), m.bias[:4], stride=2, dilation=2
     ),
+    "as many items": lambda m, x: F.conv1d(x.transpose(1, 2), m.pairs, padding="same"),
+    "as many items apart": lambda m, x: F.conv1d(
+        x.transpose(1, 2), m.pairs, m.bias[:4], padding="same", dilation=2
+    ),
+    "no more items": lambda m, x: F.conv1d(x.transpose(1, 2), m.pairs, padding="valid"),
     "biased single items": lambda m, x: F.conv1d(x.transpose(1, 2), m.single, m.bias).relu(),
 }
 OTHERS: dict[str, Run] = {
@@ -100,6 +106,9 @@ OTHERS: dict[str, Run] = {
     "two requests": lambda m, x: x @ x.transpose(1, 2),
     "a weight for each": lambda m, x: torch.matmul(x.unsqueeze(2), m.each).squeeze(2),
     "parts of rows": lambda m, x: F.conv2d(x.unsqueeze(1), m.pairs[:, :2].unsqueeze(1)),
+    "items of each column": lambda m, x: F.conv2d(  # as CCPM and FGCNN have them
+        x.unsqueeze(1), m.pairs[:, :1].unsqueeze(3), m.bias[:4], padding="same"
+    ),
     "items by group": lambda m, x: F.conv1d(x.transpose(1, 2), m.single[:, :3], groups=2),
     "one vector": lambda m, x: x @ m.outward[0],
     "whole numbers": lambda m, x: (x.long() @ m.inward.long()).float(),
@@ -120,6 +129,13 @@ def test_products_with_a_weight_are_layers(name: str, bucket: int) -> None:
     found = targets(specialised(LAYERS[name], bucket))
     assert aten.linear.default in found
     assert not {aten.matmul.default, aten.mm.default, aten.addmm.default} & set(found)
+
+
+def test_windows_of_much_memory_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plain_convolutions, "_MOST", 4 * 3 * 2 * 6)
+    at_most, more = (specialised(LAYERS["padded items"], bucket) for bucket in (1, 4))
+    assert aten.linear.default in targets(at_most)
+    assert aten.conv1d.default in targets(more)
 
 
 def test_a_product_that_is_written_twice_is_one_layer() -> None:
