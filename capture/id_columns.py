@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import torch
@@ -51,25 +53,26 @@ _ARGSORTS = {aten.argsort.default, aten.argsort.stable}
 # Operators that put the elements of several together.
 JOINS = {aten.stack.default, aten.cat.default}
 _INPUT = "input:"
-_Place = tuple[str, int | None]  # an input, and its column where it has columns
+_Place = tuple[str, tuple[int, ...], int]  # an input, its row, and a place in the flat row
+Column = tuple[str, int | None, int]  # an input, its column where it has some, the dimension
 
 
-def columns_of(ids: fx.Node, rows: int) -> tuple[_Place, ...] | None:
-    """The inputs `[B]`, and columns of inputs `[B, C]`, that `ids` of a table of so many rows are
-    taken from, or None.
+def columns_of(ids: fx.Node, rows: int) -> tuple[Column, ...] | None:
+    """The inputs `[B]`, and columns of inputs `[B, C]` or `[B, ..., C, ...]`, that `ids` of a table
+    of so many rows are taken from, or None.
 
-    Found by taking the numbers of these places in the place of ids. Inputs of other shapes are
-    None.
+    Found by taking the numbers of these places in the place of ids.
     """
     places: list[_Place] = []
     taken = _take(ids, rows, places)
     if not isinstance(taken, torch.Tensor):
         return None
-    return tuple(places[i] for i in sorted(set(taken.flatten().tolist())))
+    found = _columns(places, taken)
+    return None if found is None else tuple(found)
 
 
-def shifted_columns(ids: fx.Node, rows: int) -> dict[_Place, tuple[int, int]]:
-    """The places, as of `columns_of`, that `ids` are taken from after the model has added numbers
+def shifted_columns(ids: fx.Node, rows: int) -> dict[Column, tuple[int, int]]:
+    """The columns, as of `columns_of`, that `ids` are taken from after the model has added numbers
     of its own, as it does where fields share a table, or subtracted them, as where it reads the
     last of so many places; and the least and the largest number that is added to each. None at all
     where anything else is done."""
@@ -90,12 +93,48 @@ def shifted_columns(ids: fx.Node, rows: int) -> dict[_Place, tuple[int, int]]:
         if numbers[1] is None:
             return {}
         added = -added.long()
-    by = added.expand(ids.meta["val"].shape)
+    by = added.long().expand(ids.meta["val"].shape)
     at = taken.expand(by.shape)
     if not by.numel():
         return {}
-    of = {i: by[at == i] for i in sorted(set(taken.flatten().tolist()))}
-    return {places[i]: (int(numbers.min()), int(numbers.max())) for i, numbers in of.items()}
+    least, most = (
+        torch.zeros(len(places), dtype=torch.int64).scatter_reduce(
+            0, at.flatten(), by.flatten(), which, include_self=False
+        )
+        for which in ("amin", "amax")
+    )
+
+    def alike(own: list[int]) -> bool:
+        return all(bool((of[own] == of[own[0]]).all()) for of in (least, most))
+
+    found = _columns(places, taken, alike) or {}
+    return {column: (int(least[own[0]]), int(most[own[0]])) for column, own in found.items()}
+
+
+def _columns(
+    places: list[_Place], taken: torch.Tensor, alike: Callable[[list[int]], bool] = bool
+) -> dict[Column, list[int]] | None:
+    """What was taken, as whole columns, with the numbers of their places, which are to be alike;
+    None where it is none."""
+    found: dict[Column, list[int]] = {}
+    numbers = torch.unique(taken).tolist()
+    for name, row in dict.fromkeys((places[i][0], places[i][1]) for i in numbers):
+        own = {places[i][2]: i for i in numbers if places[i][0] == name}
+        if not row:
+            found[name, None, 1] = list(own.values())
+            continue
+        flat = torch.arange(prod(row)).view(row)
+        for axis in range(len(row)):
+            parts = [part.flatten().tolist() for part in flat.unbind(axis)]
+            whole = {
+                c: [own[p] for p in part] for c, part in enumerate(parts) if own.keys() >= {*part}
+            }
+            if sum(map(len, whole.values())) == len(own) and all(map(alike, whole.values())):
+                found |= {(name, c, axis + 1): numbers for c, numbers in whole.items()}
+                break
+        else:
+            return None
+    return found
 
 
 def _constant(argument: object) -> torch.Tensor | None:
@@ -113,6 +152,8 @@ def _take(node: fx.Node, rows: int, places: list[_Place]) -> object:
     """What `node` gives where each id is the number of its place, which is added to `places`."""
     if node.op == "placeholder":
         return _numbers(node, places)
+    if picks_rows(node):
+        return _picked(node, rows, places)
     if node.target not in TAKES | _KEEPS | JOINS or changes_ids(node, rows):
         return None
     given = node.args[0]
@@ -130,16 +171,24 @@ def _take(node: fx.Node, rows: int, places: list[_Place]) -> object:
     return function(first, *node.args[1:], **node.kwargs)  # type: ignore[operator]
 
 
-def _numbers(node: fx.Node, places: list[_Place]) -> torch.Tensor | None:
-    name, value = str(node.target), node.meta["val"]
-    if not name.startswith(_INPUT) or value.ndim not in (1, 2):
+def _picked(node: fx.Node, rows: int, places: list[_Place]) -> torch.Tensor | None:
+    """Of rows that are alike, as many as are picked."""
+    source = node.args[0]
+    taken = _take(source, rows, places) if isinstance(source, fx.Node) else None
+    if not isinstance(taken, torch.Tensor) or not bool((taken == taken[:1]).all()):
         return None
-    name, begin = name.removeprefix(_INPUT), len(places)
-    if value.ndim == 1:
-        places.append((name, None))
-        return torch.full(tuple(value.shape), begin)
-    places += [(name, column) for column in range(value.shape[1])]
-    return torch.arange(begin, len(places)).expand(*value.shape)
+    picked = node.meta["val"].shape
+    above = [1] * (len(picked) - taken.ndim)  # rows that a matrix names
+    return taken[0].view(*above, 1, *taken.shape[1:]).expand(picked)
+
+
+def _numbers(node: fx.Node, places: list[_Place]) -> torch.Tensor | None:
+    name, (batch, *row) = str(node.target), node.meta["val"].shape
+    if not name.startswith(_INPUT):
+        return None
+    begin, count = len(places), prod(row)
+    places += [(name.removeprefix(_INPUT), tuple(row), place) for place in range(count)]
+    return torch.arange(begin, begin + count).view(row).expand(batch, *row)
 
 
 def changes_ids(node: fx.Node, rows: int) -> bool:

@@ -12,6 +12,7 @@ from torch import fx
 from recreplay.capture.id_columns import (
     COPIES,
     RESHAPES,
+    Column,
     changes_ids,
     columns_of,
     never_beyond,
@@ -67,12 +68,17 @@ class Lookup:
 
 @dataclass(frozen=True)
 class Origin:
-    """The input that ids come from; `column` if they are one column of it. `added` are the least
-    and the largest number that the model adds to them."""
+    """The input that ids come from; `column` if they are one column of it, in dimension `axis`.
+    `added` are the least and the largest number that the model adds to them."""
 
     input: str
     column: int | None
     added: tuple[int, int] = (0, 0)
+    axis: int = 1
+
+    @property
+    def place(self) -> Column:
+        return self.input, self.column, self.axis
 
 
 def find_lookups(program: Program) -> list[Lookup]:
@@ -274,10 +280,10 @@ def id_bounds(program: Program, largest: Program | None = None) -> tuple[list[Id
     added = _added(here), _added(last)
 
     def certain(lookup: Lookup, found: list[Origin]) -> list[Origin]:
-        keys = [(lookup.weight, at.input, at.column) for at in found if any(at.added)]
+        keys = [(lookup.weight, at.place) for at in found if any(at.added)]
         return found if all(added[0].get(k) == added[1].get(k) for k in keys) else []
 
-    bounds: dict[tuple[str, int | None], IdBound] = {}
+    bounds: dict[Column, IdBound] = {}
     unchecked = []
     for lookup, found in here:
         if _is_constant(lookup.ids):
@@ -287,7 +293,7 @@ def id_bounds(program: Program, largest: Program | None = None) -> tuple[list[Id
         if (grows or not known) and not never_beyond(lookup.ids, lookup.rows):
             unchecked.append(lookup.weight)
         for at in () if grows else known:
-            key = (at.input, at.column)
+            key = at.place
             bound = _bound(lookup, at)
             tighter = min(bound, bounds.get(key, bound), key=lambda b: b.rows)
             least = max(bound.least, bounds[key].least if key in bounds else 0)
@@ -303,7 +309,7 @@ def id_bounds(program: Program, largest: Program | None = None) -> tuple[list[Id
 def _bound(lookup: Lookup, at: Origin) -> IdBound:
     least, most = at.added
     table = f"{lookup.weight}[{most}:]" if most > 0 else lookup.weight
-    return IdBound(at.input, at.column, lookup.rows - most, table, max(0, -least))
+    return IdBound(at.input, at.column, lookup.rows - most, table, max(0, -least), at.axis)
 
 
 def stays_in_table(lookup: Lookup) -> bool:
@@ -316,12 +322,12 @@ def stays_in_table(lookup: Lookup) -> bool:
 
 def _added(
     lookups: list[tuple[Lookup, list[Origin]]],
-) -> dict[tuple[str, str, int | None], tuple[int, int]]:
+) -> dict[tuple[str, Column], tuple[int, int]]:
     """The least and the largest number that is added to the ids of a table from each place."""
-    both: dict[tuple[str, str, int | None], tuple[int, int]] = {}
+    both: dict[tuple[str, Column], tuple[int, int]] = {}
     for lookup, found in lookups:
         for at in found:
-            key = (lookup.weight, at.input, at.column)
+            key = (lookup.weight, at.place)
             least, most = both.get(key, at.added)
             both[key] = min(least, at.added[0]), max(most, at.added[1])
     return both
@@ -339,9 +345,9 @@ def _origins(reader: fx.Node, ids: fx.Node, rows: int) -> list[Origin]:
         return [at]
     places = columns_of(ids, rows)
     if places is not None:
-        return [Origin(name, column) for name, column in places]
+        return [Origin(name, column, axis=axis) for name, column, axis in places]
     shifted = shifted_columns(ids, rows)
     wraps = reader.target is aten.index.Tensor  # -1 is the last row
     if any(most >= rows or (wraps and least < 0) for least, most in shifted.values()):
         return []
-    return [Origin(name, column, added) for (name, column), added in shifted.items()]
+    return [Origin(name, column, added, axis) for (name, column, axis), added in shifted.items()]

@@ -112,7 +112,7 @@ def _draw(
     values = values.reshape(count, *source.shape[1:])
     for bound in bounds:
         if bound.input == name:
-            where = values if bound.column is None else values[:, bound.column]
+            where = bound.of(values)
             least, limit = _limits(bound, bounds)
             if where.dtype == torch.bool:
                 limit = min(limit, 2)
@@ -139,7 +139,7 @@ def ids_below(
     found: dict[str, tuple[int, IdBound]] = {}
     for bound in bounds:
         values = example[bound.input]
-        ids = values if bound.column is None else values[:, bound.column]
+        ids = bound.of(values)
         least = int(ids.amin()) if ids.numel() else bound.least
         if least < bound.least:
             found.setdefault(bound.input, (least, bound))
@@ -151,7 +151,8 @@ def _limits(bound: IdBound, bounds: Sequence[IdBound]) -> tuple[int, int]:
     same = [
         b
         for b in bounds
-        if b.input == bound.input and (None in (b.column, bound.column) or b.column == bound.column)
+        if b.input == bound.input
+        and (None in (b.column, bound.column) or b.column == bound.column or b.axis != bound.axis)
     ]
     return max(b.least for b in same), min(b.rows for b in same)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import groupby
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class IdColumns:
-    """Columns of input `at` of a block that are ids, and what is in range in each."""
+    """Places in a row of input `at` of a block that are ids, and what is in range in each."""
 
     at: int
     columns: tuple[int, ...]
@@ -76,17 +77,13 @@ def make_block(
         most = 1 << 8 * dtype.itemsize - (dtype.kind == "i")
         bounds = [whole[name] for name in names]
         limits = _limits([(min(b.least, most), min(b.rows, most)) for b in bounds], np.uint64)
-    width = first.nbytes // (first.shape[0] * dtype.itemsize)
+    places = np.arange(prod(first.shape[1:])).reshape(1, *first.shape[1:])
     columns = []
     for at, name in enumerate(names):
-        bound_of = [
-            (column, b)
-            for b in parts.get(name, ())
-            for column in (range(width) if b.column is None else [b.column])
-        ]
+        bound_of = [(column, b) for b in parts.get(name, ()) for column in b.of(places).flat]
         if bound_of:
             known = _limits([(b.least, b.rows) for _, b in bound_of], np.int64)
-            columns.append(IdColumns(at, tuple(column for column, _ in bound_of), known))
+            columns.append(IdColumns(at, tuple(int(column) for column, _ in bound_of), known))
     return Block(names, slot, slot.view(memory), limits, tuple(columns))
 
 

@@ -144,9 +144,7 @@ class Filler:
         found = []
         views = {name: b.view[i] for b in self.blocks for i, name in enumerate(b.names)}
         for bound in self._bounds:
-            ids = views[bound.input][:n]
-            if bound.column is not None:
-                ids = ids[:, bound.column]
+            ids = bound.of(views[bound.input][:n])
             bad = ~within(ids, bound)
             if bad.any():
                 found.append((bound, ids, bad))

@@ -21,6 +21,7 @@ def out_of_range(
     `unit`: what `row` counts, `item` for jagged values that are not divided by rows yet.
     """
     column = "" if bound.column is None else f" column {bound.column}"
+    column += f" of dimension {bound.axis}" if bound.axis > 1 else ""
     position = f", position {', '.join(map(str, place))}" if len(place) else ""
     counted = f", counted from {bound.least}" if bound.least else ""
     return IdRangeError(

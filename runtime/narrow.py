@@ -36,11 +36,10 @@ def narrow_ids(
         return ids.astype(wanted)
     covered = np.zeros_like(bad)
     for bound in bounds:
-        where = (...,) if bound.column is None else (slice(None), bound.column)
-        covered[where] = True
-        if not clamp and bad[where].any():
-            place = np.argwhere(bad[where])[0]
-            value = ids[where][tuple(place)]
+        bound.of(covered)[...] = True
+        if not clamp and bound.of(bad).any():
+            place = np.argwhere(bound.of(bad))[0]
+            value = bound.of(ids)[tuple(place)]
             raise out_of_range(bound, first_row + place[0], place[1:], value, unit)
     if (bad & ~covered).any():
         return None

@@ -100,6 +100,7 @@ class OutputSpec:
 class IdBound:
     """Ids of `input` (of one `column` of it, if given) must lie in `[least, rows)`.
 
+    `column` is a place in dimension `axis`: of `[B, L, 3]`, with items of three ids, it is in 2.
     `table` is where they are looked up, for people: `NAME[4:]` if the model adds 4 to them. `least`
     is what the model takes from them, as it does from lengths to find the last of so many places.
     """
@@ -109,6 +110,13 @@ class IdBound:
     rows: int
     table: str
     least: int = 0
+    axis: int = 1
+
+    def of(self, ids: Any) -> Any:
+        """The ids that it is of, of all of the input `[n, ...]`: a view of an array or tensor."""
+        if self.column is None:
+            return ids
+        return ids[(*[slice(None)] * self.axis, self.column)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,7 +133,7 @@ def _memory(path: Path, manifest: Manifest) -> dict[str, int]:
 
 def _limits(name: str, manifest: Manifest) -> list[dict[str, Any]]:
     return [
-        {"table": b.table, "column": b.column, "rows": b.rows, "least": b.least}
+        {"table": b.table, "column": b.column, "axis": b.axis, "rows": b.rows, "least": b.least}
         for b in manifest.bounds
         if b.input == name
     ]

@@ -264,6 +264,7 @@ def _limits(item: dict[str, Any]) -> str:
         f"{bound['rows']:,}"
         + (f", from {bound['least']}" if bound["least"] else "")
         + ("" if bound["column"] is None else f" in column {bound['column']}")
+        + (f" of dimension {bound['axis']}" if bound["axis"] > 1 else "")
         for bound in item["rows_of_table"]
     ]
     return ", ".join(limits) or "-"

@@ -38,18 +38,18 @@ def narrowed(inputs: Sequence[InputSpec], bounds: Sequence[IdBound], device: str
     """The int64 inputs whose every value is checked to be an id that int32 holds, or none of them
     where that would gain nothing on this kind of device: lookups that are stacked want one
     dtype."""
-    columns: dict[str, set[int | None]] = defaultdict(set)
+    columns: dict[str, dict[int, set[int | None]]] = defaultdict(lambda: defaultdict(set))
     for bound in bounds:
         if bound.rows - 1 <= _MOST:
-            columns[bound.input].add(bound.column)
+            columns[bound.input][bound.axis].add(bound.column)
     found = {
         spec.name: spec.capacity if spec.kind == "values" else prod(spec.row)
         for spec in inputs
         if spec.dtype == "int64"
         and spec.kind in ("rows", "values")
-        and (
-            None in columns[spec.name]
-            or (len(spec.row) == 1 and columns[spec.name].issuperset(range(spec.row[0])))
+        and any(
+            None in known or known.issuperset(range(spec.row[axis - 1]))
+            for axis, known in columns[spec.name].items()
         )
     }
     worth = sum(found.values()) >= _LEAST[device] * len(found)

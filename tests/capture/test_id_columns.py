@@ -294,10 +294,13 @@ def test_columns_of_rows_that_have_dimensions_of_their_own(captured: Capture) ->
     path = captured(Picked(), given, row_mask="mask", rewrites=("stack_lookups",))
     del given["mask"]
     with Runtime.load(path) as runtime:
-        assert runtime.manifest.unchecked == ("small.weight",)
-        given["ids"][0, 1] = 40
-        with pytest.raises(ReplayError, match="index out of range"):
-            runtime.run(given)
+        assert runtime.manifest.unchecked == ()
+        for row, column in ((0, 1), (2, 0)):
+            wrong = given["ids"].clone()
+            wrong[row, column] = 40
+            message = rf"^input 'ids' column {column}, row {row}: id 40 is .* table 'small.weight'"
+            with pytest.raises(IdRangeError, match=message):
+                runtime.run({**given, "ids": wrong})
 
 
 def test_ids_that_a_small_type_does_not_hold_are_not_stacked(captured: Capture) -> None:
@@ -519,3 +522,88 @@ def test_what_another_bucket_adds_bounds_nothing(
     model = ingest(Fields(shift, SIZES).eval(), {"x": torch.zeros(3, 3, dtype=torch.int64)})
     bounds, unchecked = id_bounds(specialise(model, 2), specialise(model, 4))
     assert (bounds, unchecked) == ([], ["table.weight"])
+
+
+class Events(nn.Module):
+    """Lists of items with an id, a category and a shop, `[B, L, 3]`, each with its table."""
+
+    def __init__(self, take: Callable[[Tensor], list[Tensor]]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.tables = nn.ModuleList(nn.Embedding(rows, 4) for rows in ROWS)
+        self.take = take
+
+    def forward(self, events: Tensor) -> Tensor:
+        taken = self.take(events)
+        return sum((t(i).sum(1) for t, i in zip(self.tables, taken, strict=True)), torch.zeros(()))
+
+
+LISTS: dict[str, Callable[[Tensor], list[Tensor]]] = {
+    "unbind": lambda x: list(x.unbind(-1)),
+    "columns": lambda x: [x[:, :, 0], x[..., 1], x.select(2, -1)],
+    "fields first": lambda x: list(x.transpose(1, 2).unbind(1)),
+    "flat": lambda x: list(x.flatten(0, 1).t().unflatten(1, (-1, 4))),
+}
+
+
+@pytest.mark.parametrize("how", LISTS)
+@pytest.mark.parametrize("rewrites", [(), ("stack_lookups", "narrow_ids")])
+def test_items_of_several_ids_are_checked(
+    how: str, rewrites: tuple[str, ...], captured: Capture
+) -> None:
+    model = Events(LISTS[how]).eval()
+    given = torch.stack([torch.randint(0, rows, (5, 4)) for rows in ROWS], 2)
+    with Runtime.load(captured(model, {"events": given}, rewrites=rewrites)) as runtime:
+        assert runtime.manifest.unchecked == ()
+        with torch.no_grad():
+            want = model(given).numpy()
+        np.testing.assert_allclose(runtime.run({"events": given})["output"], want, 1e-5, 1e-6)
+        for column, rows in enumerate(ROWS):
+            for wrong in (rows, -1, 2**40):
+                bad = given.clone()
+                bad[3, 2, column] = wrong
+                message = (
+                    rf"^input 'events' column {column} of dimension 2, row 3, position 2: id "
+                    rf"{wrong} is out of range; table 'tables.{column}.weight' has {rows} rows, so"
+                )
+                with pytest.raises(IdRangeError, match=message):
+                    runtime.run({"events": bad})
+    with Runtime.load(captured(model, {"events": given}), check="clamp") as runtime:
+        bad[1, 1, 0] = 10**6
+        allowed = torch.stack([bad[..., i].clamp(0, rows - 1) for i, rows in enumerate(ROWS)], 2)
+        with torch.no_grad():
+            want = model(allowed).numpy()
+        np.testing.assert_allclose(runtime.run({"events": bad})["output"], want, 1e-5, 1e-6)
+        assert runtime.stats()["clamped_ids"] == 2
+
+
+def test_parts_of_lists_are_checked_if_they_are_whole(captured: Capture) -> None:
+    """Every list of one field is; one place of one field is no column of either dimension."""
+    model = Events(lambda x: [x[:, 1], x[:, 2, :2], x[:, 0]]).eval()
+    given = torch.zeros(5, 3, 4, dtype=torch.int64)
+    with Runtime.load(captured(model, {"events": given})) as runtime:
+        found = {(b.axis, b.column, b.table) for b in runtime.manifest.bounds}
+        assert found == {(1, 1, "tables.0.weight"), (1, 0, "tables.2.weight")}
+        assert runtime.manifest.unchecked == ("tables.1.weight",)
+
+
+def test_numbers_that_differ_within_a_column_bound_nothing(captured: Capture) -> None:
+    class Shared(nn.Module):
+        def __init__(self, shifts: list[Any]) -> None:
+            super().__init__()
+            self.table = nn.Embedding(20, 4)
+            self.shifts = shifts
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.table(x + torch.tensor(self.shifts)).sum((1, 2))
+
+    x = torch.zeros(5, 2, 3, dtype=torch.int64)
+    for shifts, bounds in (
+        ([0, 4, 9], [(2, 0, 20), (2, 1, 16), (2, 2, 11)]),
+        ([[3], [5]], [(1, 0, 17), (1, 1, 15)]),
+        ([[0, 1, 2], [3, 4, 5]], []),
+    ):
+        with Runtime.load(captured(Shared(shifts), {"x": x})) as runtime:
+            found = [(b.axis, b.column, b.rows) for b in runtime.manifest.bounds]
+            assert found == bounds
+            assert runtime.manifest.unchecked == (() if bounds else ("table.weight",))

@@ -50,7 +50,7 @@ views.buckets = {
   inputRows() {
     const most = 60, all = data.artifact.inputs;
     const rows = all.slice(0, most).map((i) => [format.short(i.name, 120), i.shape,
-      i.rows_of_table.map((t) => format.count(t.rows) + (t.least ? `, from ${t.least}` : "") + (t.column === null ? "" : ` in column ${t.column}`)).join(", ") || "–"]);
+      i.rows_of_table.map((t) => format.count(t.rows) + (t.least ? `, from ${t.least}` : "") + (t.column === null ? "" : ` in column ${t.column}`) + (t.axis > 1 ? ` of dimension ${t.axis}` : "")).join(", ") || "–"]);
     if (all.length > most) rows.push([`and ${all.length - most} more: recreplay inspect --json lists them`, "", ""]);
     return rows;
   },
