@@ -1,4 +1,4 @@
-"""Models of the examples, as published in the last years, loaded as `bench` loads them."""
+"""Models of the examples, loaded as `bench` loads them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 MODELS = {
     "feature_models": ("wukong", "rank_mixer", "pep_net", "star"),
     "history_models": ("hstu", "one_trans", "longer", "trans_act", "sdim"),
+    "library_models": ("sdm", "pnn"),
 }
 
 
 @pytest.mark.parametrize(
     ("file", "name"), [(file, name) for file, names in MODELS.items() for name in names]
 )
-def test_published_models_equal_eager(file: str, name: str, tmp_path: Path) -> None:
+def test_models_equal_eager(file: str, name: str, tmp_path: Path) -> None:
     model = load_target(f"{EXAMPLES / file}.py:{name}").model
     assert isinstance(model, torch.nn.Module)
     capture(model, out=tmp_path / "m.rr", buckets=[4], compiler="eager")

@@ -44,6 +44,8 @@ _TITLES = {
     "longer": "LONGER, 256 items",
     "trans_act": "TransAct, 100 actions and two blocks",
     "sdim": "SDIM, 512 items",
+    "sdm": "SDM, a packed session of 20 items",
+    "pnn": "PNN, pairs of 26 fields",
 }
 _PEERS = {
     "onnxruntime_gather": "ONNX Runtime",
