@@ -11,6 +11,7 @@ What else may be asked of a packed sequence, how many lists have an item at a pl
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -79,8 +80,20 @@ class _Lists:
 
 @contextmanager
 def all_places() -> Iterator[None]:
-    """Packs sequences so, whoever calls torch to, and lets recurrent layers read them."""
-    own: dict[Any, Any] = {rnn.pack_padded_sequence: _packed, rnn.pad_packed_sequence: _padded}
+    """Packs sequences so, whoever calls torch to in this thread, and lets recurrent layers read
+    them."""
+    thread = threading.get_ident()
+
+    def of_this_thread(function: Any, instead: Any) -> Any:
+        @wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            mine = threading.get_ident() == thread
+            return (instead if mine else function)(*args, **kwargs)
+
+        return call
+
+    pack, pad = rnn.pack_padded_sequence, rnn.pad_packed_sequence
+    own = {pack: of_this_thread(pack, _packed), pad: of_this_thread(pad, _padded)}
     modules = [m for m in list(sys.modules.values()) if isinstance(m, ModuleType)]
     bound = [
         (vars(module), name, value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -227,3 +228,37 @@ def test_ids_may_be_packed(captured: Capture) -> None:
     with Runtime.load(captured(model, given, buckets=(4, 8))) as runtime:
         assert runtime.manifest.unchecked == ()
         compare(runtime, model, given)
+
+
+def test_other_threads_pack_as_torch_does(tmp_path: Path) -> None:
+    """As a service does that answers by an eager model while it captures."""
+    items, lengths = torch.randn(2, PLACES, WIDTH), torch.tensor([3, 1])
+
+    def lengths_found() -> Tensor:
+        packed = pack_padded_sequence(items, lengths, True)
+        return pad_packed_sequence(nn.GRU(WIDTH, 4)(packed)[0], True)[0]
+
+    class Meanwhile(Read):
+        def forward(self, ids: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+            shapes.append(others.submit(lengths_found).result().shape)
+            return super().forward(ids, lengths)
+
+    shapes: list[torch.Size] = []
+    with ThreadPoolExecutor(1) as others:
+        options = {"buckets": [2], "compiler": "eager"}
+        capture(Meanwhile("GRU").eval(), example(), out=tmp_path / "m.rr", **options)
+    assert len(shapes) > 2
+    assert set(shapes) == {(2, 3, 4)}
+
+
+def test_threads_may_capture_at_once(tmp_path: Path) -> None:
+    def one(number: int) -> np.ndarray:
+        out = tmp_path / f"{number}.rr"
+        capture(Read("GRU").eval(), example(), out=out, buckets=[2], compiler="eager")
+        with Runtime.load(out) as runtime:
+            return runtime.run(example(3, 1))["last"]
+
+    with ThreadPoolExecutor(3) as threads:
+        first, *others = threads.map(one, range(3))
+    for other in others:
+        np.testing.assert_array_equal(other, first)
