@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from recreplay.capture import capture
 from recreplay.models import dlrm
@@ -103,3 +104,40 @@ def test_a_bad_id_on_the_device_is_an_error_and_the_next_request_is_right(
     with pytest.raises(IdRangeError, match="input 'ids_3', row 2, position 4"):
         runtime.run(bad)
     np.testing.assert_allclose(runtime.run(good)["output"], want, rtol=1e-4, atol=1e-5)
+
+
+class Recent(nn.Module):
+    """Items of three ids, of which the last one counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.tables = nn.ModuleList(nn.Embedding(rows, 8) for rows in (9, 20, 5))
+
+    def forward(self, events: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        pairs = zip(self.tables, events.unbind(2), strict=True)
+        found = torch.cat([table(ids) for table, ids in pairs], 2)
+        return found.gather(1, (lengths - 1).view(-1, 1, 1).expand(-1, -1, 24)).squeeze(1)
+
+
+def test_lengths_and_items_on_the_device_are_checked(tmp_path: Path) -> None:
+    model, lengths = Recent().eval(), torch.tensor([4, 1, 3])
+    events = torch.stack([torch.randint(0, rows, (3, 4)) for rows in (9, 20, 5)], 2)
+    given = {"events": events, "lengths": lengths}
+    capture(model, given, out=tmp_path / "m.rr", buckets=[4], device="cuda", compiler="eager")
+    with torch.inference_mode():
+        want = model(**given).numpy()
+    good = {name: tensor.cuda() for name, tensor in given.items()}
+    wrong = events.clone()
+    wrong[1, 2, 2] = 5
+    with Runtime.load(tmp_path / "m.rr") as runtime:
+        for bad, message in (
+            ({"lengths": torch.tensor([4, 0, 3])}, "'lengths', row 1: id 0 is .* are 1 to 4"),
+            ({"lengths": torch.tensor([4, 1, 5])}, "'lengths', row 2: id 5 is .* are 1 to 4"),
+            ({"events": wrong}, "'events' column 2 of dimension 2, row 1, position 2: id 5"),
+        ):
+            on_device = {name: tensor.cuda() for name, tensor in bad.items()}
+            with pytest.raises(IdRangeError, match=message):
+                runtime.run({**good, **on_device})
+            got = runtime.run(good)["output"]
+            np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
