@@ -140,8 +140,8 @@ class GroupFiller:
     def __call__(self, starts: Array, values: Sequence[Array], first_row: int = 0) -> int:
         """Copy and check; returns how many ids were clamped.
 
-        Rows beyond the request's have no values, and what lies beyond the request's values is 0,
-        which capture has proved to be harmless.
+        Rows beyond the request's have no values, and what lies beyond the request's values is 0, or
+        the least id, as models look up these as well; capture has proved it to be harmless.
         """
         rows, total = len(starts) - 1, len(values[0])
         division = self._division
@@ -157,7 +157,7 @@ class GroupFiller:
             if given.dtype != view.dtype and bound is not None:
                 given = self._fitting(given, view.dtype, bound, starts, first_row)
             view[:total] = given
-            view[total:] = 0
+            view[total:] = 0 if bound is None else bound.least
             if bound is not None and total and self._check != "off":
                 clamped += self._checked(view[:total], bound, starts, first_row)
         return clamped

@@ -236,8 +236,11 @@ def _inputs(
     """The inputs of a block by name; the shapes that they point to are kept in `rows`.
 
     Limits are of what the dtype can hold. Where there are none and ids are narrowed, the limit is
-    what fits: the library leaves negative ones to `Fill`, which may refuse them.
+    what fits: the library leaves negative ones to `Fill`, which may refuse them. The least id is
+    what it puts behind jagged values, whether or not it checks these.
     """
+    known = block.limits
+    least = [0] * len(block.names) if known is None else [int(number) for number in known.least]
     view = block.view
     row = view.shape[2:]
     shape = (ctypes.c_ssize_t * len(row))(*row)
@@ -248,8 +251,8 @@ def _inputs(
             id(view.dtype),
             ctypes.addressof(shape),
             view[0, :1].nbytes,
-            0 if limits is None else int(limits.least[i]),
-            _FITS if limits is None else int(limits.end[i] - limits.least[i]),
+            least[i],
+            _FITS - least[i] if limits is None else int(limits.end[i]) - least[i],
             len(row),
             0 if limits is None else view.dtype.itemsize,
             *dlpack_type(view.dtype),

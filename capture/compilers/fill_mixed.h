@@ -159,6 +159,15 @@ static int users_are_there(const struct mixed_input *input, size_t from, size_t 
   return !any_beyond_32((const uint32_t *)index, to - from, 0, (uint32_t)users);
 }
 
+/* Values that belong to no row, from `from` to `to`: zeros, or the least ids where those would not
+   do, of which a machine that begins with the lowest byte writes as many bytes as they have. */
+static void leave_room(const struct input *input, size_t from, size_t to) {
+  size_t bytes = input->row_bytes;
+  char *room = input->staged + from * bytes, *end = input->staged + to * bytes;
+  memset(room, 0, (to - from) * bytes);
+  for (; input->least && room < end; room += bytes) memcpy(room, &input->least, bytes);
+}
+
 /* A share of the values that others divide: those staged, and the room behind them. */
 static int stage_values(const struct mixed_input *input, const struct view *view, size_t most,
                         size_t at, size_t count) {
@@ -166,8 +175,7 @@ static int stage_values(const struct mixed_input *input, const struct view *view
   size_t total = (size_t)view->shape[0], room = (size_t)input->capacity * most;
   size_t from = room * at / count, to = room * (at + 1) / count, end = to < total ? to : total;
   int bad = from < end && copy_rows(&values, &input->as, from, end);
-  if (from < end) from = end;
-  memset(input->as.staged + from * input->as.row_bytes, 0, (to - from) * input->as.row_bytes);
+  leave_room(&input->as, from < end ? end : from, to);
   return !bad;
 }
 

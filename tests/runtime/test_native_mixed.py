@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from recreplay.capture import Jagged, capture
+from recreplay.runtime import Runtime
 from recreplay.runtime.artifact import FILLER, open_artifact
 from recreplay.runtime.errors import InputError
 from recreplay.runtime.fill import Check
@@ -53,12 +54,12 @@ class Both:
         return taken
 
 
-def both(path: Path, library: FillLibrary, check: Check) -> Both:
+def both(path: Path, library: FillLibrary, check: Check, size: int = SIZE) -> Both:
     manifest = open_artifact(path).manifest
     by = {}
     for name, used in (("library", library), ("numpy", None)):
         memory = np.zeros(max(total_bytes(b.inputs) for b in manifest.buckets), np.uint8)
-        filler = make_fillers(manifest, memory, check, used)[SIZE]
+        filler = make_fillers(manifest, memory, check, used)[size]
         assert isinstance(filler, MixedFiller)
         by[name] = filler, memory
     checker = make_checker(manifest, check)
@@ -244,3 +245,33 @@ def test_many_values_are_copied_while_other_threads_run(
     assert filled.as_it_came(given)  # type: ignore[union-attr]
     by_numpy(given)
     np.testing.assert_array_equal(*memory)
+
+
+class CountedFromOne(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bag = nn.EmbeddingBag(8, 4, mode="sum", include_last_offset=True)
+
+    def forward(self, values: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.bag(values.long() - 1, offsets)
+        return found
+
+
+@pytest.mark.parametrize("check", ["error", "clamp", "off"])
+@pytest.mark.parametrize("dtype", [torch.int16, torch.int32, torch.int64])
+def test_room_behind_values_holds_ids_that_there_are(
+    dtype: torch.dtype, check: Check, tmp_path: Path, library: FillLibrary
+) -> None:
+    """A model looks up what belongs to no row, too: 0, from which it takes 1, is no id."""
+    model = CountedFromOne().eval()
+    given = {"values": torch.arange(1, 9).to(dtype), "offsets": torch.tensor([0, 3, 3, 8])}
+    out = tmp_path / "m.rr"
+    jagged = [Jagged("values", offsets="offsets", capacity=4)]
+    capture(model, given, out=out, buckets=[4], compiler="eager", jagged=jagged)
+    pair = both(out, library, check, 4)
+    for count in (8, 3, 0):
+        some = {"values": given["values"][:count], "offsets": given["offsets"].clamp(max=count)}
+        assert pair.fill({name: tensor.numpy() for name, tensor in some.items()})
+        with Runtime.load(out, check=check) as runtime, torch.no_grad():
+            expected = model(**some).numpy()
+            np.testing.assert_allclose(runtime.run(some)["output"], expected, 1e-5, 1e-6)
