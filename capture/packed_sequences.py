@@ -125,7 +125,9 @@ def _packed(
     if not isinstance(places, int):
         raise _refusal("a number of places that differs is")
     lists: Any = _Lists(places, lengths.to(input.device, torch.int64))
-    return PackedSequence(rows.flatten(0, 1), lists)
+    # Rows stay in their order, which models may ask for where torch would have sorted them.
+    order = None if enforce_sorted else torch.arange(rows.shape[0], device=input.device)
+    return PackedSequence(rows.flatten(0, 1), lists, order, order)
 
 
 def _padded(
@@ -187,7 +189,8 @@ def _read(layer: Any, packed: PackedSequence, first: Any) -> Any:
         if number + 1 < layer.num_layers:
             source = nn.functional.dropout(source, layer.dropout, layer.training)
     last = tuple(torch.stack(each) for each in zip(*ends, strict=True))
-    return PackedSequence(source.flatten(0, 1), lists), last if of_cells else last[0]
+    read = packed._replace(data=source.flatten(0, 1))
+    return read, last if of_cells else last[0]
 
 
 def _way(

@@ -262,3 +262,21 @@ def test_threads_may_capture_at_once(tmp_path: Path) -> None:
         first, *others = threads.map(one, range(3))
     for other in others:
         np.testing.assert_array_equal(other, first)
+
+
+class Sorted(Read):
+    """As a cell of one's own is begun: by states in the order in which torch packs the lists."""
+
+    def forward(self, ids: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+        packed = pack_padded_sequence(self.items(ids), lengths, True, enforce_sorted=False)
+        first = self.items(ids[:, 0])[packed.sorted_indices].unsqueeze(0)
+        _, last = self.reader(PackedSequence(packed.data, packed.batch_sizes), first)
+        same = self.reader(packed)[0].unsorted_indices
+        return {"last": last[0].index_select(0, packed.unsorted_indices), "same": first[0][same]}
+
+
+def test_the_order_in_which_lists_are_packed_may_be_asked_for(captured: Capture) -> None:
+    model = Sorted("GRU").eval()
+    with Runtime.load(captured(model, example(), buckets=(1, 4))) as runtime:
+        for rows in (1, 3, 6):
+            compare(runtime, model, example(rows, rows))
