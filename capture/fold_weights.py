@@ -53,14 +53,16 @@ def fold(program: Program, target: Any, args: Any, kwargs: Any, fake: Any) -> fx
     return program.source("weight", name, program.fake(fake.shape, fake.dtype))
 
 
+def is_table(read: fx.Node) -> bool:
+    """Whether a weight is looked up as well: its rows are not doubled, as there may be many."""
+    return bool(base(read).meta.get("looked_up", False))
+
+
 def whole(program: Program, read: fx.Node) -> fx.Node:
     """A part of a weight (one of several matrices in a parameter, rows of one) as a weight of its
-    own, which rewrites may lay out as products want it; anything else as it is.
-
-    Rows of a table are not doubled: there may be many.
-    """
+    own, which rewrites may lay out as products want it; anything else as it is, tables too."""
     stored, value = base(read), read.meta["val"]
-    if not str(stored.target).startswith(WEIGHT) or stored.meta.get("looked_up", False):
+    if not str(stored.target).startswith(WEIGHT) or is_table(read):
         return read
     if value.numel() == stored.meta["val"].numel():
         return read

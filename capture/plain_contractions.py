@@ -17,7 +17,7 @@ import torch
 from torch import fx
 
 from recreplay.capture.contraction import Contraction, laid, permuted, shaped, terms_of
-from recreplay.capture.fold_weights import fold, whole
+from recreplay.capture.fold_weights import fold, is_table, whole
 from recreplay.capture.plain_layers import is_weight, turned_of
 from recreplay.capture.program import Program
 
@@ -226,7 +226,9 @@ def _multiply(program: Program, product: Contraction) -> tuple[fx.Node, str] | N
 
 def _turned(program: Program, weight: fx.Node, letters: str, order: str) -> tuple[fx.Node, str]:
     """A weight with its dimensions in another order, and that order; as it is if it cannot be made
-    so."""
+    so, and tables."""
+    if is_table(weight):
+        return weight, letters
     view = permuted(program, weight, letters, order)
     fake = program.fake(tuple(view.meta["val"].shape), view.meta["val"].dtype)
     options = {"memory_format": torch.contiguous_format}
@@ -235,11 +237,14 @@ def _turned(program: Program, weight: fx.Node, letters: str, order: str) -> tupl
 
 
 def _matrix(program: Program, weight: fx.Node, shape: list[int]) -> fx.Node:
-    """A weight as a matrix of its own, which rewrites may lay out as products want it."""
+    """A weight as a matrix of its own, which rewrites may lay out as products want it; a table as
+    it is stored."""
     value = weight.meta["val"]
     if list(value.shape) == shape:
         return weight
     view = program.call(aten.reshape.default, weight, shape)
+    if is_table(weight):
+        return view
     fake = program.fake(tuple(shape), value.dtype)
     options = {"memory_format": torch.contiguous_format}
     return fold(program, aten.clone.default, (view,), options, fake) or view

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from recreplay.capture.ingest import ingest
@@ -229,3 +230,36 @@ def test_compiled_scores_are_the_models(captured: Callable[..., Path], options: 
             for rows in (1, 3, 16, 40):
                 got = runtime.run({"x": x[:rows]})["output"]
                 np.testing.assert_allclose(got, model(x[:rows]).numpy(), rtol=1e-4, atol=1e-5)
+
+
+TABLES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "by fields": lambda x, rows: torch.einsum("bfi,nfi->bn", x, rows),
+    "each field": lambda x, rows: torch.einsum("bfi,nfi->bnf", x, rows).sum(2),
+    "elements": lambda x, rows: (x.unsqueeze(1) * rows).sum((2, 3)),
+    "elements of each field": lambda x, rows: (x.unsqueeze(1) * rows).sum(3).sum(2),
+}
+
+
+class Scored(nn.Module):
+    """Fields of a user are compared with those of all items, which are looked up as well."""
+
+    def __init__(self, run: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.run = run
+        self.items = nn.Embedding(50, FIELDS * WIDTH)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        fields = self.items(ids).view(-1, FIELDS, WIDTH)
+        return self.run(fields, self.items.weight.view(50, FIELDS, WIDTH))
+
+
+@pytest.mark.parametrize("run", TABLES.values(), ids=TABLES)
+def test_tables_are_stored_once(
+    run: Callable[[Tensor, Tensor], Tensor], captured: Callable[..., Path]
+) -> None:
+    model, given = Scored(run).eval(), {"ids": torch.tensor([4, 49, 0])}
+    artifact = captured(model, given)
+    assert set(load_file(artifact / "weights.safetensors")) == {"items.weight"}
+    with Runtime.load(artifact) as runtime, torch.no_grad():
+        expected = model(**given).numpy()
+        np.testing.assert_allclose(runtime.run(given)["output"], expected, 1e-4, 1e-5)
