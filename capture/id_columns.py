@@ -186,8 +186,10 @@ def _numbers(node: fx.Node, places: list[_Place]) -> torch.Tensor | None:
     name, (batch, *row) = str(node.target), node.meta["val"].shape
     if not name.startswith(_INPUT):
         return None
-    begin, count = len(places), prod(row)
-    places += [(name.removeprefix(_INPUT), tuple(row), place) for place in range(count)]
+    name, count = name.removeprefix(_INPUT), prod(row)
+    begin = next((i for i, place in enumerate(places) if place[0] == name), len(places))
+    if begin == len(places):  # and not one that is taken from twice
+        places += [(name, tuple(row), place) for place in range(count)]
     return torch.arange(begin, begin + count).view(row).expand(batch, *row)
 
 

@@ -501,6 +501,17 @@ def test_fields_of_one_table_are_bounded_each(name: str, captured: Capture) -> N
                     runtime.run({"x": given})
 
 
+def test_a_column_that_is_read_twice_is_bounded_by_both(captured: Capture) -> None:
+    model = Fields(lambda x: x.new_tensor([5, 0, 0]), SIZES).eval()
+    read = model.forward
+    model.forward = lambda x: read(torch.cat([x[:, 1:2], x[:, 1:]], 1))  # type: ignore[method-assign]
+    x = torch.tensor([[0, 1, 0], [3, 8, 1], [1, 5, 0]])
+    with Runtime.load(captured(model, {"x": x})) as runtime, torch.no_grad():
+        bounds = {(b.column, b.rows) for b in runtime.manifest.bounds}
+        assert bounds == {(1, 10), (2, 15)}
+        np.testing.assert_allclose(runtime.run({"x": x})["output"], model(x).numpy(), rtol=1e-6)
+
+
 def test_fields_may_be_read_from_before_a_table(captured: Capture) -> None:
     model = Fields(lambda x: x.new_tensor([0, -1, 2]), SIZES).eval()
     x = torch.tensor([[0, 1, 0], [3, 8, 1], [1, 5, 0]])
