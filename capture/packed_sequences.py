@@ -124,10 +124,11 @@ def _packed(
         raise _refusal("lengths that are no tensor are")
     if not isinstance(places, int):
         raise _refusal("a number of places that differs is")
-    lists: Any = _Lists(places, lengths.to(input.device, torch.int64))
+    # Copies, as torch's are: models may write into what they packed, and into what they gave.
+    lists: Any = _Lists(places, lengths.to(input.device, torch.int64, copy=True))
     # Rows stay in their order, which models may ask for where torch would have sorted them.
     order = None if enforce_sorted else torch.arange(rows.shape[0], device=input.device)
-    return PackedSequence(rows.flatten(0, 1), lists, order, order)
+    return PackedSequence(rows.flatten(0, 1).clone(), lists, order, order)
 
 
 def _padded(
@@ -151,7 +152,7 @@ def _padded(
             rows.shape[0], total_length - lists.places, *rows.shape[2:]
         )
         rows = torch.cat([rows, more], 1)
-    return rows if batch_first else rows.transpose(0, 1), lists.lengths
+    return rows if batch_first else rows.transpose(0, 1), lists.lengths.clone()
 
 
 def _reading(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -280,3 +280,26 @@ def test_the_order_in_which_lists_are_packed_may_be_asked_for(captured: Capture)
     with Runtime.load(captured(model, example(), buckets=(1, 4))) as runtime:
         for rows in (1, 3, 6):
             compare(runtime, model, example(rows, rows))
+
+
+class Written(Read):
+    """What is packed, what it was packed of, and lengths are written into."""
+
+    def forward(self, ids: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+        items, counted = self.items(ids) * 2, lengths * 1
+        packed = pack_padded_sequence(items, counted, True, enforce_sorted=False)
+        counted.zero_()
+        items.relu_()
+        packed.data.tanh_()
+        states, last = self.reader(packed)
+        padded, held = pad_packed_sequence(states, True, total_length=PLACES)
+        held -= 1
+        again, _ = pad_packed_sequence(states, True, total_length=PLACES)
+        return {"items": items.sum(1), "last": last[0], "all": padded + again, "held": held}
+
+
+def test_what_is_packed_is_a_copy(captured: Capture) -> None:
+    model = Written("GRU").eval()
+    with Runtime.load(captured(model, example(), buckets=(4,))) as runtime:
+        assert runtime.run(example(3))["held"].min() >= 0
+        compare(runtime, model, example(7, 1))
