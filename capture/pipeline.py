@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -76,6 +77,9 @@ MOST_ROWS = 2**31 - 1  # of a bucket: shapes beyond it are beyond any memory, to
 # CPU graphs replay serially, so that more streams only mean more and smaller segments.
 DEFAULT_STRATEGY: dict[str, Strategy] = {"cpu": "single", "cuda": "matching"}
 Progress = Callable[[str], None]
+# One at a time: what a trace puts into modules of torch, and torch's own notes on the node that it
+# is making, are there for all threads.
+_ALONE = threading.Lock()
 
 
 def capture(
@@ -149,7 +153,7 @@ def capture(
       0.005 (float16) or 0.02 (bfloat16).
 
     Raises `CaptureError` (what cannot be captured and why) or `ParityError`; nothing is written
-    then.
+    then. Threads that capture wait for one another.
     """
     begun = time.perf_counter()
     sizes = _check_arguments(buckets, rewrites, strategy, streams, threads, tune)
@@ -168,7 +172,7 @@ def capture(
     applied = tuple(r for r in rewrites if r not in useless)
     placed = strategy or DEFAULT_STRATEGY[target.type]
     given = Choice(applied, placed, streams, compiler, precision)
-    with artifact_folder(Path(out), overwrite) as folder:
+    with _ALONE, artifact_folder(Path(out), overwrite) as folder:
         progress("exporting")
         given_example = own_example(model) if example_inputs is None else example_inputs
         ingested = ingest(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import warnings
 from typing import Any
 
@@ -18,9 +17,6 @@ from recreplay.capture.stand_ins import exchange_stand_ins
 from recreplay.capture.traceable import free_len, provable_strides
 from recreplay.runtime.errors import RecReplayError
 
-# What a trace puts into modules of torch and of the model is there for all threads.
-_ALONE = threading.Lock()
-
 
 def trace(
     model: torch.nn.Module, arguments: dict[str, Any], shapes: Any, batch: int
@@ -30,7 +26,6 @@ def trace(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of its own deprecations
         with (
-            _ALONE,
             LastCall() as last,
             lines_that_ask() as asking,
             free_len(model),
