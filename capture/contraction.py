@@ -10,6 +10,7 @@ from torch import fx
 from recreplay.capture.program import Program
 
 aten = torch.ops.aten
+LETTERS = "abcdefghijkl"
 
 
 def terms_of(equation: str) -> tuple[list[str], str] | None:

@@ -70,10 +70,8 @@ def _flops(node: fx.Node, out: list[torch.Tensor]) -> int:
     inputs = [t for n in node.all_input_nodes for t in _tensors(n.meta["val"])]
     if node.target in CONVOLUTIONS:
         return 2 * elements * prod(node.args[1].meta["val"].shape[1:])  # type: ignore[union-attr]
-    if node.target is aten.einsum.default:
-        return _multiplied(str(node.args[0]), node.args[1]) or max(
-            [elements, *(prod(t.shape) for t in inputs)]
-        )
+    if node.target is aten.einsum.default and (found := _multiplied(*node.args)):
+        return found
     if str(node.target) in (GRU, LSTM):  # as many gates as it is given, each of a whole state
         return 2 * prod(inputs[0].shape) * inputs[1].shape[-1]
     if node.target in (aten.gru.input, aten.lstm.input):  # every weight at every step
@@ -89,7 +87,7 @@ def _flops(node: fx.Node, out: list[torch.Tensor]) -> int:
     return max([elements, *(prod(t.shape) for t in inputs)])
 
 
-def _multiplied(equation: str, factors: Any) -> int | None:
+def _multiplied(equation: Any, factors: Any) -> int | None:
     """Twice how many pairs of elements two factors have to be multiplied; None of others."""
     found = terms_of(equation)
     if found is None or len(factors) != 2:

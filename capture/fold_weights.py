@@ -66,10 +66,16 @@ def whole(program: Program, read: fx.Node) -> fx.Node:
         return read
     if value.numel() == stored.meta["val"].numel():
         return read
+    return laid_out(program, read) or read
+
+
+def laid_out(program: Program, view: fx.Node) -> fx.Node | None:
+    """A view of a weight as a weight of its own, which lies as it is read; None where `fold` makes
+    none."""
     with program.fake_mode:
-        fake = value.contiguous()
+        fake = view.meta["val"].contiguous()
     options = {"memory_format": torch.contiguous_format}
-    return fold(program, aten.clone.default, (read,), options, fake) or read
+    return fold(program, aten.clone.default, (view,), options, fake)
 
 
 def _bytes(value: torch.Tensor) -> int:

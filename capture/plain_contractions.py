@@ -16,13 +16,12 @@ from typing import Any
 import torch
 from torch import fx
 
-from recreplay.capture.contraction import Contraction, laid, permuted, shaped, terms_of
-from recreplay.capture.fold_weights import fold, is_table, whole
+from recreplay.capture.contraction import LETTERS, Contraction, laid, permuted, shaped, terms_of
+from recreplay.capture.fold_weights import is_table, laid_out, whole
 from recreplay.capture.plain_layers import is_weight, turned_of
 from recreplay.capture.program import Program
 
 aten = torch.ops.aten
-_LETTERS = "abcdefghijkl"
 _MATRICES = (aten.matmul.default, aten.bmm.default, aten.mm.default)
 
 
@@ -127,9 +126,9 @@ def _tensordot(
     left: fx.Node, right: fx.Node, of_left: list[int], of_right: list[int]
 ) -> Contraction | None:
     dims = left.meta["val"].ndim, right.meta["val"].ndim
-    if len(of_left) != 1 or sum(dims) > len(_LETTERS):
+    if len(of_left) != 1 or sum(dims) > len(LETTERS):
         return None
-    letters = list(_LETTERS[: dims[0]]), list(_LETTERS[dims[0] : sum(dims)])
+    letters = list(LETTERS[: dims[0]]), list(LETTERS[dims[0] : sum(dims)])
     letters[0][of_left[0]] = letters[1][of_right[0]] = "z"
     terms = "".join(letters[0]), "".join(letters[1])
     result = "".join(terms).replace("z", "")
@@ -229,22 +228,14 @@ def _turned(program: Program, weight: fx.Node, letters: str, order: str) -> tupl
     so, and tables."""
     if is_table(weight):
         return weight, letters
-    view = permuted(program, weight, letters, order)
-    fake = program.fake(tuple(view.meta["val"].shape), view.meta["val"].dtype)
-    options = {"memory_format": torch.contiguous_format}
-    made = fold(program, aten.clone.default, (view,), options, fake)
+    made = laid_out(program, permuted(program, weight, letters, order))
     return (weight, letters) if made is None else (made, order)
 
 
 def _matrix(program: Program, weight: fx.Node, shape: list[int]) -> fx.Node:
     """A weight as a matrix of its own, which rewrites may lay out as products want it; a table as
     it is stored."""
-    value = weight.meta["val"]
-    if list(value.shape) == shape:
-        return weight
-    view = program.call(aten.reshape.default, weight, shape)
-    if is_table(weight):
+    view = shaped(program, weight, shape)
+    if view is weight or is_table(weight):
         return view
-    fake = program.fake(tuple(shape), value.dtype)
-    options = {"memory_format": torch.contiguous_format}
-    return fold(program, aten.clone.default, (view,), options, fake) or view
+    return laid_out(program, view) or view

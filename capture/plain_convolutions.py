@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from recreplay.capture.fold_weights import fold
+from recreplay.capture.fold_weights import laid_out
 from recreplay.capture.program import Program
 
 aten = torch.ops.aten
@@ -123,8 +123,7 @@ def _laid_out(program: Program, weight: fx.Node, order: list[int]) -> fx.Node | 
     """A weight `[out, window]`, in the order of what windows see."""
     turned = program.call(aten.permute.default, weight, order)
     flat = program.call(aten.reshape.default, turned, [weight.meta["val"].shape[0], -1])
-    options = {"memory_format": torch.contiguous_format}
-    return fold(program, aten.clone.default, (flat,), options, flat.meta["val"])
+    return laid_out(program, flat)
 
 
 def _layer(

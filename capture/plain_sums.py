@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import fx
 
+from recreplay.capture.contraction import LETTERS, shaped
 from recreplay.capture.plain_contractions import as_contraction
 from recreplay.capture.plain_layers import is_weight
 from recreplay.capture.program import Program
 
 aten = torch.ops.aten
-_LETTERS = "abcdefghijkl"
 _FEW = 8  # columns, which loops that others are fused with multiply as fast
 
 
@@ -38,12 +38,12 @@ def as_product(program: Program, target: Any, args: Any) -> fx.Node | None:
     columns = [dim for dim in weight if dim not in rows]
     if not summed <= {*rows} & {*weight} or {*rows, *weight} != {*range(len(shape))}:
         return None
-    if len(shape) > len(_LETTERS) or prod(shape[dim] for dim in columns) < _FEW:
+    if len(shape) > len(LETTERS) or prod(shape[dim] for dim in columns) < _FEW:
         return None
     left = [dim for dim in range(len(shape)) if dim not in summed]
-    spelt = ["".join(_LETTERS[dim] for dim in each) for each in (rows, weight, left)]
+    spelt = ["".join(LETTERS[dim] for dim in each) for each in (rows, weight, left)]
     factors = [
-        program.call(aten.reshape.default, node, [shape[dim] for dim in own])
+        shaped(program, node, [shape[dim] for dim in own])
         for node, own in zip(pair, (rows, weight), strict=True)
     ]
     equation = f"{spelt[0]},{spelt[1]}->{spelt[2]}"
@@ -51,7 +51,7 @@ def as_product(program: Program, target: Any, args: Any) -> fx.Node | None:
     if made is None or not keepdim:
         return made
     kept = [1 if dim in summed else size for dim, size in enumerate(shape)]
-    return program.call(aten.reshape.default, made, kept)
+    return shaped(program, made, kept)
 
 
 def _own(node: fx.Node, shape: list[int]) -> list[int]:
