@@ -19,7 +19,7 @@ class IdCheck:
 
     `limit` is the one limit of all features, where their tables have one number of rows. `each` is
     the limit of every id, flat, where there are so few that comparing all of them is cheaper than
-    finding the largest of each feature. Both are of ids from 0 on.
+    finding the largest of each feature. Both are of ids `from_0` on.
     """
 
     ids: Array
@@ -27,6 +27,7 @@ class IdCheck:
     limit: int | None
     columns: list[int] | None
     each: Array | None = None
+    from_0: bool = True
 
     def holds(self) -> bool:
         """True if every id is in range. A negative integer is a very large unsigned one."""
@@ -39,7 +40,7 @@ class IdCheck:
         if self.columns is None:
             worst = np.maximum.reduce(self.ids, axis=1)
             return bool((worst < end).tobytes() == b"\x01" * len(worst)) and (
-                not least.any() or bool((np.minimum.reduce(self.ids, axis=1) >= least).all())
+                self.from_0 or bool((np.minimum.reduce(self.ids, axis=1) >= least).all())
             )
         ids = self.ids[:, self.columns]
         return bool(((ids >= least) & (ids < end)).all())  # false for NaN as well
@@ -55,7 +56,7 @@ def whole_check(view: Array, limits: Limits) -> IdCheck:
     same, from_0 = bool((end == end[0]).all()), not limits.least.any()
     limit = int(end[0]) if same and from_0 else None
     each = _each(end, ids) if not same and from_0 and ids.size <= _FEW else None
-    return IdCheck(ids, limits, limit, None, each)
+    return IdCheck(ids, limits, limit, None, each, from_0)
 
 
 def column_check(view: Array, some: IdColumns, n: int) -> IdCheck:

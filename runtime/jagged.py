@@ -163,8 +163,9 @@ class GroupFiller:
         return clamped
 
     def _checked(self, ids: Array, bound: IdBound, starts: Array, first_row: int) -> int:
-        kind = ids.dtype.kind if bound.least == 0 else ""
-        if kind == "i" and int(ids.view(f"u{ids.dtype.itemsize}").max()) < bound.rows:
+        unsigned = f"u{ids.dtype.itemsize}"
+        signed = ids.dtype.kind == "i" and bound.least == 0
+        if signed and int(ids.view(unsigned).max()) < bound.rows:
             return 0  # one reduction where all is well: negative ids are very large unsigned ones
         bad = ~within(ids, bound)
         if not bad.any():
