@@ -4,6 +4,9 @@ Of two items that score the same but for a rounding, a top-k gives one or the ot
 is passed or not. Another order of the same sums decides otherwise, and what follows from it is
 another value and no small difference. Such places are found as Monte Carlo arithmetic finds them
 (Parker, UCLA CSD-970002): the model runs several times, each result of each operator a little off.
+
+What no operator rounds is not off: an id that lies among floats, a count of places, a flag. Else
+all that is looked up by it would seem to hang on a rounding, and nothing would be compared.
 """
 
 from __future__ import annotations
@@ -29,6 +32,19 @@ _ANOTHER = 10  # times what a replay may be off is no rounding that has grown on
 
 Array = np.ndarray[Any, Any]
 aten = torch.ops.aten
+# What these give was there before.
+_MOVES = frozenset(
+    (
+        *(aten.cat, aten.clone, aten.constant_pad_nd, aten.embedding, aten.flip, aten.gather),
+        *(aten.index, aten.index_put, aten.index_select, aten.masked_fill, aten.repeat, aten.roll),
+        *(aten.repeat_interleave, aten.scatter, aten.stack, aten.take, aten.tril, aten.triu),
+        *(aten.where, aten._to_copy),
+    )
+)
+# Of equal values, too, these give the one that they please.
+_ORDERS = frozenset(
+    (aten.argmax, aten.argmin, aten.kthvalue, aten.max, aten.median, aten.min, aten.sort, aten.topk)
+)
 
 
 def decided(
@@ -72,7 +88,8 @@ def _makes_ids(graph: fx.Graph) -> bool:
 
 
 class _Disturbed(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Results of operators are off by up to `share` of themselves, or a unit of their type."""
+    """Results of operators that round are off by up to `share` of themselves, or a unit of their
+    type; whole numbers where their order is asked for."""
 
     def __init__(self, share: float, seed: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -82,10 +99,17 @@ class _Disturbed(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, operator: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
+        if operator.overloadpacket in _ORDERS:
+            args = pytree.tree_map_only(torch.Tensor, self._off, args)
         result = operator(*args, **(kwargs or {}))
-        if operator._schema.is_mutable or aliases(operator):
+        if operator._schema.is_mutable or aliases(operator) or operator.overloadpacket in _MOVES:
             return result
-        return pytree.tree_map_only(torch.Tensor, self._off, result)
+        return pytree.tree_map_only(torch.Tensor, self._rounded_otherwise, result)
+
+    def _rounded_otherwise(self, value: torch.Tensor) -> torch.Tensor:
+        if not value.is_floating_point():
+            return value
+        return torch.where(value == value.round(), value, self._off(value))
 
     def _off(self, value: torch.Tensor) -> torch.Tensor:
         if not value.is_floating_point():

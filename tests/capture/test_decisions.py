@@ -18,7 +18,7 @@ from recreplay.capture.ingest import ingest
 from recreplay.capture.writer import seal
 from recreplay.runtime import Runtime
 from recreplay.runtime.artifact import MANIFEST, SEAL, SELFTEST, open_artifact
-from recreplay.runtime.errors import ParityError
+from recreplay.runtime.errors import ParityError, UnsupportedModelError
 
 Capture = Callable[..., Path]
 UNITS, PAIRS, BEST = 400, 200, 40
@@ -118,11 +118,11 @@ class Cases(nn.Module):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Rows of 8 in which all differ, the first two are the same, or but for a rounding."""
         best = (x * 3).argmax(1)
-        return {"best": best, "above": (x * 3).amax(1) > 3.0, "row": x.gather(1, best[:, None])}
+        return {"best": best, "above": (x * 3).amax(1) > 2.1, "row": x.gather(1, best[:, None])}
 
 
 def test_what_is_decided_by_more_than_rounding() -> None:
-    apart, same = torch.arange(8.0), torch.tensor([1.0, 1.0, *[0.0] * 6])
+    apart, same = torch.arange(8.0), torch.tensor([0.7, 0.7, *[0.0] * 6])
     near = torch.tensor([9.0, 9.0 - 1e-6, *[-5.0] * 6])
     x = torch.stack([apart, same, near])
     model = ingest(Cases().eval(), {"x": x})
@@ -163,3 +163,52 @@ def test_ids_that_a_rounding_takes_beyond_their_table_say_nothing() -> None:
     answer = run_eager(model, {"x": x}, 2)
     firm = decided(model, {"x": x}, answer, 2, 1e-3, 1e-4, 1e-5, {"output": 1.0})
     assert firm["output"].shape == (2,)
+
+
+class Sheet(nn.Module):
+    """Takes ids, flags and numbers out of one matrix of floats."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(300, 8)
+        self.bins = nn.Buffer(torch.tensor([0.1, 0.2, 0.4]))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        columns = x[:, [0, 2, 1]]
+        known = (columns[:, :2] > 0).float()
+        ids = columns[:, :2] * known
+        count = known.sum(1)
+        return {
+            "looked up": self.table(ids.long()).sum(1),
+            "last": self.table((count - 1).clamp(min=0).long()),
+            "both": torch.where((known == 1).all(1), 5.0, 0.0),
+            "bin": (columns[:, 2:] >= self.bins).sum(1),
+        }
+
+
+def test_what_no_operator_rounds_is_decided() -> None:
+    """Ids that lie among floats were off by a rounding, and with them all that was looked up."""
+    x = torch.stack([torch.randint(0, 300, (9,)), torch.full((9,), 0.2), torch.arange(9)], 1)
+    model = ingest(Sheet().eval(), {"x": x})
+    answer = run_eager(model, {"x": x}, 9)
+    firm = decided(model, {"x": x}, answer, 9, ROUNDING, 1e-4, 1e-5, dict.fromkeys(answer, 1.0))
+    assert all(mask.all() for mask in firm.values())
+
+
+def test_rows_that_attend_to_each_other_are_refused_though_ids_lie_among_floats(
+    captured: Capture,
+) -> None:
+    class Saint(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.sheet, self.attend = Sheet(), nn.MultiheadAttention(8, 2, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            rows = self.sheet(x)["looked up"].unsqueeze(0)
+            mixed: Tensor = self.attend(rows, rows, rows)[0]
+            return mixed.squeeze(0)
+
+    x = torch.stack([torch.randint(0, 300, (9,)), torch.rand(9), torch.arange(9)], 1)
+    with pytest.raises(UnsupportedModelError, match="'output' of a row depends on other rows"):
+        captured(Saint().eval(), {"x": x}, buckets=[4], compiler="eager")
