@@ -44,6 +44,8 @@ TAKES = {
     aten.split.Tensor,
     aten.split_with_sizes.default,
     aten.chunk.default,
+    aten.flip.default,
+    aten.roll.default,
     operator.getitem,
 }
 _KEEPS = {*COPIES, aten.alias.default}
@@ -152,6 +154,9 @@ def _take(node: fx.Node, rows: int, places: list[_Place]) -> object:
     """What `node` gives where each id is the number of its place, which is added to `places`."""
     if node.op == "placeholder":
         return _numbers(node, places)
+    if (columns := _named_columns(node)) is not None:
+        taken = _take(node.args[0], rows, places)  # type: ignore[arg-type]
+        return node.target(taken, *columns) if isinstance(taken, torch.Tensor) else None  # type: ignore[operator]
     if picks_rows(node):
         return _picked(node, rows, places)
     if node.target not in TAKES | _KEEPS | JOINS or changes_ids(node, rows):
@@ -169,6 +174,20 @@ def _take(node: fx.Node, rows: int, places: list[_Place]) -> object:
     function = aten.reshape.default if view else node.target  # a marker's memory is another's
     first = taken if node.target in JOINS else taken[0]
     return function(first, *node.args[1:], **node.kwargs)  # type: ignore[operator]
+
+
+def _named_columns(node: fx.Node) -> tuple[Any, ...] | None:
+    """What an operator picks elements by, if these are the same ones of every row."""
+    if node.target is aten.index_select.default:
+        at = _constant(node.args[2])
+        return None if at is None or node.args[1] == 0 else (node.args[1], at)
+    if node.target is not aten.index.Tensor:
+        return None
+    index: Any = node.args[1]
+    named = [None if at is None else _constant(at) for at in index]
+    if index[0] is not None or [at is None for at in named] != [at is None for at in index]:
+        return None
+    return (named,)
 
 
 def _picked(node: fx.Node, rows: int, places: list[_Place]) -> torch.Tensor | None:

@@ -47,6 +47,9 @@ TAKES: dict[str, Callable[[Tensor], Any]] = {
     "split": lambda x: [part[:, 0] for part in x.split(1, 1)],
     "chunk": lambda x: [part.squeeze(1) for part in x.chunk(3, -1)],
     "transposed": lambda x: list(x.t()),
+    "named": lambda x: [x[:, [1, 0, 2]][:, i] for i in (1, 0, 2)],
+    "selected": lambda x: x.index_select(1, torch.tensor([2, 0, 1])).roll(-1, 1).unbind(1),
+    "flipped": lambda x: x.flip(1).unbind(1)[::-1],
     "backwards": lambda x: [x.transpose(0, 1)[i - 3] for i in range(3)],
 }
 
