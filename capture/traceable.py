@@ -16,6 +16,7 @@ import torch
 from torch import _prims
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
+from recreplay.capture import known_values
 from recreplay.capture.jagged_calls import CALLS, follow_places
 
 _DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
@@ -30,6 +31,7 @@ def traceable_call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     found = _call(name, func, args, kwargs)
     if name not in CALLS:
         follow_places(name, (args, kwargs), found)
+    known_values.follow_values(func, args, kwargs, found)
     return found
 
 
@@ -147,5 +149,6 @@ _INSTEAD: dict[str, Callable[..., Any]] = {
     "split": _split,
     "chunk": _chunk,
     "cdist": _cdist,
+    **known_values.CALLS,
     **CALLS,
 }

@@ -9,6 +9,7 @@ import torch
 from torch.export import ExportedProgram
 
 from recreplay.capture.functional import functional
+from recreplay.capture.known_values import held_values
 from recreplay.capture.packed_sequences import all_places
 from recreplay.capture.quiet_libraries import without_partial_graph
 from recreplay.capture.refusals import LastCall, refusal
@@ -29,6 +30,7 @@ def trace(
             LastCall() as last,
             lines_that_ask() as asking,
             free_len(model),
+            held_values(model),
             all_places(),
             provable_strides(),
             without_partial_graph(),
