@@ -60,18 +60,17 @@ def _of_model(tensor: object) -> torch.Tensor | None:
 
 def follow_values(func: Callable[..., Any], args: Any, kwargs: Any, made: Any) -> None:
     """Know what a call makes of known values."""
+    writes = _writes(getattr(func, "__name__", ""))
+    if not (writes or isinstance(made, (torch.Tensor, tuple, list))):
+        return  # most calls ask for a size or a type
     if torch.compiler.is_dynamo_compiling():
         return
-    name = getattr(func, "__name__", "")
-    results = [leaf for leaf in pytree.tree_leaves(made) if isinstance(leaf, torch.Tensor)]
-    given = pytree.tree_leaves((args, kwargs))
-    tensors = [leaf for leaf in given if isinstance(leaf, torch.Tensor)]
-    values = [known(tensor) for tensor in tensors]
-    if any(isinstance(leaf, _SYMBOLS) for leaf in given) or any(v is None for v in values):
-        if values and values[0] is not None and _writes(name):
-            _forget(values[0])
+    if any(map(_unknown, args)) or any(map(_unknown, pytree.tree_leaves((args, kwargs)))):
+        if writes and args and (value := known(args[0])) is not None:
+            _forget(value)
         return
-    if not results and not _writes(name):
+    results = [leaf for leaf in pytree.tree_leaves(made) if isinstance(leaf, torch.Tensor)]
+    if not results and not writes:
         return
     try:
         found = _computed(func, args, kwargs)
@@ -80,6 +79,11 @@ def follow_values(func: Callable[..., Any], args: Any, kwargs: Any, made: Any) -
     reals = [leaf for leaf in pytree.tree_leaves(found) if isinstance(leaf, torch.Tensor)]
     if len(reals) == len(results):
         _known.update(zip(results, reals, strict=True))
+
+
+def _unknown(argument: object) -> bool:
+    tensor = isinstance(argument, torch.Tensor)
+    return isinstance(argument, _SYMBOLS) or (tensor and known(argument) is None)
 
 
 def _writes(name: str) -> bool:
