@@ -6,8 +6,17 @@ import operator
 from functools import cache
 
 import torch
+from torch import fx
 from torch.export import ExportedProgram, default_decompositions
 
+aten = torch.ops.aten
+SIZE_CHECKS = {
+    aten._assert_tensor_metadata.default,
+    aten._assert_scalar.default,
+    aten._assert_async.msg,
+    aten.sym_constrain_range.default,
+    aten.sym_constrain_range_for_size.default,
+}
 # Functions of Python in exported programs, on sizes and on operators with several results.
 _OF_PYTHON = {operator.getitem, operator.add, operator.sub, operator.mul, operator.floordiv}
 
@@ -23,6 +32,15 @@ def functional(exported: ExportedProgram) -> ExportedProgram:
         return decomposed
     exported.graph.eliminate_dead_code()
     return exported
+
+
+def drop_unread(graph: fx.Graph) -> None:
+    """Leave out what no output is made of: a loss that is computed beside the scores, of items that
+    a mask selects, has sizes that no graph can have, and checks of these that keep it."""
+    for node in list(graph.nodes):
+        if node.target in SIZE_CHECKS:
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
 
 
 @cache

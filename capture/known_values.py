@@ -54,6 +54,21 @@ def known(tensor: object) -> torch.Tensor | None:
     return _known.get(tensor)
 
 
+def rows_are_alike(tensor: torch.Tensor) -> bool:
+    """Whether all rows of a tensor are known to be the same."""
+    value = known(tensor)
+    if value is None:
+        return tensor.stride(0) == 0
+    with _disable_current_modes():
+        return bool((value == value[:1]).all())
+
+
+def is_count(value: torch.Tensor) -> bool:
+    """Whether a known value counts from 0 on."""
+    with _disable_current_modes():
+        return torch.equal(value.flatten(), torch.arange(value.numel(), device=value.device))
+
+
 def _of_model(tensor: object) -> torch.Tensor | None:
     return next((value for space, name, value in _held if space.get(name) is tensor), None)
 

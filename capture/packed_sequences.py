@@ -5,7 +5,7 @@ of the lengths. Here all places stay. A layer reads them in order, so that what 
 before what it does not, and its last state is found at its length: nothing that a model gets was
 computed of a place that holds no item. Backwards, each list is turned about within its length.
 
-What else may be asked of a packed sequence, how many lists have an item at a place, is refused.
+Steps of a model's own over them are taken as `packed_steps` says.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from torch import _VF, Tensor, nn
 from torch.nn.utils import rnn
 from torch.nn.utils.rnn import PackedSequence
 
+from recreplay.capture.packed_steps import Lists, forget_lists, refusal
 from recreplay.capture.rows_asked import calling_line
+from recreplay.capture.rows_left_out import of_some_rows
 from recreplay.runtime.errors import UnsupportedModelError
 
 _LAYERS = (nn.RNN, nn.GRU, nn.LSTM)
@@ -35,47 +37,6 @@ _CALLS: dict[str, Any] = {
 }
 _SHUT = 1e4  # a gate of which is 0, and its opposite 1, in each type of floats
 States = tuple[Tensor, ...]  # of an LSTM layer with its cells
-
-
-class _Lists:
-    """What stands for `batch_sizes`: all rows have all places, and lists hold so many of them."""
-
-    device = torch.device("cpu")
-
-    def __init__(self, places: int, lengths: Tensor) -> None:
-        self.places = places
-        self.lengths = lengths
-
-    def held(self) -> Tensor:
-        """`[rows, places]`, whether there is an item."""
-        places = torch.arange(self.places, device=self.lengths.device)
-        return places < self.lengths.unsqueeze(1)
-
-    def last(self, of: Tensor) -> Tensor:
-        """`[rows, places, D]` to `[rows, D]`, at each list's last item."""
-        index = (self.lengths - 1).view(-1, 1, 1).expand(-1, 1, of.shape[2])
-        return of.gather(1, index).squeeze(1)
-
-    def turned(self, of: Tensor) -> Tensor:
-        """`[rows, places, D]` with each list's items in the opposite order, before what is none."""
-        places = torch.arange(self.places, device=self.lengths.device)
-        ends = self.lengths.unsqueeze(1)
-        index = torch.where(places < ends, ends - 1 - places, places)
-        return of.gather(1, index.unsqueeze(2).expand(-1, -1, of.shape[2]))
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        raise _asked()
-
-    def __getitem__(self, at: Any) -> Any:
-        raise _asked()
-
-    def __iter__(self) -> Any:
-        raise _asked()
-
-    def __len__(self) -> int:
-        raise _asked()
 
 
 @contextmanager
@@ -113,19 +74,25 @@ def all_places() -> Iterator[None]:
             space[name] = function
         for layer, forward in forwards:
             layer.forward = forward
+        forget_lists()
 
 
 def _packed(
     input: Tensor, lengths: Any, batch_first: bool = False, enforce_sorted: bool = True
 ) -> PackedSequence:
     rows = input if batch_first else input.transpose(0, 1)
-    places = rows.shape[1]
+    places: Any = rows.shape[1]
+    if isinstance(places, torch.SymInt) and len(places.node.expr.free_symbols) > 1:
+        places = int(places)  # of rows of two inputs, which are as many
     if not isinstance(lengths, Tensor):
-        raise _refusal("lengths that are no tensor are")
+        raise refusal("lengths that are no tensor are")
     if not isinstance(places, int):
-        raise _refusal("a number of places that differs is")
+        raise refusal("a number of places that differs is")
     # Copies, as torch's are: models may write into what they packed, and into what they gave.
-    lists: Any = _Lists(places, lengths.to(input.device, torch.int64, copy=True))
+    lengths = lengths.to(input.device, torch.int64, copy=True)
+    if of_some_rows(lengths):  # and where a row is left out, it has no item
+        lengths = lengths.clamp(min=1)
+    lists: Any = Lists(rows.shape[0], places, lengths)
     # Rows stay in their order, which models may ask for where torch would have sorted them.
     order = None if enforce_sorted else torch.arange(rows.shape[0], device=input.device)
     return PackedSequence(rows.flatten(0, 1).clone(), lists, order, order)
@@ -158,7 +125,7 @@ def _padded(
 def _reading(forward: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(forward)
     def read(layer: Any, input: Any, hx: Any = None) -> Any:
-        if isinstance(input, PackedSequence) and isinstance(input.batch_sizes, _Lists):
+        if isinstance(input, PackedSequence) and isinstance(input.batch_sizes, Lists):
             return _read(layer, input, hx)
         return forward(layer, input, hx)
 
@@ -169,7 +136,7 @@ def _read(layer: Any, packed: PackedSequence, first: Any) -> Any:
     """What a layer makes of a packed sequence: all states, packed, and the last ones."""
     lists: Any = packed.batch_sizes
     if layer.proj_size:
-        raise _refusal("a projection (proj_size) is")
+        raise refusal("a projection (proj_size) is")
     source = torch.unflatten(packed.data, 0, (-1, lists.places))
     of_cells = layer.mode == "LSTM"
     firsts = first if of_cells and first is not None else (first,) * (1 + of_cells)
@@ -195,7 +162,7 @@ def _read(layer: Any, packed: PackedSequence, first: Any) -> Any:
 
 
 def _way(
-    layer: Any, weights: Any, lists: _Lists, source: Tensor, first: States
+    layer: Any, weights: Any, lists: Lists, source: Tensor, first: States
 ) -> tuple[Tensor, States]:
     """All states of one layer in one direction, and the last ones."""
     before = [state.unsqueeze(0) for state in first]
@@ -214,16 +181,3 @@ def _way(
     shut = torch.cat([source.masked_fill(behind, 0.0), behind.to(source.dtype)], 2)
     _, _, cells = read(shut, before, [torch.cat([wide, column], 1), *others], *plain)
     return states, (lists.last(states), cells[0])
-
-
-def _asked() -> UnsupportedModelError:
-    return _refusal("how many lists have an item at each place (batch_sizes) is")
-
-
-def _refusal(what: str) -> UnsupportedModelError:
-    return UnsupportedModelError(
-        f"{what} not to be had of sequences that are packed by their lengths{calling_line()}; a "
-        "captured graph has fixed shapes and keeps all places, so let a recurrent layer of torch "
-        "read them, or step over the places and keep a state where its list has ended, by "
-        "torch.where"
-    )

@@ -24,6 +24,7 @@ from torch.utils import _pytree as pytree
 from recreplay.capture.alike import TABLE_READS
 from recreplay.capture.fold_weights import fold, whole
 from recreplay.capture.freeze import freeze
+from recreplay.capture.functional import SIZE_CHECKS
 from recreplay.capture.ingest import Ingested
 from recreplay.capture.jagged_axis import bag_arguments, first_symbol, name_bag_arguments
 from recreplay.capture.jagged_bags import bag_with_room
@@ -40,13 +41,6 @@ from recreplay.capture.views import base
 from recreplay.runtime.spec import InputSpec
 
 aten = torch.ops.aten
-_ASSERTS = {
-    aten._assert_tensor_metadata.default,
-    aten._assert_scalar.default,
-    aten._assert_async.msg,
-    aten.sym_constrain_range.default,
-    aten.sym_constrain_range_for_size.default,
-}
 
 
 def specialise(model: Ingested, bucket: int, folds: bool = True) -> Program:
@@ -61,7 +55,7 @@ def specialise(model: Ingested, bucket: int, folds: bool = True) -> Program:
     )
     exported = model.exported
     inputs = _inputs(model)
-    side = user_operators(exported.graph, inputs, _ASSERTS) if model.users else frozenset()
+    side = user_operators(exported.graph, inputs, SIZE_CHECKS) if model.users else frozenset()
     by_user = _UserSide(program, model, inputs)
     values = CandidateValues(
         program, model.users, by_user.values
@@ -159,7 +153,7 @@ def _emit(
     seen: dict[Any, Any],
     inputs: Mapping[fx.Node, InputSpec],
 ) -> Any:
-    if node.target in _ASSERTS:
+    if node.target in SIZE_CHECKS:
         return None
     target = cast("Callable[..., Any]", node.target)
     args, kwargs = _mapped(node.args, values), _mapped(node.kwargs, values)

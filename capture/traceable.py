@@ -16,7 +16,7 @@ import torch
 from torch import _prims
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from recreplay.capture import known_values
+from recreplay.capture import known_values, packed_steps, rows_left_out
 from recreplay.capture.jagged_calls import CALLS, follow_places
 
 _DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
@@ -28,10 +28,21 @@ _MANY = 25  # rows, beyond which torch computes distances by products
 def traceable_call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What `func(*args, **kwargs)` gives, by other calls where it could not be traced."""
     name = getattr(func, "__name__", "")
+    steps = packed_steps.any_are_packed()
+    if steps:
+        is_step, found = packed_steps.step(func, args, kwargs)
+        if is_step:
+            rows_left_out.follow_rows(name, args, kwargs, found)
+            return found
+        args, kwargs = packed_steps.exchange((args, kwargs))
     found = _call(name, func, args, kwargs)
     if name not in CALLS:
         follow_places(name, (args, kwargs), found)
     known_values.follow_values(func, args, kwargs, found)
+    if name != "__setitem__":  # which gives rows that were left out an answer
+        rows_left_out.follow_rows(name, args, kwargs, found)
+    if steps:
+        packed_steps.follow_rows(found)
     return found
 
 
@@ -39,9 +50,10 @@ def _call(name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     tensor = args[0] if args else None
     if func == _DATA and isinstance(tensor, torch.Tensor):
         return tensor.detach()
-    instead = _INSTEAD.get(name) if isinstance(tensor, torch.Tensor) else CALLS.get(name)
-    if instead is not None:
-        found = instead(*args, **kwargs)
+    own = isinstance(tensor, torch.Tensor)
+    for calls in (_INSTEAD, known_values.CALLS, rows_left_out.CALLS, CALLS) if own else (CALLS,):
+        instead = calls.get(name)
+        found = None if instead is None else instead(*args, **kwargs)
         if found is not None:
             return found
     return func(*args, **kwargs)
@@ -149,6 +161,4 @@ _INSTEAD: dict[str, Callable[..., Any]] = {
     "split": _split,
     "chunk": _chunk,
     "cdist": _cdist,
-    **known_values.CALLS,
-    **CALLS,
 }

@@ -131,13 +131,13 @@ def test_compiled_layers(captured: Capture) -> None:
 
 
 class Stepped(Read):
-    """As attention is put into a GRU: step by step over those lists that have an item there."""
+    """A step that is another one where few lists have an item."""
 
     def forward(self, ids: Tensor, lengths: Tensor) -> dict[str, Tensor]:
         packed = pack_padded_sequence(self.items(ids), lengths, True, enforce_sorted=False)
         total = packed.data.new_zeros(WIDTH)
-        for count in packed.batch_sizes:  # the line to name
-            total = total + packed.data[:count].sum(0)
+        for count in packed.batch_sizes:
+            total = total + (1 if count > 2 else 2)  # the line to name
         return {"total": total.expand(ids.shape[0], -1)}
 
 
