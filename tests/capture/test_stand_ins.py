@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
+from torch.nn import functional
 
-from recreplay.capture.functional import functional
+from recreplay.capture.functional import functional as as_functional
 from recreplay.capture.ingest import ingest
 from recreplay.capture.stand_ins import exchange_stand_ins
 from recreplay.models import MODELS
@@ -44,9 +45,23 @@ KNOWN: dict[str, Call] = {
     "reshaped": lambda x: x.reshape(-1, 24).sin(),
     "reshaped with the batch inside": lambda x: x.reshape(-1, 6).sin(),
     "reshaped by its own size": lambda x: x.reshape(x.shape[0], 2, -1).sin(),
+    "reshaped rows that do not adjoin": lambda x: x.transpose(1, 2).reshape(-1, 24),
+    "flattened rows that do not adjoin": lambda x: x.transpose(0, 1).flatten(0, 1).cos(),
+    "dropped": lambda x: functional.dropout(x, 0.5, training=False).cos(),
+    "a constant": lambda x: x * torch.tensor([1.0, 2, 3, 4, 5, 6]),
+    "narrow": lambda x: x.narrow(1, 1, 2).cos() + x.narrow(2, -4, 3).sum(),
+    "turned": lambda x: x[:, 0].T.cos().mT + x.mT.cos().sum(),
     "flattened rows": lambda x: x.flatten(1),
     "flattened in the middle": lambda x: x.unsqueeze(1).flatten(-2, -1).cos(),
     "flattened nothing": lambda x: x.flatten(1, 1).cos(),
+    "the batch flattened": lambda x: x.flatten(0, 1).cos(),
+    "divided": lambda x: x.unflatten(1, (2, -1)).cos(),
+    "divided rows": lambda x: x.view(-1, 6).unflatten(0, (-1, 4)).cos(),
+    "normalised": lambda x: functional.batch_norm(x, torch.ones(4), torch.full((4,), 2.0)),
+    "beside itself": lambda x: x.to(x.device, torch.float64).cos() + x.to("cpu").sin(),
+    "laid out": lambda x: x.transpose(1, 2).contiguous().cos() + x.cos().contiguous().sum(),
+    "copied": lambda x: x.to(torch.float32, copy=True),
+    "copied beside itself": lambda x: x.to("cpu", torch.float32, copy=True),
     "of another dtype": lambda x: x.to(torch.float64) + 1,
     "of its own dtype": lambda x: x.to(torch.float32) + 1,
     "cut evenly": lambda x: x.chunk(2, dim=1)[1],
@@ -56,9 +71,7 @@ KNOWN: dict[str, Call] = {
     "expanded to more dimensions": lambda x: x[0, 0].expand_as(x) * x,
 }
 UNKNOWN: dict[str, Call] = {
-    "reshaped rows that do not adjoin": lambda x: x.transpose(1, 2).reshape(-1, 24),
-    "the batch flattened": lambda x: x.flatten(0, 1),
-    "copied": lambda x: x.to(torch.float32, copy=True),
+    "normalised by what is given": lambda x: functional.batch_norm(x, None, None, training=True),
     "of another layout": lambda x: x[..., None].to(
         torch.float64, memory_format=torch.channels_last
     ),
@@ -70,7 +83,7 @@ def test_known_ones_are_exchanged_for_what_torch_makes_of_them(call: Call) -> No
     program = exported(call)
     wanted = operators(program.run_decompositions({}))
     exchange_stand_ins(program.graph)
-    made = functional(program)
+    made = as_functional(program)
     assert made is program  # nothing was left to trace
     assert operators(made) == wanted
     x = torch.randn(5, 4, 6)
@@ -83,7 +96,7 @@ def test_others_are_left(call: Call) -> None:
     before = operators(program)
     exchange_stand_ins(program.graph)
     assert operators(program) == before
-    made = functional(program)
+    made = as_functional(program)
     assert made is not program
     x = torch.randn(5, 4, 6)
     torch.testing.assert_close(made.module()(x), call(x), rtol=0, atol=0)
