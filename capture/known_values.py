@@ -75,7 +75,7 @@ def _of_model(tensor: object) -> torch.Tensor | None:
 
 def follow_values(func: Callable[..., Any], args: Any, kwargs: Any, made: Any) -> None:
     """Know what a call makes of known values."""
-    writes = _writes(getattr(func, "__name__", ""))
+    writes = writes_into(getattr(func, "__name__", ""))
     if not (writes or isinstance(made, (torch.Tensor, tuple, list))):
         return  # most calls ask for a size or a type
     if torch.compiler.is_dynamo_compiling():
@@ -101,7 +101,8 @@ def _unknown(argument: object) -> bool:
     return isinstance(argument, _SYMBOLS) or (tensor and known(argument) is None)
 
 
-def _writes(name: str) -> bool:
+def writes_into(name: str) -> bool:
+    """Whether a call of this name writes into its first argument."""
     in_place = name.endswith("_") and not name.endswith("__")
     return in_place or name in _WRITES
 

@@ -24,7 +24,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from recreplay.capture.known_values import is_count, known
+from recreplay.capture.known_values import is_count, known, writes_into
 from recreplay.capture.packed_steps import exchange
 from recreplay.capture.rows_asked import calling_line
 from recreplay.runtime.errors import UnsupportedModelError
@@ -75,9 +75,16 @@ def follow_rows(name: str, args: Any, kwargs: Any, made: Any) -> None:
         return
     given = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     lines = [_some[tensor] for tensor in given if tensor in _some]
-    for result in pytree.tree_leaves(made) if lines else ():
+    for result in pytree.tree_leaves((made, _written(name, args))) if lines else ():
         if isinstance(result, Tensor):
             _some[result] = lines[0]
+
+
+def _written(name: str, args: Any) -> list[Tensor]:
+    """What a call writes into: a tensor, and the one that it is a view of."""
+    if not (writes_into(name) and args and isinstance(args[0], Tensor)):
+        return []
+    return [t for t in (args[0], args[0]._base) if t is not None]
 
 
 def _follow_places(name: str, args: Any, made: Tensor) -> None:

@@ -39,7 +39,7 @@ def traceable_call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     if name not in CALLS:
         follow_places(name, (args, kwargs), found)
     known_values.follow_values(func, args, kwargs, found)
-    if name != "__setitem__":  # which gives rows that were left out an answer
+    if name != "__setitem__" or found is None:  # rows that were left out were given an answer
         rows_left_out.follow_rows(name, args, kwargs, found)
     if steps:
         packed_steps.follow_rows(found)

@@ -218,6 +218,30 @@ def fewer(model: Interests, items: Tensor, lengths: Tensor) -> Tensor:
     return items[some][:, 0, :STATE]  # the line to name
 
 
+def numbered(model: Interests, items: Tensor, lengths: Tensor) -> Tensor:
+    kept = torch.arange(len(items))[lengths > 0]
+    answer = torch.zeros(len(items), STATE)
+    answer[kept] = items[kept][:, 0, :STATE] + 1
+    return answer
+
+
+def added(model: Interests, items: Tensor, lengths: Tensor) -> Tensor:
+    some = lengths > 0
+    answer = torch.zeros(len(items), STATE)
+    numbers = torch.arange(len(items))[some]
+    answer.view(-1, STATE).index_add_(0, numbers, items[some][:, 0, :STATE])
+    return answer
+
+
+@pytest.mark.parametrize("steps", [numbered, added])
+def test_rows_that_are_written_by_their_numbers_are_refused(
+    steps: Callable[..., Tensor], captured: Capture
+) -> None:
+    """Those that were left out would be written, too."""
+    with pytest.raises(UnsupportedModelError, match=r"^the model answers for some rows"):
+        captured(Interests(steps).eval(), request(6), buckets=[4], compiler="eager")
+
+
 def test_fewer_rows_than_were_given_are_refused(captured: Capture) -> None:
     with pytest.raises(
         UnsupportedModelError,
