@@ -92,7 +92,7 @@ def _follow_places(name: str, args: Any, made: Tensor) -> None:
         if made.ndim == 2 and _counts(args[0]) and _is_free(made):
             _counting[made] = True
         return
-    for counted, number in (args, args[::-1]):
+    for counted, number in (args, args[::-1]) if len(args) == 2 else ():
         if not isinstance(number, Tensor) or not made.ndim == number.ndim == 2:
             continue
         one_each = statically_known_true(number.shape[1] == 1) and not number.is_floating_point()

@@ -75,6 +75,7 @@ HOW: dict[str, Callable[[Fields, Tensor, Tensor], Tensor]] = {
     "tolist": lambda m, x, g: torch.cat([x[:, at] for at in m.first.tolist()], 1),
     "branch": lambda m, x, g: x.sum(1) if m.keep.all() else x.mean(1),
     "written": written,
+    "compared by name": lambda m, x, g: x.sum(1) * torch.eq(input=x[:, 0], other=0),
     "repeated": lambda m, x, g: x.repeat_interleave(m.often, dim=1).flatten(1),
 }
 
