@@ -81,8 +81,8 @@ def follow_values(func: Callable[..., Any], args: Any, kwargs: Any, made: Any) -
     if torch.compiler.is_dynamo_compiling():
         return
     if any(map(_unknown, args)) or any(map(_unknown, pytree.tree_leaves((args, kwargs)))):
-        if writes and args and (value := known(args[0])) is not None:
-            _forget(value)
+        if writes:
+            _forget_written(args)
         return
     results = [leaf for leaf in pytree.tree_leaves(made) if isinstance(leaf, torch.Tensor)]
     if not results and not writes:
@@ -94,6 +94,8 @@ def follow_values(func: Callable[..., Any], args: Any, kwargs: Any, made: Any) -
     reals = [leaf for leaf in pytree.tree_leaves(found) if isinstance(leaf, torch.Tensor)]
     if len(reals) == len(results):
         _known.update(zip(results, reals, strict=True))
+    elif writes:
+        _forget_written(args)  # by chance, say
 
 
 def _unknown(argument: object) -> bool:
@@ -105,6 +107,12 @@ def writes_into(name: str) -> bool:
     """Whether a call of this name writes into its first argument."""
     in_place = name.endswith("_") and not name.endswith("__")
     return in_place or name in _WRITES
+
+
+def _forget_written(args: Any) -> None:
+    for written in pytree.tree_leaves(args[:1]):
+        if (value := known(written)) is not None:
+            _forget(value)
 
 
 def _forget(value: torch.Tensor) -> None:

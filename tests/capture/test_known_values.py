@@ -107,7 +107,11 @@ def drawn(m: Fields, x: Tensor, g: Tensor) -> Tensor:
     return x[:, torch.rand(FIELDS) > 0.5].sum(1)
 
 
-@pytest.mark.parametrize("how", [of_the_request, drawn], ids=lambda how: how.__name__)
+def drawn_into(m: Fields, x: Tensor, g: Tensor) -> Tensor:
+    return x[:, torch.ones(FIELDS, dtype=torch.bool).bernoulli_(0.5)].sum(1)
+
+
+@pytest.mark.parametrize("how", [of_the_request, drawn, drawn_into], ids=lambda how: how.__name__)
 def test_other_values_are_not(
     how: Callable[[Fields, Tensor, Tensor], Tensor], captured: Capture
 ) -> None:
