@@ -75,14 +75,14 @@ def _of_model(tensor: object) -> torch.Tensor | None:
 
 def follow_values(func: Callable[..., Any], args: Any, kwargs: Any, made: Any) -> None:
     """Know what a call makes of known values."""
-    writes = writes_into(getattr(func, "__name__", ""))
+    writes = writes_into(getattr(func, "__name__", "")) or "out" in kwargs
     if not (writes or isinstance(made, (torch.Tensor, tuple, list))):
         return  # most calls ask for a size or a type
     if torch.compiler.is_dynamo_compiling():
         return
     if any(map(_unknown, args)) or any(map(_unknown, pytree.tree_leaves((args, kwargs)))):
         if writes:
-            _forget_written(args)
+            _forget_written(args, kwargs)
         return
     results = [leaf for leaf in pytree.tree_leaves(made) if isinstance(leaf, torch.Tensor)]
     if not results and not writes:
@@ -95,7 +95,7 @@ def follow_values(func: Callable[..., Any], args: Any, kwargs: Any, made: Any) -
     if len(reals) == len(results):
         _known.update(zip(results, reals, strict=True))
     elif writes:
-        _forget_written(args)  # by chance, say
+        _forget_written(args, kwargs)  # by chance, say
 
 
 def _unknown(argument: object) -> bool:
@@ -109,8 +109,8 @@ def writes_into(name: str) -> bool:
     return in_place or name in _WRITES
 
 
-def _forget_written(args: Any) -> None:
-    for written in pytree.tree_leaves(args[:1]):
+def _forget_written(args: Any, kwargs: Any) -> None:
+    for written in pytree.tree_leaves(kwargs.get("out", args[:1])):
         if (value := known(written)) is not None:
             _forget(value)
 

@@ -111,7 +111,16 @@ def drawn_into(m: Fields, x: Tensor, g: Tensor) -> Tensor:
     return x[:, torch.ones(FIELDS, dtype=torch.bool).bernoulli_(0.5)].sum(1)
 
 
-@pytest.mark.parametrize("how", [of_the_request, drawn, drawn_into], ids=lambda how: how.__name__)
+def of_weights(m: Fields, x: Tensor, g: Tensor) -> Tensor:
+    """Which a refresh may change."""
+    keep = torch.ones(FIELDS, dtype=torch.bool)
+    torch.gt(m.table.weight[:FIELDS, 0], -100, out=keep)
+    return x[:, keep].sum(1)
+
+
+@pytest.mark.parametrize(
+    "how", [of_the_request, of_weights, drawn, drawn_into], ids=lambda how: how.__name__
+)
 def test_other_values_are_not(
     how: Callable[[Fields, Tensor, Tensor], Tensor], captured: Capture
 ) -> None:
