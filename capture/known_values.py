@@ -207,7 +207,11 @@ def _side_by_side(places: list[int]) -> bool:
 
 def _get(tensor: torch.Tensor, index: Any) -> torch.Tensor | None:
     places = _by_places(index)
-    return None if places is None else tensor[places]
+    if places is None:
+        return None
+    found = tensor[places]
+    # As masks give: models may write into it. Into what they hold alone, they do not.
+    return found.clone() if any(isinstance(s, torch.SymInt) for s in tensor.shape) else found
 
 
 def _set(tensor: torch.Tensor, index: Any, value: Any) -> torch.Tensor | None:

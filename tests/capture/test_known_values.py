@@ -60,6 +60,13 @@ def written(m: Fields, x: Tensor, g: Tensor) -> Tensor:
     return x.sum(1)
 
 
+def written_beside(m: Fields, x: Tensor, g: Tensor) -> Tensor:
+    """What a mask gives is a copy."""
+    first = x[:, torch.arange(FIELDS) < 3]
+    first += 1
+    return torch.cat([x, first], 1).flatten(1)
+
+
 HOW: dict[str, Callable[[Fields, Tensor, Tensor], Tensor]] = {
     "masked_select": lambda m, x, g: torch.masked_select(g, m.pairs).view(-1, 15),
     "masked_select of a row": lambda m, x, g: x.masked_select(m.keep[:, None]).view(-1, 4 * DIM),
@@ -75,6 +82,7 @@ HOW: dict[str, Callable[[Fields, Tensor, Tensor], Tensor]] = {
     "tolist": lambda m, x, g: torch.cat([x[:, at] for at in m.first.tolist()], 1),
     "branch": lambda m, x, g: x.sum(1) if m.keep.all() else x.mean(1),
     "written": written,
+    "written beside": written_beside,
     "compared by name": lambda m, x, g: x.sum(1) * torch.eq(input=x[:, 0], other=0),
     "repeated": lambda m, x, g: x.repeat_interleave(m.often, dim=1).flatten(1),
 }
