@@ -228,10 +228,12 @@ def _repeat_interleave(
     value = known(repeats)
     if value is None or value.ndim != 1 or others:
         return None
-    with _disable_current_modes():
-        each = value.expand(tensor.shape[dim]) if dim is not None else value
-        places = torch.arange(len(each)).repeat_interleave(each.cpu()).tolist()
     flat = tensor.flatten() if dim is None else tensor
+    count = flat.shape[dim or 0]
+    if isinstance(count, torch.SymInt):
+        return None
+    with _disable_current_modes():
+        places = torch.arange(count).repeat_interleave(value.expand(count).cpu()).tolist()
     return flat.index_select(dim or 0, _constant(places, tensor))
 
 

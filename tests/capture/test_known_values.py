@@ -85,6 +85,7 @@ HOW: dict[str, Callable[[Fields, Tensor, Tensor], Tensor]] = {
     "written beside": written_beside,
     "compared by name": lambda m, x, g: x.sum(1) * torch.eq(input=x[:, 0], other=0),
     "repeated": lambda m, x, g: x.repeat_interleave(m.often, dim=1).flatten(1),
+    "each twice": lambda m, x, g: x.sum(1) + m.often.repeat_interleave(torch.tensor([2]))[:DIM],
 }
 
 
