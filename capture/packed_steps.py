@@ -154,7 +154,8 @@ def step(func: Callable[..., Any], args: Any, kwargs: Any) -> tuple[bool, Any]:
     if not value:
         _check_written(tensor)
         at = place if of_place else 0  # the first items are those of the first place
-        rows = torch.unflatten(now, 0, (-1, lists.places))[:, at] if of_items else now
+        # Of rows a copy, as what a model adds to them is for those that have an item (`+=`).
+        rows = torch.unflatten(now, 0, (-1, lists.places))[:, at] if of_items else now.clone()
         return True, rows[(slice(None), *others)] if others else rows
     if not isinstance(value[0], Tensor):
         raise asked()
@@ -162,8 +163,7 @@ def step(func: Callable[..., Any], args: Any, kwargs: Any) -> tuple[bool, Any]:
     if of_items:
         return True, _write_place(tensor, lists, place, new)
     held = lists.held()[:, place].view(-1, *[1] * (now.ndim - 1))
-    _instead[tensor] = torch.where(held, new, now)
-    return True, _instead[tensor]
+    return True, now.copy_(torch.where(held, new, now))  # which views of it are to see
 
 
 def _check_written(tensor: Tensor) -> None:

@@ -108,6 +108,19 @@ def masked(model: Interests, items: Tensor, lengths: Tensor) -> Tensor:
     return padded[places == (lengths.view(-1, 1) - 1)]
 
 
+def summed(model: Interests, items: Tensor, lengths: Tensor) -> Tensor:
+    """The sum of the states, added through a view of it."""
+    (read, counts, _, back), scores = model.packed(items, lengths)
+    state, found = (torch.zeros(int(counts[0]), STATE) for _ in range(2))
+    total, begin = found.view(-1, STATE), 0
+    for count in counts:
+        part = slice(begin, begin + count)
+        state = model.cell(read[part], state[:count], scores[part])
+        total[:count] += state
+        begin += count
+    return found[back]
+
+
 def written(model: Interests, items: Tensor, lengths: Tensor) -> Tensor:
     return last_states(model, *model.packed(items, lengths))
 
@@ -132,7 +145,7 @@ def rows_by_mask(model: Interests, items: Tensor, lengths: Tensor) -> Tensor:
     return answer
 
 
-@pytest.mark.parametrize("steps", [gathered, masked, written, some_rows, rows_by_mask])
+@pytest.mark.parametrize("steps", [gathered, masked, written, summed, some_rows, rows_by_mask])
 def test_steps_equal_eager(steps: Callable[..., Tensor], captured: Capture) -> None:
     model = Interests(steps).eval()
     least = 0 if steps in (some_rows, rows_by_mask) else 1
