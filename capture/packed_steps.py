@@ -26,8 +26,9 @@ from recreplay.capture.known_values import rows_are_alike
 from recreplay.capture.rows_asked import calling_line
 from recreplay.runtime.errors import UnsupportedModelError
 
-# What `int(batch_sizes[0])` is, as the number of rows is none yet; nothing else comes to it.
-_ROWS = 65_537
+# What `int(batch_sizes[0])` is, as the number of rows is none yet. Nothing else comes to it: it is
+# no table's size, as one more than a power of two is.
+_ROWS = 60_659
 # What stands for a tensor that a model made of so many rows, or writes into place by place.
 _instead: MutableMapping[Tensor, Tensor] = WeakTensorKeyDictionary()
 # What was written so far into all items, place by place.

@@ -163,6 +163,18 @@ def test_steps_equal_eager(steps: Callable[..., Tensor], captured: Capture) -> N
             np.testing.assert_allclose(got, model.top.bias.expand(rows, -1).numpy(), atol=1e-6)
 
 
+def test_tables_may_have_a_row_of_padding_and_a_power_of_two(captured: Capture) -> None:
+    """No number of rows is taken for theirs."""
+
+    def normed(model: Interests, items: Tensor, lengths: Tensor) -> Tensor:
+        last: Tensor = model.reader(pack_padded_sequence(items, lengths, True, False))[1][0]
+        return last * nn.functional.normalize(model.table.weight)[:1, :STATE]
+
+    model = Interests(normed).eval()
+    model.table = nn.Embedding(2**16 + 1, WIDTH)
+    captured(model, request(6), buckets=[4], compiler="eager")
+
+
 @pytest.mark.parametrize("steps", [gathered, masked])
 def test_a_list_without_a_last_item_is_named(
     steps: Callable[..., Tensor], captured: Capture
