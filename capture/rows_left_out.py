@@ -133,7 +133,7 @@ def _get(tensor: Tensor, index: Any) -> Tensor | None:
     if index not in _places or tensor.ndim != 3:
         return None
     place = _places[index].long()
-    if place in _some:  # there may be none in the others
+    if _places[index] in _some:  # there may be none in the others
         place = place.clamp(min=0)
     return tensor.gather(1, place.unsqueeze(2).expand(-1, 1, tensor.shape[2])).squeeze(1)
 

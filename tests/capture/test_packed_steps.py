@@ -175,6 +175,28 @@ def test_tables_may_have_a_row_of_padding_and_a_power_of_two(captured: Capture) 
     captured(model, request(6), buckets=[4], compiler="eager")
 
 
+def test_lengths_may_be_of_32_bits(captured: Capture) -> None:
+    """A row that is left out has no place then, either."""
+
+    def kept(model: Interests, items: Tensor, lengths: Tensor) -> Tensor:
+        some, answer = lengths > 0, torch.zeros(len(items), STATE)
+        places = torch.arange(PLACES).repeat(lengths[some].shape[0], 1)
+        answer[some] = items[some][places == (lengths[some].view(-1, 1) - 1)][:, :STATE]
+        return answer
+
+    def narrow(rows: int) -> dict[str, Tensor]:
+        given = request(rows, 0)
+        return given | {"lengths": given["lengths"].int()}
+
+    model = Interests(kept).eval()
+    path = captured(model, narrow(6), buckets=[4], compiler="eager")
+    with Runtime.load(path) as runtime, torch.no_grad():
+        given = narrow(3)
+        given["lengths"][1] = 0
+        got = runtime.run(given)["output"]
+        np.testing.assert_allclose(got, model(**given).numpy(), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("steps", [gathered, masked])
 def test_a_list_without_a_last_item_is_named(
     steps: Callable[..., Tensor], captured: Capture
