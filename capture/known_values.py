@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from functools import partial
+from types import EllipsisType, NoneType
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ _known: MutableMapping[torch.Tensor, torch.Tensor] = WeakTensorKeyDictionary()
 _held: list[tuple[dict[str, Any], str, torch.Tensor]] = []
 _SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
 _IN_PLACE = ("add", "and", "floordiv", "lshift", "mod", "mul", "or", "rshift", "sub", "xor")
+_UNPAIRED = (slice, int, torch.SymInt, NoneType, EllipsisType)  # parts of an index beside places
 _WRITES = {"__setitem__", *(f"__i{name}__" for name in _IN_PLACE)}
 
 
@@ -186,7 +188,7 @@ def _masked_select(tensor: torch.Tensor, mask: torch.Tensor) -> torch.Tensor | N
 def _by_places(index: Any) -> tuple[Any, ...] | None:
     """An index with places instead of masks, if these are known; None where there is none."""
     parts = index if isinstance(index, tuple) else (index,)
-    alone = sum(isinstance(part, (torch.Tensor, list)) for part in parts) == 1
+    alone = sum(not isinstance(part, _UNPAIRED) for part in parts) == 1
     found: list[Any] = []
     for part in parts:
         if not isinstance(part, torch.Tensor) or part.dtype != torch.bool:

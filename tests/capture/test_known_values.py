@@ -75,6 +75,7 @@ HOW: dict[str, Callable[[Fields, Tensor, Tensor], Tensor]] = {
     "last is padding": without(ITEMS - 1),
     "seventh is padding": without(7),
     "kept": lambda m, x, g: x[:, m.keep & ~m.pairs[0]].sum(1),
+    "paired": lambda m, x, g: x[:, torch.arange(FIELDS) < 3, (2, 0, 1)],
     "nonzero": lambda m, x, g: x[:, m.keep.nonzero().squeeze(1)].sum(1),
     "where": lambda m, x, g: g[:, *torch.where(m.pairs)],
     "int": lambda m, x, g: x[:, : int(m.count)].sum(1),
