@@ -52,6 +52,7 @@ class Ingested:
     eager: Callable[[Mapping[str, torch.Tensor]], dict[str, torch.Tensor]]
     users: int = 0  # the most users of a request; 0 where no input is a user's
     notes: tuple[str, ...] = ()  # what the owner of the model should know
+    settled: frozenset[str] = frozenset()  # of its state, what decided how it is captured
 
     @property
     def row_mask(self) -> RowMask | None:
@@ -111,11 +112,12 @@ def ingest(
 
     # Before it is exported: masks that a model keeps for the next call would be torch.export's.
     produced = _answer(eager, example)
-    exported = trace(model, arguments, shapes, batch)
+    exported, settled = trace(model, arguments, shapes, batch)
     name = type(model).__name__
     made = _finish(name, exported, declared, example, eager, produced)
     note = fast_path_note(model, lambda: outputs(example), produced)
-    return _with_users(replace(made, notes=(*made.notes, *([note] if note else []))), users)
+    notes = (*made.notes, *([note] if note else []))
+    return _with_users(replace(made, notes=notes, settled=frozenset(settled)), users)
 
 
 def _plain_tensors(exported: ExportedProgram) -> list[str]:

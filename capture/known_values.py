@@ -4,7 +4,7 @@ torch.export traces without values, and refuses what makes a size or a branch of
 fields that a mask selects, all rows of a table but that of padding, how often each is repeated.
 Where these come of the model's own numbers and of nothing given, they are computed beside the
 trace, and the call is given as one whose sizes are known. Of what a model holds, integers and flags
-are known so: floats may be refreshed.
+are known so, which a refresh may not change then: floats may be refreshed.
 """
 
 from __future__ import annotations
@@ -21,8 +21,11 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.weak import WeakTensorKeyDictionary
 
 _known: MutableMapping[torch.Tensor, torch.Tensor] = WeakTensorKeyDictionary()
-# The dictionary of a module that has a tensor, its name there, and its value.
-_held: list[tuple[dict[str, Any], str, torch.Tensor]] = []
+# The dictionary of a module that has a tensor, its name there and in the model, and its value.
+_held: list[tuple[dict[str, Any], str, str, torch.Tensor]] = []
+# What of the model is in values, by their memory, and what was asked for so far.
+_sources: dict[int, set[str]] = {}
+_asked: set[str] = set()
 _SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
 _IN_PLACE = ("add", "and", "floordiv", "lshift", "mod", "mul", "or", "rshift", "sub", "xor")
 _UNPAIRED = (slice, int, torch.SymInt, NoneType, EllipsisType)  # parts of an index beside places
@@ -30,35 +33,52 @@ _WRITES = {"__setitem__", *(f"__i{name}__" for name in _IN_PLACE)}
 
 
 @contextmanager
-def held_values(model: torch.nn.Module) -> Iterator[None]:
-    """Knows the integers and flags of a model, while torch has put others in their place."""
-    for module in model.modules():
+def held_values(model: torch.nn.Module) -> Iterator[set[str]]:
+    """Knows the integers and flags of a model, while torch has put others in their place. Fills the
+    set with the names of those whose values were asked for."""
+    for path, module in model.named_modules():
         for space in (module._parameters, module._buffers):
             _held.extend(
-                (space, name, held.detach())
+                (space, name, f"{path}.{name}" if path else name, held.detach())
                 for name, held in space.items()
                 if held is not None and not (held.is_floating_point() or held.is_complex())
             )
+    asked: set[str] = set()
     try:
-        yield
+        yield asked
     finally:
-        _held.clear()
-        _known.clear()
+        asked |= _asked
+        for of_this_trace in (_held, _known, _sources, _asked):
+            of_this_trace.clear()
 
 
 def known(tensor: object) -> torch.Tensor | None:
     """The value of a tensor that is traced, if it is the same for every request."""
     if not isinstance(tensor, torch.Tensor) or torch.compiler.is_dynamo_compiling():
         return None
-    if tensor not in _known and (value := _of_model(tensor)) is not None:
+    if tensor not in _known and (held := _of_model(tensor)) is not None:
+        name, value = held
         with _disable_current_modes():
             _known[tensor] = value.clone()  # the model may write into its own
+        _sources[_memory(_known[tensor])] = {name}
     return _known.get(tensor)
+
+
+def asked_for(tensor: object) -> torch.Tensor | None:
+    """The same, where something is decided by it."""
+    value = known(tensor)
+    if value is not None:
+        _asked.update(_sources.get(_memory(value), ()))
+    return value
+
+
+def _memory(value: torch.Tensor) -> int:
+    return value.untyped_storage().data_ptr()
 
 
 def rows_are_alike(tensor: torch.Tensor) -> bool:
     """Whether all rows of a tensor are known to be the same."""
-    value = known(tensor)
+    value = asked_for(tensor)
     if value is None:
         return tensor.stride(0) == 0
     with _disable_current_modes():
@@ -71,8 +91,10 @@ def is_count(value: torch.Tensor) -> bool:
         return torch.equal(value.flatten(), torch.arange(value.numel(), device=value.device))
 
 
-def _of_model(tensor: object) -> torch.Tensor | None:
-    return next((value for space, name, value in _held if space.get(name) is tensor), None)
+def _of_model(tensor: object) -> tuple[str, torch.Tensor] | None:
+    """Its name and its value."""
+    found = ((path, value) for space, name, path, value in _held if space.get(name) is tensor)
+    return next(found, None)
 
 
 def follow_values(func: Callable[..., Any], args: Any, kwargs: Any, made: Any) -> None:
@@ -95,9 +117,21 @@ def follow_values(func: Callable[..., Any], args: Any, kwargs: Any, made: Any) -
         found = None
     reals = [leaf for leaf in pytree.tree_leaves(found) if isinstance(leaf, torch.Tensor)]
     if len(reals) == len(results):
+        given = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if leaf in _known]
+        _follow_sources([_known[tensor] for tensor in given], reals, writes)
         _known.update(zip(results, reals, strict=True))
     elif writes:
         _forget_written(args, kwargs)  # by chance, say
+
+
+def _follow_sources(given: list[torch.Tensor], made: list[torch.Tensor], writes: bool) -> None:
+    """Values are of what they are made of, and so is what is written into."""
+    found: set[str] = set()
+    for value in given:
+        found |= _sources.get(_memory(value), set())
+    for value in (*made, *(given[:1] if writes else ())):
+        if found:
+            _sources.setdefault(_memory(value), set()).update(found)
 
 
 def _unknown(argument: object) -> bool:
@@ -119,8 +153,7 @@ def _forget_written(args: Any, kwargs: Any) -> None:
 
 def _forget(value: torch.Tensor) -> None:
     """What lies in the same memory is not known any more."""
-    memory = value.untyped_storage().data_ptr()
-    gone = [t for t, v in _known.items() if v.untyped_storage().data_ptr() == memory]
+    gone = [t for t, v in _known.items() if _memory(v) == _memory(value)]
     for tensor in gone:
         del _known[tensor]
 
@@ -146,7 +179,7 @@ def _of_number(name: str) -> Callable[..., Any]:
     ask: Callable[[torch.Tensor], Any] = getattr(torch.Tensor, name)
 
     def answer(tensor: torch.Tensor) -> Any:
-        value = known(tensor)
+        value = asked_for(tensor)
         if value is None:
             return None
         with _disable_current_modes():
@@ -157,7 +190,7 @@ def _of_number(name: str) -> Callable[..., Any]:
 
 def _places(mask: torch.Tensor, sizes: tuple[int, ...] | None = None) -> list[list[int]] | None:
     """Where a known mask, spread to these sizes, is not zero: in each of its dimensions."""
-    value = known(mask)
+    value = asked_for(mask)
     if value is None or not value.ndim:
         return None
     with _disable_current_modes():
@@ -227,7 +260,7 @@ def _set(tensor: torch.Tensor, index: Any, value: Any) -> torch.Tensor | None:
 def _repeat_interleave(
     tensor: torch.Tensor, repeats: Any = None, dim: int | None = None, **others: Any
 ) -> torch.Tensor | None:
-    value = known(repeats)
+    value = asked_for(repeats)
     if value is None or value.ndim != 1 or others:
         return None
     flat = tensor.flatten() if dim is None else tensor
@@ -245,6 +278,7 @@ CALLS: dict[str, Callable[..., Any]] = {
         for name in ("item", "tolist", "__bool__", "__int__", "__index__", "__float__")
     },
     "nonzero": _nonzero,
+    "argwhere": _nonzero,
     "where": partial(_nonzero, as_tuple=True),
     "masked_select": _masked_select,
     "repeat_interleave": _repeat_interleave,

@@ -167,6 +167,20 @@ def step(func: Callable[..., Any], args: Any, kwargs: Any) -> tuple[bool, Any]:
     return True, now.copy_(torch.where(held, new, now))  # which views of it are to see
 
 
+def joined(func: Callable[..., Any], args: Any, kwargs: Any) -> Tensor | None:
+    """States of all places in order, put one behind the other, as all items."""
+    parts = args[0] if args else None
+    name = getattr(func, "__name__", "")
+    if name not in ("cat", "concat") or kwargs or not isinstance(parts, (list, tuple)):
+        return None
+    lists = _lists[-1]
+    if args[1:] not in ((), (0,)) or len(parts) != lists.places:
+        return None
+    if not all(isinstance(part, Tensor) and _are(part, lists.rows) for part in parts):
+        return None
+    return torch.stack(list(parts), 1).flatten(0, 1)
+
+
 def _check_written(tensor: Tensor) -> None:
     if tensor in _written and tensor not in _instead:
         raise asked()

@@ -35,7 +35,9 @@ def traceable_call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
             rows_left_out.follow_rows(name, args, kwargs, found)
             return found
         args, kwargs = packed_steps.exchange((args, kwargs))
-    found = _call(name, func, args, kwargs)
+    found = packed_steps.joined(func, args, kwargs) if steps else None
+    if found is None:
+        found = _call(name, func, args, kwargs)
     if name not in CALLS:
         follow_places(name, (args, kwargs), found)
     known_values.follow_values(func, args, kwargs, found)

@@ -23,16 +23,17 @@ from recreplay.runtime.errors import RecReplayError
 
 def trace(
     model: torch.nn.Module, arguments: dict[str, Any], shapes: Any, batch: int
-) -> ExportedProgram:
-    """A program that writes to nothing it was given. `arguments` are an example of `batch` rows,
-    and `shapes` says which of their sizes are free. Raises UnsupportedModelError."""
+) -> tuple[ExportedProgram, set[str]]:
+    """A program that writes to nothing it was given, and the integers and flags of the model whose
+    values it was made by. `arguments` are an example of `batch` rows, and `shapes` says which of
+    their sizes are free. Raises UnsupportedModelError."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of its own deprecations
         with (
             LastCall() as last,
             lines_that_ask() as asking,
             free_len(model),
-            held_values(model),
+            held_values(model) as settled,
             all_places(),
             all_rows_given(model),
             provable_strides(),
@@ -43,8 +44,9 @@ def trace(
                 forget_lists()  # the program may be traced again
                 drop_unread(exported.graph)
                 exchange_stand_ins(exported.graph)
-                return functional(exported)
+                program = functional(exported)
             except RecReplayError:  # an imported model's own, which names the node
                 raise
             except Exception as error:
                 raise refusal(error, last, batch, asking) from error
+        return program, settled

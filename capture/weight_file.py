@@ -19,6 +19,7 @@ from recreplay.runtime.errors import CaptureError
 from recreplay.runtime.lowered import SCALES, lower, part_names, unfit
 from recreplay.runtime.made_weights import WEIGHT, Made, write_made
 from recreplay.runtime.manifest import Manifest, TableView
+from recreplay.runtime.settled import digest
 from recreplay.runtime.weight_copies import KINDS
 from recreplay.runtime.weights import memory_of, with_views
 
@@ -39,8 +40,16 @@ def write_weights(
     tied = _tied_names(model, names)
     unread = tuple(sorted(set(model.exported.state_dict) - names - set(tied)))
     notices = (*manifest.notices, *_parted(model, names))
+    state = model.exported.state_dict
+    settled = {name: digest(state[name]) for name in sorted(model.settled & state.keys())}
     return replace(
-        manifest, tables=tables, lowered=lowered, tied=tied, unread=unread, notices=notices
+        manifest,
+        tables=tables,
+        lowered=lowered,
+        tied=tied,
+        unread=unread,
+        settled=settled,
+        notices=notices,
     )
 
 

@@ -13,7 +13,7 @@ from recreplay.runtime.processor import block_columns
 from recreplay.runtime.spec import DTYPES, IdBound, InputSpec, OutputSpec, RowMask, Slot
 
 FORMAT = "recreplay"
-VERSION = 17
+VERSION = 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +157,7 @@ class Manifest:
     lowered: dict[str, str] = field(default_factory=dict)  # weight -> type it is stored in
     tied: dict[str, str] = field(default_factory=dict)  # other names of weights -> the weight
     unread: tuple[str, ...] = ()  # weights of the model that no bucket reads
+    settled: dict[str, str] = field(default_factory=dict)  # weight -> digest of what it has to be
     row_mask: RowMask | None = None  # where rows of a request are compared: it is one replay then
     files: dict[str, str] = field(default_factory=dict)  # path -> sha256
 
@@ -214,6 +215,7 @@ class Manifest:
             lowered=dict(data["lowered"]),
             tied=dict(data["tied"]),
             unread=tuple(data["unread"]),
+            settled=dict(data["settled"]),
             row_mask=None if data["row_mask"] is None else RowMask(**data["row_mask"]),
             files=dict(data["files"]),
         )

@@ -85,6 +85,7 @@ class Refresher:
         self._lanes = lanes
         self._columns = manifest.block_columns
         self._tied, self._unread = manifest.tied, frozenset(manifest.unread)
+        self._settled = manifest.settled
         storages = {view.storage for view in manifest.tables.values()}
         self._storages = {name: view.storage for name, view in manifest.tables.items()}
         weights = {} if loader is None else loader.weights
@@ -120,6 +121,11 @@ class Refresher:
     def update_rows(self, table: str, ids: Any, values: Any) -> None:
         import torch
 
+        if table in self._settled:
+            raise RefreshError(
+                f"rows of {table!r} cannot change: the model was captured by its values; capture "
+                "it with new ones"
+            )
         own, weight = self._find(table)
         where = _tensor(ids, f"ids of table {table!r}").cpu()
         rows = _tensor(values, f"rows of table {table!r}")
@@ -150,6 +156,8 @@ class Refresher:
         found: dict[str, _Write] = {}
         given: dict[str, tuple[str, torch.Tensor]] = {}
         for name, value in weights.items():
+            if name in self._settled:
+                self._check_settled(name, value)
             if name in self._unread:
                 continue
             own, weight = self._find(name)
@@ -168,6 +176,16 @@ class Refresher:
                 )
 
         self._write(found)
+
+    def _check_settled(self, name: str, value: Any) -> None:
+        from recreplay.runtime.settled import digest
+
+        if digest(_tensor(value, f"weight {name!r}")) != self._settled[name]:
+            raise RefreshError(
+                f"weight {name!r} is not what it was at capture, where the model asked for its "
+                "values (a mask of what it takes, a number that is a size); nothing was written. "
+                "Capture the model that has these"
+            )
 
     def _write(self, writes: dict[str, _Write]) -> None:
         """Do it, and what follows of it for other weights, while no lane replays; wholly, whoever

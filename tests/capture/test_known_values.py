@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from recreplay.runtime import Runtime
 from recreplay.runtime.artifact import MADE
-from recreplay.runtime.errors import UnsupportedModelError
+from recreplay.runtime.errors import RefreshError, UnsupportedModelError
 
 Capture = Callable[..., Path]
 FIELDS, ITEMS, DIM = 6, 50, 8
@@ -150,3 +150,40 @@ def test_what_a_model_counts_stays_its_own(captured: Capture) -> None:
     model = Fields(counted).eval()
     captured(model, {"ids": ids(6)}, buckets=[4], compiler="eager")
     assert int(model.count) == 2
+
+
+def test_a_refresh_gives_what_the_model_was_captured_by(captured: Capture) -> None:
+    """Another mask would change nothing, and a number half of what is made of it."""
+
+    def both(m: Fields, x: Tensor, g: Tensor) -> Tensor:
+        kept = m.keep.clone()
+        kept[m.first] = True
+        return x[:, : int(m.count + 1)].sum(1) * m.count + x[:, kept].sum(1)
+
+    model = Fields(both).eval()
+    path = captured(model, {"ids": ids(6)}, buckets=[4], compiler="eager")
+    with Runtime.load(path) as runtime, torch.no_grad():
+        assert set(runtime.manifest.settled) == {"count", "first", "keep"}
+        model.table.weight.mul_(2)
+        runtime.update_weights(model.state_dict())
+        given = ids(4)
+        want = model(given).numpy()
+        np.testing.assert_allclose(runtime.run({"ids": given})["output"], want, rtol=1e-5)
+        for name, other in (("keep", ~model.keep), ("count", model.count + 1)):
+            with pytest.raises(RefreshError, match=rf"^weight '{name}' is not what it was at cap"):
+                runtime.update_weights({"table.weight": model.table.weight * 3, name: other})
+        with pytest.raises(RefreshError, match=r"^rows of 'keep' cannot change"):
+            runtime.update_rows("keep", [1], model.keep[:1])
+        np.testing.assert_allclose(runtime.run({"ids": given})["output"], want, rtol=1e-5)
+
+
+def test_what_is_only_computed_with_may_change(captured: Capture) -> None:
+    model = Fields(lambda m, x, g: x.sum(1) * (m.count + 1)).eval()
+    path = captured(model, {"ids": ids(6)}, buckets=[4], compiler="eager")
+    with Runtime.load(path) as runtime, torch.no_grad():
+        assert not runtime.manifest.settled
+        model.count.fill_(7)
+        runtime.update_weights({"count": model.count})
+        given = ids(3)
+        got = runtime.run({"ids": given})["output"]
+        np.testing.assert_allclose(got, model(given).numpy(), rtol=1e-5)

@@ -125,6 +125,19 @@ def written(model: Interests, items: Tensor, lengths: Tensor) -> Tensor:
     return last_states(model, *model.packed(items, lengths))
 
 
+def collected(model: Interests, items: Tensor, lengths: Tensor) -> Tensor:
+    """States are put behind one another."""
+    packed, scores = model.packed(items, lengths)
+    state, states, begin = torch.zeros(len(items), STATE), [], 0
+    for count in packed.batch_sizes:
+        part = slice(begin, begin + count)
+        state = model.cell(packed.data[part], state[:count], scores[part])
+        states.append(state)
+        begin += count
+    again = PackedSequence(torch.cat(states), *packed[1:])
+    return pad_packed_sequence(again, True, total_length=PLACES)[0].sum(1)
+
+
 def some_rows(model: Interests, items: Tensor, lengths: Tensor) -> Tensor:
     """Rows without items are left out, as DeepCTR-Torch does."""
     rows, places, width = items.size()

@@ -181,7 +181,7 @@ def test_a_path_without_an_artifact_is_refused(tmp_path: Path) -> None:
         (b"\xff\xfe\x00", r"manifest\.json is not JSON: "),
         (b"[1, 2]", r"manifest\.json is not a manifest of RecReplay$"),
         (b'{"format": "onnx", "version": 1}', r"manifest\.json is not a manifest of RecReplay$"),
-        (b'{"format": "recreplay", "version": 17}', r"manifest\.json is incomplete: KeyError"),
+        (b'{"format": "recreplay", "version": 18}', r"manifest\.json is incomplete: KeyError"),
     ],
 )
 def test_a_manifest_of_something_else_is_refused(copy: Path, raw: bytes, message: str) -> None:
@@ -195,7 +195,7 @@ def test_a_manifest_of_something_else_is_refused(copy: Path, raw: bytes, message
 @pytest.mark.parametrize("version", [1, 0, "2", None])
 def test_another_format_version_is_refused(copy: Path, version: Any) -> None:
     reseal(copy, lambda data: data.update(version=version))
-    message = rf"copy\.rr has format version {version}; this RecReplay reads version 17; capture"
+    message = rf"copy\.rr has format version {version}; this RecReplay reads version 18; capture"
     with pytest.raises(ArtifactVersionError, match=message):
         Runtime.load(copy)
 
