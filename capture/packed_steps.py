@@ -127,7 +127,9 @@ def any_are_packed() -> bool:
 
 
 def forget_lists() -> None:
-    _lists.clear()
+    """What a trace packed, and what stood for its tensors."""
+    for of_this_trace in (_lists, _instead, _written):
+        of_this_trace.clear()
 
 
 def step(func: Callable[..., Any], args: Any, kwargs: Any) -> tuple[bool, Any]:

@@ -24,7 +24,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from recreplay.capture.known_values import is_count, known, writes_into
+from recreplay.capture.known_values import asked_for, is_count, known, writes_into
 from recreplay.capture.packed_steps import exchange
 from recreplay.capture.rows_asked import calling_line
 from recreplay.runtime.errors import UnsupportedModelError
@@ -105,7 +105,8 @@ def _counts(row: object) -> bool:
     if not isinstance(row, Tensor) or row in _counting:
         return isinstance(row, Tensor)
     value = known(row)
-    return value is not None and value.ndim in (1, 2) and is_count(value)
+    counts = value is not None and value.ndim in (1, 2) and is_count(value)
+    return counts and asked_for(row) is not None
 
 
 def _is_free(tensor: Tensor) -> bool:

@@ -177,6 +177,21 @@ def test_a_refresh_gives_what_the_model_was_captured_by(captured: Capture) -> No
         np.testing.assert_allclose(runtime.run({"ids": given})["output"], want, rtol=1e-5)
 
 
+def test_places_that_a_model_holds_are_settled_where_they_count(captured: Capture) -> None:
+    def last(m: Fields, x: Tensor, g: Tensor) -> Tensor:
+        number = (x[:, :1, 0] > 0).long() + 2
+        return x[m.places.expand(len(x), -1) == number] * (m.first + m.count).sum()
+
+    model = Fields(last)
+    model.places = nn.Buffer(torch.arange(FIELDS))
+    path = captured(model.eval(), {"ids": ids(6)}, buckets=[4], compiler="eager")
+    with Runtime.load(path) as runtime, torch.no_grad():
+        given = ids(3)
+        got = runtime.run({"ids": given})["output"]
+        np.testing.assert_allclose(got, model(given).numpy(), rtol=1e-5)
+        assert set(runtime.manifest.settled) == {"places"}
+
+
 def test_what_is_only_computed_with_may_change(captured: Capture) -> None:
     model = Fields(lambda m, x, g: x.sum(1) * (m.count + 1)).eval()
     path = captured(model, {"ids": ids(6)}, buckets=[4], compiler="eager")
