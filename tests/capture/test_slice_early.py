@@ -140,7 +140,8 @@ class Sequence(nn.Module):
 )
 def test_the_last_block_has_one_query(compiler: str, captured: Capture) -> None:
     model, history = Sequence().eval(), torch.randint(0, 30, (8, 12))
-    path = captured(model, {"history": history}, buckets=[1, 8], compiler=compiler)
+    buckets = [8] if compiler == "inductor" else [1, 8]
+    path = captured(model, {"history": history}, buckets=buckets, compiler=compiler)
     # Ours has the queries first, as torch's layers lay them.
     queries = {"aten.scaled_dot_product_attention.default": -2, ATTENTION: 0}
     found = [o for o in read_graph(path)[8].captured.operators if o.target in queries]

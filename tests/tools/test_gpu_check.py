@@ -289,7 +289,7 @@ def test_a_test_that_time_ends_did_not_fail(
 def test_a_test_that_never_ends_takes_no_other_along(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu_tests, "PATIENCE", 20.0)  # and a process begins within
+    monkeypatch.setattr(gpu_tests, "PATIENCE", 12.0)  # and a process begins within
     hangs = "import time\n\ndef test_a():\n    time.sleep(600)\n\ndef test_b():\n    pass\n"
     found = run_tests(checkout(tmp_path / "root", hangs=hangs), tmp_path, 120)
     assert (found["passed"], found["exit_code"]) == (1, 1)
