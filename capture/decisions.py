@@ -36,14 +36,16 @@ aten = torch.ops.aten
 _MOVES = frozenset(
     (
         *(aten.cat, aten.clone, aten.constant_pad_nd, aten.embedding, aten.flip, aten.gather),
-        *(aten.index, aten.index_put, aten.index_select, aten.masked_fill, aten.repeat, aten.roll),
-        *(aten.repeat_interleave, aten.scatter, aten.stack, aten.take, aten.tril, aten.triu),
-        *(aten.where, aten._to_copy),
+        *(aten.index, aten.index_select, aten.masked_fill, aten.repeat, aten.repeat_interleave),
+        *(aten.roll, aten.stack, aten.take, aten.tril, aten.triu, aten.where, aten._to_copy),
     )
 )
 # Of equal values, too, these give the one that they please.
 _ORDERS = frozenset(
-    (aten.argmax, aten.argmin, aten.kthvalue, aten.max, aten.median, aten.min, aten.sort, aten.topk)
+    (
+        *(aten.argmax.default, aten.argmin.default, aten.max.dim, aten.min.dim, aten.median.dim),
+        *(aten.kthvalue.default, aten.sort.default, aten.sort.stable, aten.topk.default),
+    )
 )
 
 
@@ -99,7 +101,7 @@ class _Disturbed(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, operator: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        if operator.overloadpacket in _ORDERS:
+        if operator in _ORDERS:
             args = pytree.tree_map_only(torch.Tensor, self._off, args)
         result = operator(*args, **(kwargs or {}))
         if operator._schema.is_mutable or aliases(operator) or operator.overloadpacket in _MOVES:

@@ -176,7 +176,7 @@ class Sheet(nn.Module):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         columns = x[:, [0, 2, 1]]
         known = (columns[:, :2] > 0).float()
-        ids = columns[:, :2] * known
+        ids = torch.max(columns[:, :2] * known, torch.zeros(()))
         count = known.sum(1)
         return {
             "looked up": self.table(ids.long()).sum(1),
