@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.utils import _pytree as pytree
 
 from recreplay.capture.contraction import terms_of
 from recreplay.capture.dag import Cost
+from recreplay.capture.freeze import tensors_in
 from recreplay.capture.plain_convolutions import CONVOLUTIONS
 from recreplay.runtime.aten import (
     ATTENTION,
@@ -34,7 +34,7 @@ def operator_cost(node: fx.Node) -> Cost:
 
     A lookup reads the rows it gathers, not its table.
     """
-    out = _tensors(node.meta["val"])
+    out = tensors_in(node.meta["val"])
     written = sum(_nbytes(t) for t in out)
     inputs = [
         n.meta["val"] for n in node.all_input_nodes if isinstance(n.meta["val"], torch.Tensor)
@@ -67,7 +67,7 @@ def _flops(node: fx.Node, out: list[torch.Tensor]) -> int:
     added = (aten.addmm.default, aten.baddbmm.default, aten._addmm_activation.default)
     if node.target in added:
         return 2 * elements * _width(node.args[1])
-    inputs = [t for n in node.all_input_nodes for t in _tensors(n.meta["val"])]
+    inputs = [t for n in node.all_input_nodes for t in tensors_in(n.meta["val"])]
     if node.target in CONVOLUTIONS:
         return 2 * elements * prod(node.args[1].meta["val"].shape[1:])  # type: ignore[union-attr]
     if node.target is aten.einsum.default and (found := _multiplied(*node.args)):
@@ -101,10 +101,6 @@ def _multiplied(equation: Any, factors: Any) -> int | None:
 def _width(source: Any) -> int:
     """How many products are added up for each element that a layer of `source` gives."""
     return int(source.meta["val"].shape[-1])
-
-
-def _tensors(value: Any) -> list[torch.Tensor]:
-    return [t for t in pytree.tree_leaves(value) if isinstance(t, torch.Tensor)]
 
 
 def _nbytes(tensor: torch.Tensor) -> int:

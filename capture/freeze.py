@@ -1,11 +1,13 @@
-"""Arguments of operators as something that can be compared and hashed."""
+"""Arguments of operators: as something that can be compared and hashed, and the tensors in them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from typing import Any
 
+import torch
 from torch import fx
+from torch.utils import _pytree as pytree
 
 
 def freeze(arg: Any, of_node: Callable[[fx.Node], Hashable]) -> Hashable:
@@ -17,3 +19,8 @@ def freeze(arg: Any, of_node: Callable[[fx.Node], Hashable]) -> Hashable:
     if isinstance(arg, dict):
         return tuple(sorted((k, freeze(v, of_node)) for k, v in arg.items()))
     return (type(arg).__name__, str(arg))
+
+
+def tensors_in(tree: Any) -> list[torch.Tensor]:
+    """Those in arguments or results, however they are nested, in order."""
+    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]

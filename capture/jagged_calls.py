@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 from torch.fx.experimental.symbolic_shapes import statically_known_true
-from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from recreplay.capture.division import offsets_of
+from recreplay.capture.freeze import tensors_in
 from recreplay.runtime.errors import UnsupportedModelError
 
 aten = torch.ops.aten
@@ -37,21 +37,17 @@ def follow_places(name: str, given: Any, made: Any) -> None:
     work on each item by itself."""
     if torch.compiler.is_dynamo_compiling():
         return  # branches of torch.cond, which is refused; no table of tensors is traced there
-    tensors = _tensors(given) if _places else []
+    tensors = tensors_in(given) if _places else []
     items = next((tensor for tensor in tensors if tensor in _places), None)
     if items is None:
         return
-    results = _tensors(made)
+    results = tensors_in(made)
     beside = [t for t in tensors if t not in _places and _is_along(t, items)]
     beside = [t for t in beside if t.stride(0) != 0]  # of zero: the same one for each
     if beside or not all(_is_along(result, items) for result in results):
         raise _refusal(f"{name!r} may work on more than each item by itself")
     for result in results:
         _places[result] = _places[items]
-
-
-def _tensors(tree: Any) -> list[torch.Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
 def _is_along(tensor: torch.Tensor, items: torch.Tensor) -> bool:

@@ -20,6 +20,8 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from recreplay.capture.freeze import tensors_in
+
 _known: MutableMapping[torch.Tensor, torch.Tensor] = WeakTensorKeyDictionary()
 # The dictionary of a module that has a tensor, its name there and in the model, and its value.
 _held: list[tuple[dict[str, Any], str, str, torch.Tensor]] = []
@@ -108,17 +110,17 @@ def follow_values(func: Callable[..., Any], args: Any, kwargs: Any, made: Any) -
         if writes:
             _forget_written(args, kwargs)
         return
-    results = [leaf for leaf in pytree.tree_leaves(made) if isinstance(leaf, torch.Tensor)]
+    results = tensors_in(made)
     if not results and not writes:
         return
     try:
         found = _computed(func, args, kwargs)
     except Exception:  # as the call itself, which was traced, may not
         found = None
-    reals = [leaf for leaf in pytree.tree_leaves(found) if isinstance(leaf, torch.Tensor)]
+    reals = tensors_in(found)
     if len(reals) == len(results):
-        given = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if leaf in _known]
-        _follow_sources([_known[tensor] for tensor in given], reals, writes)
+        given = [_known[tensor] for tensor in tensors_in((args, kwargs))]
+        _follow_sources(given, reals, writes)
         _known.update(zip(results, reals, strict=True))
     elif writes:
         _forget_written(args, kwargs)  # by chance, say
@@ -126,12 +128,9 @@ def follow_values(func: Callable[..., Any], args: Any, kwargs: Any, made: Any) -
 
 def _follow_sources(given: list[torch.Tensor], made: list[torch.Tensor], writes: bool) -> None:
     """Values are of what they are made of, and so is what is written into."""
-    found: set[str] = set()
-    for value in given:
-        found |= _sources.get(_memory(value), set())
-    for value in (*made, *(given[:1] if writes else ())):
-        if found:
-            _sources.setdefault(_memory(value), set()).update(found)
+    found = set().union(*(_sources.get(_memory(value), ()) for value in given))
+    for value in (*made, *(given[:1] if writes else ())) if found else ():
+        _sources.setdefault(_memory(value), set()).update(found)
 
 
 def _unknown(argument: object) -> bool:

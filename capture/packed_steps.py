@@ -22,6 +22,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from recreplay.capture.freeze import tensors_in
 from recreplay.capture.known_values import rows_are_alike
 from recreplay.capture.rows_asked import calling_line
 from recreplay.runtime.errors import UnsupportedModelError
@@ -132,9 +133,8 @@ def forget_lists() -> None:
         of_this_trace.clear()
 
 
-def step(func: Callable[..., Any], args: Any, kwargs: Any) -> tuple[bool, Any]:
+def step(name: str, args: Any) -> tuple[bool, Any]:
     """Whether a call reads or writes one place, and what it gives then."""
-    name = getattr(func, "__name__", "")
     if name not in ("__getitem__", "__setitem__") or not isinstance(args[0], Tensor):
         return False, None
     tensor, index, *value = args
@@ -169,16 +169,13 @@ def step(func: Callable[..., Any], args: Any, kwargs: Any) -> tuple[bool, Any]:
     return True, now.copy_(torch.where(held, new, now))  # which views of it are to see
 
 
-def joined(func: Callable[..., Any], args: Any, kwargs: Any) -> Tensor | None:
+def _joined(parts: Any, *others: Any, **named: Any) -> Tensor | None:
     """States of all places in order, put one behind the other, as all items."""
-    parts = args[0] if args else None
-    name = getattr(func, "__name__", "")
-    if name not in ("cat", "concat") or kwargs or not isinstance(parts, (list, tuple)):
+    if not _lists or others not in ((), (0,)) or named or not isinstance(parts, (list, tuple)):
         return None
     lists = _lists[-1]
-    if args[1:] not in ((), (0,)) or len(parts) != lists.places:
-        return None
-    if not all(isinstance(part, Tensor) and _are(part, lists.rows) for part in parts):
+    of_rows = all(isinstance(part, Tensor) and _are(part, lists.rows) for part in parts)
+    if len(parts) != lists.places or not of_rows:
         return None
     return torch.stack(list(parts), 1).flatten(0, 1)
 
@@ -219,8 +216,8 @@ def exchange(given: Any) -> Any:
 def follow_rows(made: Any) -> None:
     """What a model makes of a number of rows that is none yet, all of which are alike, is of as
     many as there are."""
-    for result in pytree.tree_leaves(made):
-        if isinstance(result, Tensor) and result.ndim and _is_rows(result.shape[0]):
+    for result in tensors_in(made):
+        if result.ndim and _is_rows(result.shape[0]):
             if not rows_are_alike(result):
                 raise asked()
             _instead[result] = result[:1].expand(_lists[-1].rows, *result.shape[1:]).clone()
@@ -241,3 +238,6 @@ def refusal(what: str) -> UnsupportedModelError:
         "read them, or step over the places and keep a state where its list has ended, by "
         "torch.where"
     )
+
+
+CALLS: dict[str, Callable[..., Any]] = {"cat": _joined, "concat": _joined}

@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental.symbolic_shapes import statically_known_true
-from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from recreplay.capture.freeze import tensors_in
 from recreplay.capture.known_values import asked_for, is_count, known, writes_into
 from recreplay.capture.packed_steps import exchange
 from recreplay.capture.rows_asked import calling_line
@@ -42,8 +42,8 @@ def all_rows_given(model: nn.Module) -> Iterator[None]:
 
     def check(_module: Any, _given: Any, answer: Any) -> Any:
         answer = exchange(answer)
-        for result in pytree.tree_leaves(answer):
-            if isinstance(result, Tensor) and result in _some:
+        for result in tensors_in(answer):
+            if result in _some:
                 raise UnsupportedModelError(
                     "the model answers for some rows of a request, and not for others"
                     f"{_some[result]}; a captured graph has fixed shapes, so give an answer for "
@@ -73,18 +73,16 @@ def follow_rows(name: str, args: Any, kwargs: Any, made: Any) -> None:
         _follow_places(name, args, made)
     if not _some:
         return
-    given = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-    lines = [_some[tensor] for tensor in given if tensor in _some]
-    for result in pytree.tree_leaves((made, _written(name, args))) if lines else ():
-        if isinstance(result, Tensor):
-            _some[result] = lines[0]
+    lines = [_some[tensor] for tensor in tensors_in((args, kwargs)) if tensor in _some]
+    for result in tensors_in((made, _written(name, args))) if lines else ():
+        _some[result] = lines[0]
 
 
 def _written(name: str, args: Any) -> list[Tensor]:
     """What a call writes into: a tensor, and the one that it is a view of."""
     if not (writes_into(name) and args and isinstance(args[0], Tensor)):
         return []
-    return [t for t in (args[0], args[0]._base) if t is not None]
+    return tensors_in((args[0], args[0]._base))
 
 
 def _follow_places(name: str, args: Any, made: Tensor) -> None:

@@ -92,19 +92,19 @@ def _flatten(
     if len(merged) == 1:
         return source
     known = all(isinstance(size, int) for size in merged)
-    sizes = [_size(graph, source, dim) for dim in range(dims) if not first <= dim <= last]
-    return _view(
-        graph, node, source, [*sizes[:first], prod(merged) if known else -1, *sizes[first:]]
-    )
+    sizes: list[Any] = [
+        _size(graph, source, dim) for dim in range(dims) if not first <= dim <= last
+    ]
+    sizes.insert(first, prod(merged) if known else -1)
+    return _view(graph, node, source, sizes)
 
 
 def _unflatten(
     graph: fx.Graph, node: fx.Node, source: fx.Node, dim: int, sizes: Sequence[Any]
-) -> fx.Node | None:
+) -> fx.Node:
     dims = source.meta["val"].ndim
-    dim %= dims
-    shape: list[Any] = [_size(graph, source, d) if d != dim else None for d in range(dims)]
-    shape[dim : dim + 1] = sizes
+    shape = [_size(graph, source, d) for d in range(dims) if d != dim % dims]
+    shape[dim % dims : dim % dims] = sizes
     return _view(graph, node, source, shape)
 
 

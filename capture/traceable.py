@@ -30,14 +30,12 @@ def traceable_call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     name = getattr(func, "__name__", "")
     steps = packed_steps.any_are_packed()
     if steps:
-        is_step, found = packed_steps.step(func, args, kwargs)
+        is_step, found = packed_steps.step(name, args)
         if is_step:
             rows_left_out.follow_rows(name, args, kwargs, found)
             return found
         args, kwargs = packed_steps.exchange((args, kwargs))
-    found = packed_steps.joined(func, args, kwargs) if steps else None
-    if found is None:
-        found = _call(name, func, args, kwargs)
+    found = _call(name, func, args, kwargs)
     if name not in CALLS:
         follow_places(name, (args, kwargs), found)
     known_values.follow_values(func, args, kwargs, found)
@@ -52,8 +50,7 @@ def _call(name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     tensor = args[0] if args else None
     if func == _DATA and isinstance(tensor, torch.Tensor):
         return tensor.detach()
-    own = isinstance(tensor, torch.Tensor)
-    for calls in (_INSTEAD, known_values.CALLS, rows_left_out.CALLS, CALLS) if own else (CALLS,):
+    for calls in _OF_TENSORS if isinstance(tensor, torch.Tensor) else _OF_OTHERS:
         instead = calls.get(name)
         found = None if instead is None else instead(*args, **kwargs)
         if found is not None:
@@ -164,3 +161,5 @@ _INSTEAD: dict[str, Callable[..., Any]] = {
     "chunk": _chunk,
     "cdist": _cdist,
 }
+_OF_TENSORS = (_INSTEAD, known_values.CALLS, rows_left_out.CALLS, CALLS)  # the first argument's
+_OF_OTHERS = (packed_steps.CALLS, CALLS)

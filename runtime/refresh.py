@@ -20,6 +20,7 @@ from recreplay.runtime.loading import LaneLoader
 from recreplay.runtime.lowered import SCALES, lower, part_names, unfit
 from recreplay.runtime.manifest import Manifest
 from recreplay.runtime.request import plain_array
+from recreplay.runtime.settled import digest
 from recreplay.runtime.uninterrupted import not_interrupted
 
 if TYPE_CHECKING:
@@ -178,8 +179,6 @@ class Refresher:
         self._write(found)
 
     def _check_settled(self, name: str, value: Any) -> None:
-        from recreplay.runtime.settled import digest
-
         if digest(_tensor(value, f"weight {name!r}")) != self._settled[name]:
             raise RefreshError(
                 f"weight {name!r} is not what it was at capture, where the model asked for its "

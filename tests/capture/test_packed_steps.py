@@ -139,7 +139,7 @@ def collected(model: Interests, items: Tensor, lengths: Tensor) -> Tensor:
 
 
 def some_rows(model: Interests, items: Tensor, lengths: Tensor) -> Tensor:
-    """Rows without items are left out, as DeepCTR-Torch does."""
+    """Rows without items are left out, as funrec does."""
     rows, places, width = items.size()
     some = lengths > 0
     answer = torch.zeros(rows, STATE)
