@@ -94,8 +94,8 @@ def _globals_of(model: torch.nn.Module) -> list[dict[str, Any]]:
     classes = {kind for module in model.modules() for kind in type(module).__mro__}
     packages = {kind.__module__.partition(".")[0] for kind in classes}
     packages -= {"torch", "recreplay", *sys.stdlib_module_names}
-    found = [(name, m) for name, m in sys.modules.items() if isinstance(m, ModuleType)]
-    spaces = [vars(module) for name, module in found if name.partition(".")[0] in packages]
+    found = [m for name, m in list(sys.modules.items()) if name.partition(".")[0] in packages]
+    spaces = [vars(module) for module in found if isinstance(module, ModuleType)]
     return [space for space in spaces if "len" not in space]
 
 

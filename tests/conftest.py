@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import shutil
 import tempfile
@@ -75,6 +76,13 @@ def pytest_configure(config: pytest.Config) -> None:
         folder = tempfile.mkdtemp(prefix="recreplay-tests-")
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
         os.environ["XDG_CACHE_HOME"] = folder
+    # pytest listens to loggers that do not propagate, and torch writes long records for listeners.
+    logging.getLogger("torch.__trace").propagate = True
+    os.fsync = _written  # what a cut of the power leaves is not tested
+
+
+def _written(descriptor: int) -> None:
+    """In place of waiting for the disk, a dozen times in a capture."""
 
 
 def pytest_collection_finish() -> None:

@@ -1,8 +1,21 @@
-/* How our functions read the tensors that they are given, and say what went wrong. A package may
-   include it several times. */
+/* How our functions are called, read the tensors that they are given, and say what went wrong. */
 #ifndef RECREPLAY_CALLS
 #define RECREPLAY_CALLS
+#include <torch/csrc/inductor/aoti_include/cpu.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <stdexcept>
+#include <type_traits>
+#include <vector>
+
 #include "vector.h"
+/* By the package that it is a part of, and by no other. */
+#define RECREPLAY_CALLED extern "C" __attribute__((visibility("hidden")))
 namespace recreplay {
 /* What torch answers when it is asked for a property of a tensor. */
 template <typename Found>

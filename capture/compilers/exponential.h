@@ -1,4 +1,4 @@
-/* Exponentials of vectors. A package may include it several times. */
+/* Exponentials of vectors. */
 #ifndef RECREPLAY_EXPONENTIAL
 #define RECREPLAY_EXPONENTIAL
 #include "vector.h"

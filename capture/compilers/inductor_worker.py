@@ -29,7 +29,7 @@ from recreplay.capture.compilers.compile_workers import APART, COMPILED, DONE, P
 from recreplay.capture.compilers.input_checks import without_input_checks
 from recreplay.capture.compilers.lent_buffers import with_lent_buffers
 from recreplay.capture.compilers.own_functions import OwnFunctions
-from recreplay.capture.compilers.package_interface import compile_interface_once
+from recreplay.capture.compilers.package_parts import PackageParts
 from recreplay.capture.compilers.realised_copies import realise_copies
 from recreplay.capture.compilers.row_loops import vectorise_columns
 from recreplay.capture.compilers.tangents import tangents_as_ratios
@@ -212,7 +212,7 @@ class Compiler:
         vectorise_columns()
         realise_copies()
         tangents_as_ratios()
-        compile_interface_once(without_destructors, Path(scratch))
+        self._parts = PackageParts(without_destructors, Path(scratch))
 
     def compile(self, job: dict[str, Any]) -> None:
         with compiling_for(job["processor"]) as settings:
@@ -228,11 +228,12 @@ class Compiler:
         for key, code in job["codes"].items():
             module = _module(code, job["device"])
             targets = {str(node.target) for node in module.graph.graph.nodes}
-            chosen = settings | functions.settings(targets, "bfloat16" in json.dumps(code))
+            chosen = settings | functions.declarations(targets)
             if job["device"] != "cpu":
                 chosen |= concatenation_settings(module.graph.graph)
             try:
-                compile_module(module, chosen, self._scratch, Path(job["target"]) / key)
+                with self._parts.calling(functions.sources(targets)):
+                    compile_module(module, chosen, self._scratch, Path(job["target"]) / key)
             except UserError:
                 if "static" in code:
                     raise

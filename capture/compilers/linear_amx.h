@@ -1,5 +1,5 @@
 /* Products of bfloat16 by AMX: a tile is 16 rows of 64 bytes, which are 16 rows by 32 of x, 16 pairs
-   of rows by 16 columns of a packed weight, or 16 by 16 sums. Copied into what includes it. */
+   of rows by 16 columns of a packed weight, or 16 by 16 sums. */
 #if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AVX512BF16__)
 #define RECREPLAY_AMX
 #include <immintrin.h>

@@ -1,5 +1,5 @@
 /* Products with blocks of a packed weight by AVX2: up to six rows by two vectors of columns at a time,
-   or fewer rows by more, whose sums stay in registers. Copied into what includes it. */
+   or fewer rows by more, whose sums stay in registers. */
 namespace recreplay {
 constexpr int64_t kTile = 6;   /* rows, with two vectors of columns in 15 registers */
 constexpr int64_t kSteps = 32; /* steps of `in` that a weight is asked for ahead */

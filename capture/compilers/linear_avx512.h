@@ -1,5 +1,5 @@
 /* Products with a block of a packed weight by AVX-512: up to six rows by up to four vectors of columns
-   at a time, whose sums stay in registers. Copied into what includes it. */
+   at a time, whose sums stay in registers. */
 namespace recreplay {
 constexpr int64_t kTile = 6; /* rows, with four vectors of columns in 24 registers */
 

@@ -1,12 +1,13 @@
-"""Our own CPU operators in packages: each is a call of a C++ function, whose source goes along.
+"""Our own CPU operators in packages: each is a call of a C++ function, which is linked to it.
 
 AOTInductor calls a custom operator by a C function if it is told the function's declaration, and
-copies that into the package's source. What follows the declaration is copied too, so that nothing
-has to be linked or loaded beside the package.
+copies that into the package's source. The function itself is a part of the package, so that nothing
+has to be loaded beside it.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -27,30 +28,17 @@ from recreplay.runtime.aten import (
 )
 
 _SOURCES = {
-    PACKED_LINEAR: "packed_linear.h",
-    BYTE_BAGS: "byte_bags.h",
-    ROW_BAGS: "row_bags.h",
-    WEIGHTED_BAGS: "weighted_bags.h",
-    JAGGED_BAGS: "jagged_bags.h",
-    TOP_K: "top_k.h",
-    GRU: "gru.h",
-    LSTM: "lstm.h",
-    ATTENTION: "attention.h",
+    PACKED_LINEAR: "packed_linear.cpp",
+    BYTE_BAGS: "byte_bags.cpp",
+    ROW_BAGS: "row_bags.cpp",
+    WEIGHTED_BAGS: "weighted_bags.cpp",
+    JAGGED_BAGS: "jagged_bags.cpp",
+    TOP_K: "top_k.cpp",
+    GRU: "gru.cpp",
+    LSTM: "lstm.cpp",
+    ATTENTION: "attention.cpp",
 }
-_INCLUDED = (  # in this order: the first includes the next ones
-    "recurrent.h",
-    "turned.h",
-    "exponential.h",
-    "products.h",
-    "rows.h",
-    "calls.h",
-    "shares.h",
-    "sums.h",
-    "vector.h",
-    "linear_avx512.h",
-    "linear_avx2.h",
-    "linear_amx.h",
-)
+_SIGNATURE = re.compile(r"^RECREPLAY_CALLED\n(AOTITorchError (\w+)\([^)]*\)) {$", re.MULTILINE)
 _SHIMS = "aot_inductor.custom_ops_to_c_shims"
 
 
@@ -60,30 +48,31 @@ class OwnFunctions:
     def __init__(self, threads: int, columns: int) -> None:
         """`threads`: how many a call runs on, as the loops that inductor writes; `columns`: of a
         block of a packed weight."""
-        self._texts = {}
+        self._sizes = {"THREADS": threads, "COLUMNS": columns}
+        self._declarations: dict[str, str] = {}
         for target, source in _SOURCES.items():
-            text = _text(source)
-            for name in _INCLUDED:
-                text = text.replace(f'#include "{name}"\n', _text(name))
-            for name, value in {"THREADS": threads, "COLUMNS": columns}.items():
-                text = text.replace(f"RECREPLAY_{name}", str(value))
-            self._texts[target] = text
-            _register(resolve(target), f"aoti_torch_cpu_recreplay_{Path(source).stem}_out")
+            (signature,) = _SIGNATURE.finditer(_path(source).read_text())
+            self._declarations[target] = signature[1]
+            _register(resolve(target), signature[2])
 
-    def settings(self, targets: set[str], bfloat16: bool) -> dict[str, Any]:
-        """Settings of inductor for code that calls these operators; `bfloat16`: whether any tensor
-        of it may be one."""
-        kinds = str(int(bfloat16))
+    def declarations(self, targets: set[str]) -> dict[str, Any]:
+        """Settings of inductor for code that calls these operators, among others."""
         used = {
-            _out(resolve(target)): [text.replace("RECREPLAY_BFLOAT16", kinds)]
-            for target, text in self._texts.items()
+            _out(resolve(target)): [text]
+            for target, text in self._declarations.items()
             if target in targets
         }
         return {_SHIMS: used} if used else {}
 
+    def sources(self, targets: set[str]) -> list[str]:
+        """What defines the functions that such code calls, each by itself."""
+        sizes = "".join(f"#define RECREPLAY_{n} {value}\n" for n, value in self._sizes.items())
+        used = [source for target, source in _SOURCES.items() if target in targets]
+        return [f'{sizes}#include "{_path(source)}"\n' for source in used]
 
-def _text(name: str) -> str:
-    return Path(__file__).with_name(name).read_text()
+
+def _path(source: str) -> Path:
+    return Path(__file__).with_name(source)
 
 
 def _out(operator: Any) -> Any:

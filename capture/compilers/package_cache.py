@@ -3,8 +3,8 @@
 A package holds no weights. It depends on the code of its segment alone, and on what compiled it:
 that is its name here, and a package whose name is not found is compiled. Each is one zip file below
 `$XDG_CACHE_HOME/recreplay/packages` (`~/.cache` by default), which carries checksums of its own. A
-file that cannot be read is as good as none. Those used longest ago go when there are too many. The
-interface that packages share is kept as they are.
+file that cannot be read is as good as none. Those used longest ago go when there are too many. What
+packages share is kept as they are.
 """
 
 from __future__ import annotations
@@ -106,6 +106,6 @@ def _sources() -> str:
     digest = hashlib.sha256()
     for package in (Path(__file__).parent, Path(recreplay.runtime.__file__).parent):
         for path in sorted(package.rglob("*")):
-            if path.suffix in (".py", ".h", ".c"):
+            if path.suffix in (".py", ".h", ".c", ".cpp"):
                 digest.update(path.read_bytes())
     return digest.hexdigest()

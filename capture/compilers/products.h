@@ -1,5 +1,4 @@
-/* Products with weights that lie as recreplay.runtime.packed_linear says, or in no blocks. A package
-   may include it several times. */
+/* Products with weights that lie as recreplay.runtime.packed_linear says, or in no blocks. */
 #ifndef RECREPLAY_PRODUCTS
 #define RECREPLAY_PRODUCTS
 #include "shares.h"
@@ -7,7 +6,7 @@
 #ifdef __AVX2__
 #include <immintrin.h>
 #endif
-/* A package's wrapper is compiled with -O1, which keeps small arrays of vectors in memory. */
+/* Compiled with -O1, as a package's wrapper is, which keeps small arrays of vectors in memory. */
 #pragma GCC push_options
 #pragma GCC optimize("O3")
 #ifdef __AVX512F__
@@ -15,9 +14,7 @@
 #elif defined(__AVX2__) && defined(__FMA__)
 #include "linear_avx2.h"
 #endif
-#if RECREPLAY_BFLOAT16
 #include "linear_amx.h"
-#endif
 namespace at::native::cpublas {
 /* oneDNN's batch-reduce product, as <ATen/native/CPUBlas.h> has it: C (+)= A B, row-major. */
 void brgemm(int64_t M, int64_t N, int64_t K, int64_t ld_a, int64_t ld_b, int64_t ld_c,

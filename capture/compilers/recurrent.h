@@ -1,11 +1,10 @@
-/* Steps of recurrent layers: see recreplay.runtime.recurrent. A package may include it several
-   times. */
+/* Steps of recurrent layers: see recreplay.runtime.recurrent. */
 #ifndef RECREPLAY_RECURRENT
 #define RECREPLAY_RECURRENT
 #include "calls.h"
 #include "exponential.h"
 #include "shares.h"
-/* A package's wrapper is compiled with -O1, which keeps small arrays of vectors in memory. */
+/* Compiled with -O1, as a package's wrapper is, which keeps small arrays of vectors in memory. */
 #pragma GCC push_options
 #pragma GCC optimize("O3")
 namespace recreplay {

@@ -1,11 +1,10 @@
-/* Bags of float32 rows, all of one length: see recreplay.runtime.row_bags. A package may include it
-   several times. */
+/* Bags of float32 rows, all of one length: see recreplay.runtime.row_bags. */
 #ifndef RECREPLAY_ROWS
 #define RECREPLAY_ROWS
 #include "calls.h"
 #include "shares.h"
 #include "sums.h"
-/* A package's wrapper is compiled with -O1, which keeps small arrays of vectors in memory. */
+/* Compiled with -O1, as a package's wrapper is, which keeps small arrays of vectors in memory. */
 #pragma GCC push_options
 #pragma GCC optimize("O3")
 namespace recreplay {

@@ -1,4 +1,4 @@
-/* How rows or bags are shared among threads. A package may include it several times. */
+/* How rows or bags are shared among threads. */
 #ifndef RECREPLAY_SHARES
 #define RECREPLAY_SHARES
 namespace recreplay {

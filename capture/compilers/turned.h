@@ -1,5 +1,5 @@
 /* Items of a list turned, so that products find those of one value side by side; the largest of a
-   vector, and its sum. A package may include it several times. */
+   vector, and its sum. */
 #ifndef RECREPLAY_TURNED
 #define RECREPLAY_TURNED
 #include "exponential.h"

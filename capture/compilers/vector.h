@@ -1,8 +1,8 @@
 /* As many floats as the processor takes at once, which the compiler may not make of one: wider ones
-   are kept in memory. As many numbers of their size. Copied into what includes it. */
+   are kept in memory. As many numbers of their size. */
 #ifndef RECREPLAY_VECTOR
 #define RECREPLAY_VECTOR
-/* Small functions, which a wrapper, compiled with -O1, would call: vectors go by memory then. */
+/* Small functions, which code compiled with -O1 would call: vectors go by memory then. */
 #define RECREPLAY_INLINE __attribute__((always_inline)) static inline
 namespace recreplay {
 #if defined(__AVX512F__)

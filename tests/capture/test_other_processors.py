@@ -21,25 +21,16 @@ INT, WHERE = ctypes.c_int64, ctypes.c_void_p
 COLUMNS = 16  # of a block, without AVX-512
 CAPABILITY = torch.backends.cpu.get_cpu_capability()
 CALL = """
-#include <torch/csrc/inductor/aoti_include/cpu.h>
-#include <algorithm>
-#include <cstring>
-#include <functional>
-#include <limits>
-#include <stdexcept>
-#include <type_traits>
-#include <vector>
-#include <cmath>
+#include "packed_linear.cpp"
+#include "byte_bags.cpp"
+#include "row_bags.cpp"
+#include "weighted_bags.cpp"
+#include "jagged_bags.cpp"
+#include "top_k.cpp"
+#include "gru.cpp"
+#include "lstm.cpp"
+#include "attention.cpp"
 extern "C" {
-#include "packed_linear.h"
-#include "byte_bags.h"
-#include "row_bags.h"
-#include "weighted_bags.h"
-#include "jagged_bags.h"
-#include "top_k.h"
-#include "gru.h"
-#include "lstm.h"
-#include "attention.h"
 void best(const float *x, int64_t rows, int64_t columns, int64_t k, int largest, int64_t *out) {
   recreplay::best::rows(x, rows, columns, k, largest, out);
 }
@@ -103,7 +94,7 @@ def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     compiler = toolchain.cxx_compiler()
     assert compiler is not None
     command = [compiler, "-O1", f"-march={request.param}", "-std=c++20", "-w", "-shared", "-fPIC"]
-    command += ["-DRECREPLAY_THREADS=1", "-DRECREPLAY_BFLOAT16=0", f"-DRECREPLAY_COLUMNS={COLUMNS}"]
+    command += ["-DRECREPLAY_THREADS=1", f"-DRECREPLAY_COLUMNS={COLUMNS}"]
     command += [
         "kernels.cpp",
         f"-I{HEADERS}",

@@ -30,7 +30,7 @@ class Segment(nn.Module):
 @pytest.fixture
 def text(written: Callable[..., tuple[str, str]]) -> Callable[..., str]:
     """What a package does in a call, of a segment and the shape that it writes to."""
-    settings = OwnFunctions(1, 64).settings({PACKED_LINEAR}, False)
+    settings = OwnFunctions(1, 64).declarations({PACKED_LINEAR})
 
     def of(module: nn.Module, *shape: int) -> str:
         examples = (torch.zeros(4, 32), torch.zeros(64, 32), torch.zeros(shape))

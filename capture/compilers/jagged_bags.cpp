@@ -1,13 +1,8 @@
-AOTITorchError aoti_torch_cpu_recreplay_jagged_bags_out(AtenTensorHandle, AtenTensorHandle,
-                                                       AtenTensorHandle, AtenTensorHandle,
-                                                       AtenTensorHandle, int64_t, int32_t);
-/* `recreplay::jagged_bags`: see recreplay.runtime.jagged_bags. Copied into a package's source behind
-   `extern`, inside of extern "C". */
-extern "C++" {
+/* `recreplay::jagged_bags`: see recreplay.runtime.jagged_bags. */
 #include "calls.h"
 #include "shares.h"
 #include "sums.h"
-/* A package's wrapper is compiled with -O1, which keeps small arrays of vectors in memory. */
+/* Compiled with -O1, as a package's wrapper is, which keeps small arrays of vectors in memory. */
 #pragma GCC push_options
 #pragma GCC optimize("O3")
 namespace recreplay {
@@ -111,9 +106,9 @@ template <typename Id> static void run(const Bags<Id> &all) {
 } // namespace jagged
 } // namespace recreplay
 #pragma GCC pop_options
-} // extern "C++"
 
-inline AOTITorchError aoti_torch_cpu_recreplay_jagged_bags_out(
+RECREPLAY_CALLED
+AOTITorchError aoti_torch_cpu_recreplay_jagged_bags_out(
     AtenTensorHandle out, AtenTensorHandle table, AtenTensorHandle ids, AtenTensorHandle ends,
     AtenTensorHandle spots, int64_t divisions, int32_t mean) {
   using namespace recreplay;

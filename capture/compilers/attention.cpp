@@ -1,10 +1,4 @@
-AOTITorchError aoti_torch_cpu_recreplay_attention_out(AtenTensorHandle, AtenTensorHandle,
-                                                     AtenTensorHandle, AtenTensorHandle,
-                                                     AtenTensorHandle *, int32_t, double, int32_t,
-                                                     int32_t, int32_t);
-/* `recreplay::attention`: see recreplay.runtime.attention. Copied into a package's source behind
-   `extern`, inside of extern "C". */
-extern "C++" {
+/* `recreplay::attention`: see recreplay.runtime.attention. */
 #include "calls.h"
 #include "exponential.h"
 #include "products.h"
@@ -137,9 +131,9 @@ static Items items(AtenTensorHandle tensor) {
 } // namespace heads
 } // namespace recreplay
 #pragma GCC pop_options
-} // extern "C++"
 
-inline AOTITorchError aoti_torch_cpu_recreplay_attention_out(
+RECREPLAY_CALLED
+AOTITorchError aoti_torch_cpu_recreplay_attention_out(
     AtenTensorHandle out, AtenTensorHandle query, AtenTensorHandle key, AtenTensorHandle value,
     AtenTensorHandle *mask, int32_t causal, double scale, int32_t queries_first, int32_t replaces,
     int32_t by_parts) {

@@ -1,15 +1,11 @@
-AOTITorchError aoti_torch_cpu_recreplay_top_k_out(AtenTensorHandle, AtenTensorHandle, int64_t,
-                                                 int32_t);
-/* `recreplay::top_k`: see recreplay.runtime.top_k. Copied into a package's source behind `extern`,
-   inside of extern "C". */
-extern "C++" {
+/* `recreplay::top_k`: see recreplay.runtime.top_k. */
 #include "calls.h"
 #include "shares.h"
 #include "vector.h"
 #ifdef __AVX2__
 #include <immintrin.h>
 #endif
-/* A package's wrapper is compiled with -O1, which keeps small arrays of vectors in memory. */
+/* Compiled with -O1, as a package's wrapper is, which keeps small arrays of vectors in memory. */
 #pragma GCC push_options
 #pragma GCC optimize("O3")
 namespace recreplay {
@@ -122,10 +118,10 @@ static void rows(const float *x, int64_t count, int64_t columns, int64_t k, bool
 } // namespace best
 } // namespace recreplay
 #pragma GCC pop_options
-} // extern "C++"
 
-inline AOTITorchError aoti_torch_cpu_recreplay_top_k_out(AtenTensorHandle out, AtenTensorHandle x,
-                                                        int64_t k, int32_t largest) {
+RECREPLAY_CALLED
+AOTITorchError aoti_torch_cpu_recreplay_top_k_out(AtenTensorHandle out, AtenTensorHandle x,
+                                                  int64_t k, int32_t largest) {
   using namespace recreplay;
   return guarded("top_k", [&] {
     const int64_t columns = sizes(x)[dims(x) - 1], elements = numel(x);

@@ -1,16 +1,11 @@
-AOTITorchError aoti_torch_cpu_recreplay_byte_bags_out(AtenTensorHandle, AtenTensorHandle,
-                                                     AtenTensorHandle, AtenTensorHandle, int64_t,
-                                                     int32_t);
-/* `recreplay::byte_bags`: see recreplay.runtime.byte_bags. Copied into a package's source behind
-   `extern`, inside of extern "C". */
-extern "C++" {
+/* `recreplay::byte_bags`: see recreplay.runtime.byte_bags. */
 #ifdef __AVX2__
 #include <immintrin.h>
 #endif
 #include "calls.h"
 #include "shares.h"
 #include "sums.h"
-/* A package's wrapper is compiled with -O1, which keeps small arrays of vectors in memory. */
+/* Compiled with -O1, as a package's wrapper is, which keeps small arrays of vectors in memory. */
 #pragma GCC push_options
 #pragma GCC optimize("O3")
 namespace recreplay {
@@ -90,9 +85,9 @@ static void run(const uint8_t *codes, const float *scales, const void *given, in
 } // namespace bytes
 } // namespace recreplay
 #pragma GCC pop_options
-} // extern "C++"
 
-inline AOTITorchError aoti_torch_cpu_recreplay_byte_bags_out(
+RECREPLAY_CALLED
+AOTITorchError aoti_torch_cpu_recreplay_byte_bags_out(
     AtenTensorHandle out, AtenTensorHandle codes, AtenTensorHandle scales, AtenTensorHandle ids,
     int64_t length, int32_t mean) {
   using namespace recreplay;

@@ -1,11 +1,6 @@
-AOTITorchError aoti_torch_cpu_recreplay_packed_linear_out(AtenTensorHandle, AtenTensorHandle,
-                                                         AtenTensorHandle, AtenTensorHandle *,
-                                                         int64_t, int64_t, int32_t);
 /* `recreplay::packed_linear`: a product with each block of a weight, which lies as
    recreplay.runtime.packed_linear says, then the bias and the ReLU while the result is in registers.
-   Processors without AVX2 call oneDNN's batch-reduce product. Copied into a package's source behind
-   `extern`, inside of extern "C". */
-extern "C++" {
+   Processors without AVX2 call oneDNN's batch-reduce product. */
 #include "calls.h"
 #include "products.h"
 namespace recreplay {
@@ -33,21 +28,15 @@ static void lanes_of(AtenTensorHandle out, AtenTensorHandle x, AtenTensorHandle 
   in_parts(lanes, shared ? 1 : lanes + 1, some);
 }
 } // namespace recreplay
-} // extern "C++"
 
-inline AOTITorchError aoti_torch_cpu_recreplay_packed_linear_out(
+RECREPLAY_CALLED
+AOTITorchError aoti_torch_cpu_recreplay_packed_linear_out(
     AtenTensorHandle out, AtenTensorHandle x, AtenTensorHandle packed, AtenTensorHandle *bias,
     int64_t lanes, int64_t columns, int32_t relu) {
   using namespace recreplay;
   return guarded("packed_linear", [&] {
-    auto run = lanes_of<float>;
-    if (dtype(packed) != aoti_torch_dtype_float32()) {
-#if RECREPLAY_BFLOAT16 /* a tenth of the time of compiling a package */
-      run = lanes_of<c10::BFloat16>;
-#else
-      throw std::runtime_error("a weight is bfloat16 in a package that was made without it");
-#endif
-    }
+    const bool floats = dtype(packed) == aoti_torch_dtype_float32();
+    auto run = floats ? lanes_of<float> : lanes_of<c10::BFloat16>;
     run(out, x, packed, bias ? data<float>(*bias) : nullptr, lanes, columns, relu);
   });
 }
