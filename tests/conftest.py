@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from recreplay.capture import capture
+from recreplay.capture.compilers import compile_workers
 from recreplay.capture.rewrites import narrow_ids
 
 Capture = Callable[..., Path]
@@ -133,6 +134,7 @@ def one_compiling_process() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         if "PYTEST_XDIST_WORKER" in os.environ:
             patch.setenv("MAX_JOBS", "1")
+        patch.setattr(compile_workers, "PATIENCE", 600.0)  # from one file that compiles to the next
         yield
 
 

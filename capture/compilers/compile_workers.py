@@ -30,7 +30,7 @@ PATIENCE = 60.0  # seconds without a job, after which a process ends by itself
 _MODULE = "recreplay.capture.compilers.inductor_worker"
 _SIGN_OF_LIFE = 5.0  # seconds
 _LAST_WORDS = 12  # lines
-_SURE = 0.8 * PATIENCE  # seconds after which one still waits for a job
+_SURE = 0.8  # of that, after which one still waits for a job
 
 _kept: list[Worker] = []  # the latest last
 _keeping = threading.Lock()
@@ -46,7 +46,7 @@ class Worker:
         self._jobs = 0
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", _MODULE],
+                [sys.executable, "-m", _MODULE, str(PATIENCE)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -69,7 +69,7 @@ class Worker:
     def serves(self, environment: Mapping[str, str]) -> bool:
         """Whether it waits for a job of this process, and in the same environment: the last thing
         that it said is that it was done."""
-        alive = self._process.poll() is None and time.monotonic() - self._spoke < _SURE
+        alive = self._process.poll() is None and time.monotonic() - self._spoke < _SURE * PATIENCE
         return alive and self._started == (os.getpid(), dict(environment))
 
     def lines(self) -> list[str]:

@@ -25,7 +25,7 @@ from torch._dynamo.exc import UserError
 from torch.export import Dim
 
 from recreplay.capture.compilers.checked_calls import with_checked_calls
-from recreplay.capture.compilers.compile_workers import APART, COMPILED, DONE, PATIENCE
+from recreplay.capture.compilers.compile_workers import APART, COMPILED, DONE
 from recreplay.capture.compilers.input_checks import without_input_checks
 from recreplay.capture.compilers.lent_buffers import with_lent_buffers
 from recreplay.capture.compilers.own_functions import OwnFunctions
@@ -250,9 +250,10 @@ def _module(code: dict[str, Any], device: str) -> Module:
 
 
 def main() -> None:
-    """Do the jobs that are named on standard input, until it ends or brings none for a while."""
-    compiler = None
-    while select.select([sys.stdin], [], [], PATIENCE)[0]:
+    """Do the jobs that are named on standard input, until it ends, or brings none for as many
+    seconds as the command line says."""
+    compiler, patience = None, float(sys.argv[1])
+    while select.select([sys.stdin], [], [], patience)[0]:
         path = sys.stdin.readline().strip()
         if not path:
             break

@@ -90,7 +90,7 @@ def test_others_are_started_anew(
         os.kill(before[0], signal.SIGKILL)
         time.sleep(0.2)
     elif how == "rested too long":
-        monkeypatch.setattr(compile_workers, "_SURE", 0)
+        monkeypatch.setattr(compile_workers, "PATIENCE", 0)
     else:
         variables["TORCHINDUCTOR_CPP_WRAPPER"] = "1"
     assert compile_keys(["a"], **variables) != before

@@ -14,8 +14,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-FLIPS, CUTS = 800, 200
-PROCESSES = 2
+FLIPS, CUTS = 400, 100
+PROCESSES = 1
 SECONDS = 120  # for a process; reading one of these files takes a few milliseconds
 CAPTURED = 4  # in each process, the first models that can be read are captured too
 

@@ -6,15 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
-from torch import Tensor, nn
 
-from recreplay.capture import capture
 from recreplay.capture.compilers import package_cache
 from recreplay.capture.compilers.package_cache import PackageCache
-from recreplay.runtime import Runtime
 
 ENVIRONMENT = {"torch": "2.13.0", "device": "cpu"}
 SETTINGS = {"cpp.threads": 1}
@@ -115,37 +110,3 @@ def test_what_was_used_longest_ago_goes(
     cache.keep("c", package)
     found = [name for name in "abc" if cache.take(name, tmp_path / name)]
     assert found == ["a", "c"]
-
-
-class Tower(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.table = nn.Embedding(20, 4)
-        self.layer = nn.Linear(4, 3)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        return self.layer(self.table(ids)).relu()
-
-
-@pytest.mark.inductor
-def test_a_model_with_new_weights_needs_no_compiling(tmp_path: Path) -> None:
-    ids = torch.tensor([0, 19, 7])
-    said: list[list[str]] = []
-    for day in range(2):
-        torch.manual_seed(day)
-        model, messages = Tower().eval(), list[str]()
-        capture(
-            model,
-            {"ids": ids},
-            out=tmp_path / f"{day}.rr",
-            buckets=[3],
-            compiler="inductor",
-            progress=messages.append,
-        )
-        said.append(messages)
-        with Runtime.load(tmp_path / f"{day}.rr") as runtime, torch.inference_mode():
-            answer = runtime.run({"ids": ids})["output"]
-            np.testing.assert_allclose(answer, model(ids).numpy(), rtol=1e-5, atol=1e-6)
-    assert "1 of 1 segments were compiled before" not in said[0]
-    assert "1 of 1 segments were compiled before" in said[1]
-    assert not any(message.startswith("compiled ") for message in said[1])

@@ -1,4 +1,4 @@
-"""Packages are linked to parts that are compiled once, or compiled whole."""
+"""Packages, and parts that many are linked to, are compiled once."""
 
 from __future__ import annotations
 
@@ -58,6 +58,40 @@ def test_parts_are_kept_for_later_packages(
     with Runtime.load(tmp_path / "m.rr") as runtime, torch.no_grad():
         answer = runtime.run({"x": x})["output"]
         np.testing.assert_allclose(answer, made(x).numpy(), rtol=1e-5, atol=1e-6)
+
+
+class Tower(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(20, 4)
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.layer(self.table(ids)).relu()
+
+
+@pytest.mark.inductor
+def test_a_model_with_new_weights_needs_no_compiling(tmp_path: Path) -> None:
+    ids = torch.tensor([0, 19, 7])
+    said: list[list[str]] = []
+    for day in range(2):
+        torch.manual_seed(day)
+        model, messages = Tower().eval(), list[str]()
+        capture(
+            model,
+            {"ids": ids},
+            out=tmp_path / f"{day}.rr",
+            buckets=[3],
+            compiler="inductor",
+            progress=messages.append,
+        )
+        said.append(messages)
+        with Runtime.load(tmp_path / f"{day}.rr") as runtime, torch.inference_mode():
+            answer = runtime.run({"ids": ids})["output"]
+            np.testing.assert_allclose(answer, model(ids).numpy(), rtol=1e-5, atol=1e-6)
+    assert "1 of 1 segments were compiled before" not in said[0]
+    assert "1 of 1 segments were compiled before" in said[1]
+    assert not any(message.startswith("compiled ") for message in said[1])
 
 
 @pytest.mark.inductor

@@ -17,7 +17,7 @@ from recreplay.runtime import Runtime
 from recreplay.runtime.errors import IdRangeError, UnsupportedModelError
 
 Capture = Callable[..., Path]
-ITEMS, PLACES, WIDTH, STATE = 50, 6, 8, 5
+ITEMS, PLACES, WIDTH, STATE = 50, 4, 8, 5
 
 
 class Cell(nn.Module):

@@ -80,7 +80,8 @@ class Padded(nn.Module):
 def test_bags_leave_an_id_out(captured: Capture, compiler: str, mode: str) -> None:
     given = {"ids": torch.randint(0, 3, (8, 5))}
     model = Padded(mode).eval()
-    path = captured(model, given, buckets=[1, 8], compiler=compiler)
+    buckets = [8] if compiler == "inductor" else [1, 8]
+    path = captured(model, given, buckets=buckets, compiler=compiler)
     agrees(path, model, given, rtol=1e-4, atol=1e-5)
 
 
@@ -101,7 +102,7 @@ def test_rounding_is_measured_by_what_was_added_up(captured: Capture) -> None:
     torch.manual_seed(0)
     given = {"ids": torch.randint(0, 5000, (8, 40))}
     model = Interactions().eval()
-    path = captured(model, given, buckets=[1, 256], compiler="inductor")
+    path = captured(model, given, buckets=[256], compiler="inductor")
     agrees(path, model, given, rtol=1e-4, atol=0.02)
 
 

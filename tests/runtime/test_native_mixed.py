@@ -85,7 +85,7 @@ def library(
 few = st.integers(0, 5)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(data=st.data())
 def test_right_requests(artifact: Path, library: FillLibrary, data: st.DataObject) -> None:
     """All that fit are taken, and none that does not: there, numpy's way says so."""

@@ -100,7 +100,11 @@ def test_models_of_one_name_are_told_apart(
     size = ("--batches", "4", "--peers", "eager", "--plot", plot, "--json")
     result = invoke("bench", *models, *TINY, *size)
     assert result.exit_code == 0, result.stderr
-    assert [r["name"] for r in json.loads(result.stdout)["results"]] == models
+    found = json.loads(result.stdout)
+    assert found["processes"] == 2
+    assert [r["name"] for r in found["results"]] == models
+    for measured in found["results"]:
+        assert {c["name"] for c in measured["batches"][0]["contenders"]} == {"eager", "ours"}
     lines = plot.read_text()  # which has each text as a comment, since letters are drawn
     assert all(f"<!-- {model} -->" in lines for model in models)
 
