@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from driving import Page
+from torch import Tensor, nn
 
 from recreplay.capture import capture
-from recreplay.models import streamrec
 
+FEATURES = 400
 pytestmark = pytest.mark.browser
 PAN = """
 const done = arguments[arguments.length - 1], surface = recreplay.views[arguments[0]].surface();
@@ -26,19 +28,36 @@ requestAnimationFrame(function step() {
 """
 
 
+class Wide(nn.Module):
+    """Five operators a feature, half of what StreamRec has: tracing those takes a minute. So the
+    bounds below are half of what a page may take."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables = nn.ModuleList(nn.Embedding(50, 4) for _ in range(FEATURES))
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(FEATURES))
+        self.top = nn.Linear(4 * FEATURES, 1)
+
+    def forward(self, ids: list[Tensor]) -> Tensor:
+        parts = zip(self.tables, self.layers, ids, strict=True)
+        found = [layer(table(of).sum(1)).relu() for table, layer, of in parts]
+        scores: Tensor = self.top(torch.cat(found, 1)).sigmoid()
+        return scores
+
+
 @pytest.fixture(scope="module")
 def large_page(tmp_path_factory: pytest.TempPathFactory, write_page: Callable[..., Path]) -> Path:
     out = tmp_path_factory.mktemp("large") / "large.rr"
-    model = streamrec(features=400, lookups=4, rows_scale=0.001)
+    ids = [torch.randint(0, 50, (4, 4)) for _ in range(FEATURES)]
     options: dict[str, Any] = {"strategy": "matching", "rewrites": (), "compiler": "eager"}
-    capture(model, out=out, buckets=[64], **options)
+    capture(Wide().eval(), (ids,), out=out, buckets=[64], **options)
     return write_page(out)
 
 
-def test_400_features_are_drawn_within_two_seconds(page: Page, large_page: Path) -> None:
+def test_400_features_are_drawn_at_once(page: Page, large_page: Path) -> None:
     for view in ("timeline?level=operators", "assignment", "compare", "buckets"):
         page.open(large_page, view)
-        assert page.js("return Number(document.documentElement.dataset.ready)") < 2000
+        assert page.js("return Number(document.documentElement.dataset.ready)") < 1000
 
 
 def test_400_features_are_folded_until_asked_for(page: Page, large_page: Path) -> None:
@@ -66,13 +85,13 @@ def work_per_frame(page: Page, view: str, zoom: float) -> float:
     return spent
 
 
-def test_400_features_pan_with_work_for_more_than_30_frames_a_second(
+def test_400_features_pan_with_work_for_more_than_60_frames_a_second(
     page: Page, large_page: Path
 ) -> None:
     page.open(large_page, "timeline?level=operators")
     for zoom in (1, 12):
-        assert work_per_frame(page, "timeline", zoom) < 1 / 30
+        assert work_per_frame(page, "timeline", zoom) < 1 / 60
     page.press('[data-view="assignment"]')
     page.press('[data-name="fold"]')
     for zoom in (1, 0.2):
-        assert work_per_frame(page, "assignment", zoom) < 1 / 30
+        assert work_per_frame(page, "assignment", zoom) < 1 / 60

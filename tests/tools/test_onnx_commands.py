@@ -23,7 +23,6 @@ from recreplay.runtime.errors import CaptureError, ParityError
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "dlrm": {"tables": 4, "rows": 60, "lookups": 3},
-    "rm_small": {"rows_scale": 1e-4},
     "din": {"rows_scale": 1e-4, "length": 6},
     "streamrec": {"rows_scale": 1e-4, "features": 6, "lookups": 3},  # branches are stacked
 }
