@@ -29,7 +29,7 @@ requestAnimationFrame(function step() {
 
 
 class Wide(nn.Module):
-    """Five operators a feature, half of what StreamRec has: tracing those takes a minute. So the
+    """Four operators a feature, where StreamRec has seven, which take a minute to trace. So the
     bounds below are half of what a page may take."""
 
     def __init__(self) -> None:

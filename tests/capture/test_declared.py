@@ -474,7 +474,7 @@ def test_int32_ids_stay_int32_and_are_stacked(captured: Capture, last: torch.dty
 def test_two_tower_compiled(tmp_path: Path) -> None:
     model = two_tower(rows_scale=1e-3, dim=8, tower=(16, 8), top=(8, 1), lengths=(6.0, 3.0, 2.0))
     out = tmp_path / "tower.rr"
-    capture(model, out=out, buckets=[4, 8], compiler="inductor", user_inputs=model.user_inputs)
+    capture(model, out=out, buckets=[1, 4, 8], compiler="inductor", user_inputs=model.user_inputs)
     manifest = open_artifact(out).manifest
     assert len(manifest.packages) == 2  # bucket 1, and one for the others
     draw = np.random.default_rng(3)

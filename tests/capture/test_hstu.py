@@ -82,8 +82,8 @@ def asked(padded: bool, lengths: list[int]) -> dict[str, Tensor]:
 @pytest.mark.parametrize("padded", [True, False])
 def test_histories_equal_eager(padded: bool, compiler: str, tmp_path: Path) -> None:
     model, out = Histories(padded).eval(), tmp_path / "m.rr"
-    options: dict[str, Any] = {"out": out, "buckets": [4] if compiler == "inductor" else [1, 4]}
-    options |= {"compiler": compiler}
+    buckets = [4] if compiler == "inductor" else [1, 4]
+    options: dict[str, Any] = {"out": out, "buckets": buckets, "compiler": compiler}
     if not padded:
         options["jagged"] = [Jagged("ids", lengths="lengths", capacity=4)]
     capture(model, asked(padded, [2, 6, 3, 5]), **options)

@@ -61,7 +61,7 @@ def test_compiled_bags(captured: Callable[..., Path]) -> None:
     path = captured(
         model,
         model.request(3),
-        buckets=[4, 200],
+        buckets=[1, 4, 200],
         compiler="inductor",
         table_precision="int8",
         threads=2,

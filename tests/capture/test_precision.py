@@ -117,7 +117,7 @@ def test_compiled_segments(name: str, precision: str, tmp_path: Path) -> None:
     capture(
         model,
         out=out,
-        buckets=[4, 8],
+        buckets=[1, 4, 8],
         compiler="inductor",
         precision=precision,
         table_precision="int8",
@@ -251,7 +251,7 @@ def test_every_pooling(
         model,
         bags(64, 0),
         jagged=[Jagged("ids", offsets="offsets")],
-        buckets=[4, 8],
+        buckets=[1, 4, 8],
         table_precision=tables,
         rewrites=rewrites,
         compiler=compiler,

@@ -74,7 +74,7 @@ def test_a_level_is_kept_to(level: str, captured: Capture) -> None:
     path = captured(
         model,
         ([request(4)[f"ids_{i}"] for i in range(5)],),
-        buckets=[4, 40],
+        buckets=[1, 4, 40],
         compiler="inductor",
         processor=level,
         table_precision=tables,

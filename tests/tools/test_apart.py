@@ -77,9 +77,9 @@ def test_a_model_that_cannot_be_made_is_told_of(
     model_file: Path, invoke: Callable[..., Any]
 ) -> None:
     """Of several models, each of which is measured in a process of its own."""
-    again = model_file.with_name("again.py")
-    again.write_text("def build():\n    raise OSError('no weights here')\n")
-    targets = (f"{again}:build", f"{model_file}:build")
+    broken = model_file.with_name("broken.py")
+    broken.write_text("def build():\n    raise OSError('no weights here')\n")
+    targets = (f"{broken}:build", f"{model_file}:build")
     sizes = ("--buckets", "2,4", "--runs", "3", "--compiler", "eager")
     failed = invoke("bench", *targets, *sizes, "--peers", "eager")
     assert failed.exit_code == 1
